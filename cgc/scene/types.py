@@ -1,0 +1,102 @@
+"""Camera, View and Scene: what photos with a camera model are to the rest of the project.
+
+Notation: H W image size in pixels, K intrinsics in pixels, viewmat = cam_from_world. OpenCV camera axes
+(+x right, +y down, +z forward), pixel centres at +0.5 (the top-left pixel's centre is (0.5, 0.5)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera: `viewmat` [4, 4] cam_from_world, `K` [3, 3] in pixels, float32; image of `width` x `height`."""
+
+    viewmat: Tensor
+    K: Tensor
+    width: int
+    height: int
+
+    @property
+    def position(self) -> Tensor:
+        """Camera centre in the world, [3]."""
+        return -self.viewmat[:3, :3].T @ self.viewmat[:3, 3]
+
+    def resized(self, width: int, height: int) -> Camera:
+        """Return the same camera for an image of another size; K scales per axis."""
+        scale = torch.tensor([width / self.width, height / self.height, 1.0], dtype=self.K.dtype)
+        return replace(self, K=self.K * scale[:, None].to(self.K.device), width=width, height=height)
+
+    def to(self, device: torch.device | str) -> Camera:
+        """Return the camera with its tensors on `device`."""
+        return replace(self, viewmat=self.viewmat.to(device), K=self.K.to(device))
+
+    @staticmethod
+    def look_at(
+        eye: Sequence[float],
+        target: Sequence[float],
+        *,
+        width: int,
+        height: int,
+        focal: float | None = None,
+        up: Sequence[float] = (0.0, 0.0, 1.0),
+    ) -> Camera:
+        """Make a camera at `eye` that looks at `target`; `focal` in pixels (default: the image's larger side)."""
+        e, t = np.asarray(eye, float), np.asarray(target, float)
+        forward = (t - e) / np.linalg.norm(t - e)
+        right = np.cross(forward, np.asarray(up, float))
+        if np.linalg.norm(right) < 1e-8:  # looking along `up`: any right vector will do
+            right = np.cross(forward, np.roll(np.asarray(up, float), 1))
+        right /= np.linalg.norm(right)
+        rotation = np.stack([right, np.cross(forward, right), forward])  # rows: camera axes in the world
+        viewmat = np.eye(4)
+        viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ e
+        f = float(focal or max(width, height))
+        K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1.0]])
+        return Camera(torch.tensor(viewmat, dtype=torch.float32), torch.tensor(K, dtype=torch.float32), width, height)
+
+
+@dataclass(frozen=True)
+class View:
+    """One photo: its `name` as the model writes it (posix, sub-folders kept), its camera and its file."""
+
+    name: str
+    camera: Camera
+    image_path: Path
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix: what masks of this view are called."""
+        return self.name.rsplit(".", 1)[0] if "." in self.name.rsplit("/", 1)[-1] else self.name
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Views sorted by name, and the sparse points of the model: `points` [M, 3], `point_colors` [M, 3] uint8."""
+
+    root: Path
+    views: tuple[View, ...]
+    points: np.ndarray
+    point_colors: np.ndarray
+    model_path: Path | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def split(self, test_every: int) -> tuple[list[int], list[int]]:
+        """Return (train, test) view indices; every `test_every`-th view, from the first, is a test view; 0: none."""
+        indices = range(len(self.views))
+        test = [i for i in indices if test_every > 0 and i % test_every == 0]
+        return [i for i in indices if i not in set(test)], test
+
+    @property
+    def extent(self) -> float:
+        """The radius of the camera centres about their mean, world units: the length every setting is relative to."""
+        centres = np.stack([v.camera.position.cpu().numpy() for v in self.views]).astype(float)
+        radius = float(np.linalg.norm(centres - centres.mean(0), axis=1).max())
+        return max(radius * 1.1, 1e-6)

@@ -1,0 +1,169 @@
+"""Every setting of the pipeline, one frozen dataclass a step; a field's docstring is its help on the command line.
+
+Light on purpose: it imports nothing heavy, so that `cgc --help` answers at once. Lengths are relative to the
+scene (see `Scene.extent`), image sizes are in pixels, learning rates are Adam's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cgc.errors import InputError
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """How the photos are read."""
+
+    downscale: int = 1
+    """Use images this many times smaller (images_2, images_4, images_8 are used where they exist)."""
+    max_side: int = 0
+    """Shrink images so that neither side is longer than this, in pixels; 0 keeps their size."""
+    test_every: int = 8
+    """Hold back every n-th view, from the first, for measuring; neither its image nor its mask is trained on. 0: none."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How the splats are trained (3D Gaussian Splatting, arXiv 2308.04079)."""
+
+    steps: int = 3000
+    """Optimiser steps, one view each."""
+    max_gaussians: int = 60_000
+    """Densification never goes past this many Gaussians."""
+    sh_degree: int = 2
+    """Highest degree of the spherical harmonics, 0 to 3."""
+    sh_every: int = 500
+    """Raise the degree by one every so many steps."""
+    ssim_weight: float = 0.2
+    """Weight of D-SSIM in the loss; L1 has the rest."""
+    background: Literal["black", "white", "random"] = "black"
+    """What shows where nothing is. `random` draws a colour a step, so that no floaters hide on it."""
+    means_lr: float = 1.6e-4
+    """Learning rate of positions, times the scene's extent, at the first step."""
+    means_lr_final: float = 0.01
+    """Its factor at the last step; it decays exponentially in between."""
+    log_scales_lr: float = 5e-3
+    """Learning rate of the log scales."""
+    quats_lr: float = 1e-3
+    """Learning rate of the quaternions."""
+    logit_opacities_lr: float = 5e-2
+    """Learning rate of the logit opacities."""
+    sh_dc_lr: float = 2.5e-3
+    """Learning rate of the constant colour term."""
+    sh_rest_lr: float = 1.25e-4
+    """Learning rate of the view-dependent colour terms."""
+    init_opacity: float = 0.1
+    """Opacity of the first Gaussians."""
+    init_random: int = 20_000
+    """Random Gaussians to start from where the model has no points."""
+    refine_start: int = 300
+    """First step that may densify."""
+    refine_stop: int = 2000
+    """No densification from this step on."""
+    refine_every: int = 100
+    """Densify and prune every so many steps."""
+    grow_grad2d: float = 2e-4
+    """Image-plane gradient (in half images) over which a Gaussian is cloned or split."""
+    prune_opacity: float = 5e-3
+    """Gaussians fainter than this are removed."""
+    reset_every: int = 0
+    """Reset opacities every so many steps; 0: never (short runs do not recover from a reset)."""
+    checkpoint_every: int = 1000
+    """Write a checkpoint every so many steps, to resume after a kill."""
+    seed: int = 0
+    """Seed of everything random in training."""
+
+
+@dataclass(frozen=True)
+class LiftSettings:
+    """How a feature is learned on every Gaussian from the masks (arXiv 2404.12784, geometry frozen)."""
+
+    dim: int = 16
+    """Length of a feature."""
+    steps: int = 500
+    """Optimiser steps."""
+    pixels_per_view: int = 16_384
+    """Pixels sampled a view, once, whose blending weights are kept."""
+    pixels_per_step: int = 8192
+    """Pixels drawn a step, over all views of the step."""
+    views_per_step: int = 2
+    """Views a step."""
+    min_weight: float = 5e-3
+    """Blending weights under this are left out."""
+    border: int = 1
+    """Pixels this near to a mask's border are not trained on: masks are unsure there."""
+    min_mask_pixels: int = 8
+    """Masks with fewer sampled pixels in a step are ignored in that step."""
+    lr: float = 0.05
+    """Adam's learning rate at the first step; it decays tenfold."""
+    neighbours: int = 8
+    """True nearest neighbours of the spatial regularisation."""
+    spatial_weight: float = 0.05
+    """Weight of the spatial regularisation."""
+    anchors: int = 4096
+    """Gaussians drawn a step for the spatial regularisation."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Mean over a mask's pixels (independent of the resolution), or their sum as the paper's release has it."""
+    seed: int = 0
+    """Seed of everything random in lifting."""
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """How features become objects (HDBSCAN on a subsample, labels propagated, one revote by the masks)."""
+
+    samples: int = 12_000
+    """Gaussians that HDBSCAN sees, drawn by visible mass."""
+    min_cluster_size: int = 12
+    """Smallest cluster, in sampled Gaussians."""
+    min_samples: int = 0
+    """HDBSCAN's min_samples; 0: the same as min_cluster_size."""
+    selection: Literal["eom", "leaf"] = "eom"
+    """Which clusters of the tree are picked: excess of mass (whole things) or leaves (parts)."""
+    noise: Literal["nearest", "keep"] = "nearest"
+    """Gaussians that HDBSCAN calls noise: join the nearest cluster in feature space, or stay noise (-1)."""
+    min_confidence: float = 0.0
+    """Gaussians less sure of their label than this become noise (-1)."""
+    revote: int = 1
+    """Rounds in which the masks correct the labels through the blending weights; 0: none."""
+    seed: int = 0
+    """Seed of the subsample."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Every setting of a run."""
+
+    scene: SceneSettings = field(default_factory=SceneSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    lift: LiftSettings = field(default_factory=LiftSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+
+
+T = TypeVar("T")
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    """Turn settings into plain JSON values."""
+    return asdict(settings)
+
+
+def from_json(kind: type[T], values: dict[str, Any], where: Path | str) -> T:
+    """Rebuild settings of `kind` from JSON; unknown names are an error that names them and the file `where`."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where} holds {type(values).__name__} where {kind.__name__} was expected; make the run again")
+    known = {f.name: f for f in fields(kind)}  # pyright: ignore[reportArgumentType]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InputError(
+            f"{where} has settings this version does not know: {', '.join(unknown)}; "
+            "it was written by another version of cgc, so make the run again with this one"
+        )
+    made = {}
+    for name, value in values.items():
+        factory = known[name].default_factory
+        made[name] = from_json(factory, value, where) if is_dataclass(factory) else value  # pyright: ignore
+    return kind(**made)

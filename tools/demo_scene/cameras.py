@@ -1,0 +1,95 @@
+"""Place the demo scene's cameras and write them as a COLMAP text model (OpenCV axes, metres, world z up)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class View:
+    """A camera: file stem, world-to-camera rotation (3, 3) and translation (3,)."""
+
+    stem: str
+    rotation: np.ndarray
+    translation: np.ndarray
+
+    @property
+    def centre(self) -> np.ndarray:
+        """Give the camera's place in the world, (3,)."""
+        return -self.rotation.T @ self.translation
+
+
+@dataclass(frozen=True)
+class Pinhole:
+    """Intrinsics of one image size, pixels; the principal point is the middle."""
+
+    width: int
+    height: int
+    focal: float
+
+    def scaled(self, factor: int) -> Pinhole:
+        """Give the intrinsics of the same photo at `factor` times the size."""
+        return Pinhole(self.width * factor, self.height * factor, self.focal * factor)
+
+
+def look_at(stem: str, eye: np.ndarray, target: np.ndarray) -> View:
+    """Aim a level camera from eye at target."""
+    forward = (target - eye) / np.linalg.norm(target - eye)
+    right = np.cross(forward, [0, 0, 1])
+    right /= np.linalg.norm(right)
+    rot = np.stack([right, np.cross(forward, right), forward])
+    return View(stem, rot, -rot @ eye)
+
+
+def orbit(seed: int, table_height: float) -> list[View]:
+    """Place 44 views: a low ring of 18, a higher ring of 14 and 12 closer looks, each a little off its ring."""
+    rng = np.random.default_rng([seed, 1])
+    rings = [(18, 1.62, 25.0, 0.03, 4.0), (14, 1.55, 42.0, 0.05, 15.0), (12, 1.12, 36.0, 0.14, 0.0)]
+    views: list[View] = []
+    for ring, (count, radius, elevation, wander, start) in enumerate(rings):
+        for k in range(count):
+            azimuth = np.radians(start + 360 * k / count + rng.uniform(-3, 3))
+            up = np.radians(elevation + rng.uniform(-4, 4) + (12 * (k % 2) if ring == 2 else 0))
+            reach = radius * rng.uniform(0.96, 1.04)
+            away = np.array([np.cos(up) * np.cos(azimuth), np.cos(up) * np.sin(azimuth), np.sin(up)])
+            target = np.array([0, 0, table_height + 0.06]) + rng.uniform(-wander, wander, 3) * (1, 0.7, 0.3)
+            views.append(look_at(f"{len(views):03d}", target + reach * away, target))
+    return views
+
+
+def quaternion(rot: np.ndarray) -> np.ndarray:
+    """Turn a rotation matrix into a unit quaternion (w, x, y, z) with w >= 0."""
+    k = np.array(
+        [
+            [rot[0, 0] + rot[1, 1] + rot[2, 2], rot[2, 1] - rot[1, 2], rot[0, 2] - rot[2, 0], rot[1, 0] - rot[0, 1]],
+            [0, rot[0, 0] - rot[1, 1] - rot[2, 2], rot[1, 0] + rot[0, 1], rot[2, 0] + rot[0, 2]],
+            [0, 0, rot[1, 1] - rot[0, 0] - rot[2, 2], rot[2, 1] + rot[1, 2]],
+            [0, 0, 0, rot[2, 2] - rot[0, 0] - rot[1, 1]],
+        ]
+    )
+    vector = np.linalg.eigh(np.triu(k).T)[1][:, -1]  # eigh reads the lower triangle
+    return vector if vector[0] >= 0 else -vector
+
+
+def write_text_model(
+    folder: Path, camera: Pinhole, views: list[View], suffix: str, points: np.ndarray, colours: np.ndarray
+) -> None:
+    """Write cameras.txt, images.txt and points3D.txt (points (N, 3) metres, colours (N, 3) uint8)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    c = camera
+    (folder / "cameras.txt").write_text(
+        f"1 PINHOLE {c.width} {c.height} {c.focal:.12g} {c.focal:.12g} {c.width / 2:.12g} {c.height / 2:.12g}\n"
+    )
+    lines = []
+    for k, view in enumerate(views, 1):
+        numbers = " ".join(f"{x:.12g}" for x in (*quaternion(view.rotation), *view.translation))
+        lines.append(f"{k} {numbers} 1 {view.stem}{suffix}\n\n")
+    (folder / "images.txt").write_text("".join(lines))
+    rows = (
+        f"{k} {x:.5f} {y:.5f} {z:.5f} {r} {g} {b} 0\n"
+        for k, ((x, y, z), (r, g, b)) in enumerate(zip(points.tolist(), colours.tolist(), strict=True), 1)
+    )
+    (folder / "points3D.txt").write_text("".join(rows))
