@@ -1,0 +1,193 @@
+"""The CPU backend: numba kernels behind torch autograd.
+
+Two differentiable steps a camera, so that means2d is part of the graph: Project (project.py) and Blend (bins.py,
+blend.py). Memory of a render besides its outputs: 32 B a Gaussian, 8 B a pair (Gaussian, tile); its gradient
+adds 4 (6 + D) B a pair. Threads follow NUMBA_NUM_THREADS (and numba.set_num_threads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numba import get_num_threads
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cgc.rasterize.base import Contributions, Render
+from cgc.rasterize.bins import TILE, Bins, bin_gaussians
+from cgc.rasterize.blend import MOMENTS, blend, blend_backward, gather_gradients, weigh
+from cgc.rasterize.project import POSE_CHUNKS, project, project_backward
+from cgc.scene.types import Camera
+from cgc.splats.types import Splats
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def _intrinsics(K: Tensor) -> np.ndarray:
+    return K.detach().cpu().double().numpy()
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, means, quats, scales, viewmat, opacities, K, width, height):  # noqa: ANN001
+        n = means.shape[0]
+        arrays = [_array(t) for t in (means, quats, scales)]
+        view = viewmat.detach().double().numpy()
+        means2d, ellipses = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32)
+        depths, radii = np.empty(n, np.float32), np.empty((n, 2), np.int32)
+        ctx.camera = (view, _intrinsics(K), float(width), float(height))
+        project(*arrays, _array(opacities), *ctx.camera, means2d, ellipses, depths, radii)
+        ctx.arrays = (*arrays, ellipses, radii)
+        radii_tensor = torch.from_numpy(radii)
+        ctx.mark_non_differentiable(radii_tensor)
+        return torch.from_numpy(means2d), torch.from_numpy(ellipses), torch.from_numpy(depths), radii_tensor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_means2d, v_ellipses, v_depths, _):  # noqa: ANN001
+        means, quats, scales, ellipses, radii = ctx.arrays
+        v_means, v_quats, v_scales = np.empty_like(means), np.empty_like(quats), np.empty_like(scales)
+        v_view = np.empty((POSE_CHUNKS, 3, 4))
+        project_backward(
+            means, quats, scales, *ctx.camera, ellipses, radii,
+            _array(v_means2d), _array(v_ellipses), _array(v_depths), v_means, v_quats, v_scales, v_view,
+        )  # fmt: skip
+        v_viewmat = torch.zeros(4, 4)
+        v_viewmat[:3] = torch.from_numpy(v_view.sum(0))
+        made = (torch.from_numpy(v) for v in (v_means, v_quats, v_scales))
+        return *made, v_viewmat, None, None, None, None
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, means2d, ellipses, opacities, values, bins: Bins, width: int, height: int):  # noqa: ANN001
+        arrays = (_array(ellipses), _array(opacities))
+        channels = values.shape[1]
+        sorted_values = _array(values)[bins.order].ravel()
+        image = np.empty((height, width, channels), np.float32)
+        final_T, last_slot = np.empty((height, width), np.float32), np.empty((height, width), np.int32)
+        blend(
+            get_num_threads(), bins.records, sorted_values, channels, bins.tile_start, bins.slot_rank, bins.tiles_x,
+            width, height, image, final_T, last_slot,
+        )  # fmt: skip
+        ctx.saved = (*arrays, sorted_values, channels, bins, width, height, final_T, last_slot)
+        return torch.from_numpy(image), torch.from_numpy(final_T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_image, v_final_T):  # noqa: ANN001
+        ellipses, opacities, sorted_values, channels, bins, width, height, final_T, last_slot = ctx.saved
+        pairs, n = len(bins.slot_rank), len(opacities)
+        pair_moments = np.empty(pairs * MOMENTS, np.float32)
+        pair_values = np.empty(pairs * channels, np.float32)
+        blend_backward(
+            get_num_threads(), bins.records, sorted_values, channels, bins.tile_start, bins.slot_rank, bins.slot_pair,
+            bins.tiles_x, width, height, final_T, last_slot, _array(v_image), _array(v_final_T), pair_moments, pair_values,
+        )  # fmt: skip
+        v_means2d, v_ellipses = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
+        v_opacities, v_values = np.zeros(n, np.float32), np.zeros((n, channels), np.float32)
+        gather_gradients(
+            bins.order, bins.first_pair, pair_moments, pair_values, channels, ellipses, opacities,
+            v_means2d, v_ellipses, v_opacities, v_values,
+        )  # fmt: skip
+        made = (torch.from_numpy(v) for v in (v_means2d, v_ellipses, v_opacities, v_values))
+        return *made, None, None, None
+
+
+class CpuRasterizer:
+    """The `Rasterizer` of machines without a GPU; exact, deterministic, parallel over tiles."""
+
+    def render(
+        self,
+        splats: Splats,
+        values: Tensor,
+        cameras: Sequence[Camera],
+        *,
+        backgrounds: Tensor | None = None,
+        depth: bool = False,
+    ) -> Render:
+        """See `Rasterizer.render`."""
+        _check_shapes(splats, values, cameras)
+        scales, opacities = splats.scales, splats.opacities
+        images, alphas, depths, all_means2d, all_radii = [], [], [], [], []
+        for index, camera in enumerate(cameras):
+            means2d, ellipses, z, radii = _Project.apply(
+                splats.means, splats.quats, scales, camera.viewmat, opacities, camera.K, camera.width, camera.height
+            )  # pyright: ignore[reportGeneralTypeIssues]
+            shown = values if values.ndim == 2 else values[index]
+            if depth:
+                shown = torch.cat([shown, z[:, None]], 1)
+            arrays = [_array(t) for t in (means2d, ellipses, opacities, z)]
+            bins = bin_gaussians(*arrays, radii.numpy(), camera.width, camera.height)
+            image, final_T = _Blend.apply(means2d, ellipses, opacities, shown, bins, camera.width, camera.height)  # pyright: ignore
+            alpha = 1.0 - final_T
+            if depth:
+                image, z_sum = image[..., :-1], image[..., -1]
+                depths.append(z_sum / alpha.clamp_min(1e-10))
+            if backgrounds is not None:
+                background = backgrounds if backgrounds.ndim == 1 else backgrounds[index]
+                image = image + final_T[..., None] * background
+            images.append(image)
+            alphas.append(alpha)
+            all_means2d.append(means2d)
+            all_radii.append(radii)
+        return Render(
+            values=_stack(images),
+            alphas=_stack(alphas),
+            depths=_stack(depths) if depth else None,
+            means2d=_stack(all_means2d),
+            radii=_stack(all_radii),
+        )
+
+    def contributions(
+        self,
+        splats: Splats,
+        camera: Camera,
+        pixels: Tensor | None = None,
+        *,
+        min_weight: float = 0.0,
+    ) -> Contributions:
+        """See `Rasterizer.contributions`."""
+        _check_shapes(splats, splats.means, [camera])
+        width, height = camera.width, camera.height
+        wanted = torch.arange(width * height) if pixels is None else pixels.detach().cpu().long().contiguous()
+        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < width * height:
+            raise ValueError(f"pixels must be flat indices under {width * height}, got up to {int(wanted.max())}")
+        with torch.no_grad():
+            opacities = splats.opacities
+            means2d, ellipses, z, radii = _Project.apply(
+                splats.means, splats.quats, splats.scales, camera.viewmat, opacities, camera.K, width, height
+            )  # pyright: ignore[reportGeneralTypeIssues]
+        arrays = [_array(t) for t in (means2d, ellipses, opacities, z)]
+        bins = bin_gaussians(*arrays, radii.numpy(), width, height)
+        flat = wanted.numpy()
+        tile = (flat // width // TILE) * bins.tiles_x + (flat % width) // TILE
+        pixel_order = np.argsort(tile, kind="stable")
+        pixel_start = np.searchsorted(tile[pixel_order], np.arange(bins.tiles_x * bins.tiles_y + 1))
+        indptr, ids, weights = weigh(
+            get_num_threads(), bins.records, bins.order, bins.tile_start, bins.slot_rank, bins.tiles_x, width,
+            pixel_start, pixel_order, flat, np.float32(min_weight),
+        )  # fmt: skip
+        made = (torch.from_numpy(v) for v in (indptr, ids, weights))
+        return Contributions(*made, pixels=wanted, width=width, height=height, n_gaussians=len(splats))
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _check_shapes(splats: Splats, values: Tensor, cameras: Sequence[Camera]) -> None:
+    n = len(splats)
+    if values.shape[-2] != n or (values.ndim == 3 and values.shape[0] != len(cameras)):
+        raise ValueError(
+            f"values must be [{n}, D] or [{len(cameras)}, {n}, D] for {n} Gaussians and {len(cameras)} cameras, "
+            f"got {list(values.shape)}"
+        )
+    sizes = {(c.width, c.height) for c in cameras}
+    if len(sizes) != 1:
+        raise ValueError(f"cameras of one call must share one image size, got {sorted(sizes)}; call once a size")
