@@ -27,7 +27,10 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How the splats are trained (3D Gaussian Splatting, arXiv 2308.04079)."""
+    """How the splats are trained (3D Gaussian Splatting, arXiv 2308.04079).
+
+    Fractions are of the whole run, so that changing `steps` alone stretches everything that is planned.
+    """
 
     steps: int = 3000
     """Optimiser steps, one view each."""
@@ -35,46 +38,60 @@ class TrainSettings:
     """Densification never goes past this many Gaussians."""
     sh_degree: int = 2
     """Highest degree of the spherical harmonics, 0 to 3."""
-    sh_every: int = 500
-    """Raise the degree by one every so many steps."""
+    sh_ramp: float = 0.5
+    """Fraction of the run over which the degree is raised from 0 to its highest, in equal parts."""
+    coarse: float = 0.0
+    """Fraction of the run, from its start, that trains on photos of half the size (a quarter of the work)."""
     ssim_weight: float = 0.2
     """Weight of D-SSIM in the loss; L1 has the rest."""
     background: Literal["black", "white", "random"] = "black"
     """What shows where nothing is. `random` draws a colour a step, so that no floaters hide on it."""
-    means_lr: float = 1.6e-4
+    means_lr: float = 4e-4
     """Learning rate of positions, times the scene's extent, at the first step."""
     means_lr_final: float = 0.01
     """Its factor at the last step; it decays exponentially in between."""
-    log_scales_lr: float = 5e-3
+    log_scales_lr: float = 1e-2
     """Learning rate of the log scales."""
-    quats_lr: float = 1e-3
+    quats_lr: float = 2e-3
     """Learning rate of the quaternions."""
     logit_opacities_lr: float = 5e-2
     """Learning rate of the logit opacities."""
-    sh_dc_lr: float = 2.5e-3
+    sh_dc_lr: float = 5e-3
     """Learning rate of the constant colour term."""
-    sh_rest_lr: float = 1.25e-4
+    sh_rest_lr: float = 2.5e-4
     """Learning rate of the view-dependent colour terms."""
-    init_opacity: float = 0.1
+    lr_final: float = 1.0
+    """Factor of the learning rates other than the positions' at the last step; they decay exponentially."""
+    init_opacity: float = 0.5
     """Opacity of the first Gaussians."""
     init_random: int = 20_000
     """Random Gaussians to start from where the model has no points."""
-    refine_start: int = 300
-    """First step that may densify."""
-    refine_stop: int = 2000
-    """No densification from this step on."""
+    refine_start: float = 0.1
+    """Fraction of the run from which Gaussians are grown and pruned."""
+    refine_stop: float = 0.7
+    """Fraction of the run at which that ends."""
     refine_every: int = 100
-    """Densify and prune every so many steps."""
-    grow_grad2d: float = 2e-4
+    """Grow and prune every so many steps."""
+    grow_grad2d: float = 1e-4
     """Image-plane gradient (in half images) over which a Gaussian is cloned or split."""
     prune_opacity: float = 5e-3
     """Gaussians fainter than this are removed."""
+    prune_scale: float = 0.0
+    """Gaussians longer than this, times the scene's extent, are removed while refining; 0: none."""
     reset_every: int = 0
-    """Reset opacities every so many steps; 0: never (short runs do not recover from a reset)."""
+    """Reset opacities every so many steps while refining; 0: never (short runs do not recover)."""
     checkpoint_every: int = 1000
-    """Write a checkpoint every so many steps, to resume after a kill."""
+    """Write a checkpoint every so many steps, to resume after a kill; 0: never."""
     seed: int = 0
     """Seed of everything random in training."""
+
+
+TRAIN_PRESETS: dict[str, TrainSettings] = {
+    "quick": TrainSettings(steps=1300, max_gaussians=40_000),
+    "default": TrainSettings(),
+    "full": TrainSettings(steps=20_000, max_gaussians=400_000, sh_degree=3, reset_every=3000),
+}
+"""Trainings by budget: a glance, a good scene on two cores, and as good as it gets."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +160,10 @@ class RunSettings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
 
+PRESETS: dict[str, RunSettings] = {name: RunSettings(train=train) for name, train in TRAIN_PRESETS.items()}
+"""Whole runs by budget; they differ in training, the rest takes seconds."""
+
+
 T = TypeVar("T")
 
 
@@ -154,7 +175,9 @@ def to_json(settings: Any) -> dict[str, Any]:
 def from_json(kind: type[T], values: dict[str, Any], where: Path | str) -> T:
     """Rebuild settings of `kind` from JSON; unknown names are an error that names them and the file `where`."""
     if not isinstance(values, dict):
-        raise InputError(f"{where} holds {type(values).__name__} where {kind.__name__} was expected; make the run again")
+        raise InputError(
+            f"{where} holds {type(values).__name__} where {kind.__name__} was expected; make the run again"
+        )
     known = {f.name: f for f in fields(kind)}  # pyright: ignore[reportArgumentType]
     unknown = sorted(set(values) - set(known))
     if unknown:

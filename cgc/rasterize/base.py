@@ -1,7 +1,7 @@
 """The rasteriser's contract: what every backend gives, and what the rest of the project may rely on.
 
-Notation: N Gaussians, C cameras, D channels, P pixels, H W image. Blending is that of 3D Gaussian Splatting as
-gsplat does it: EWA projection with 0.3 px dilation, alpha = min(0.999, o exp(-sigma)), entries under 1/255
+Notation: N Gaussians, C cameras, D channels, P pixels, H W image. Blending is that of 3D Gaussian Splatting
+as gsplat does it: EWA projection with 0.3 px dilation, alpha = min(0.999, o exp(-sigma)), entries under 1/255
 skipped, a pixel stops before its transmittance would fall to 1e-4. w_i = alpha_i T_i is the blending weight.
 """
 
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cgc.rasterize.checks import check_indices
+from cgc.rasterize.sparse import Csr, Product, take_rows, transpose
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -59,10 +62,41 @@ class Contributions:
         counts = self.indptr[1:] - self.indptr[:-1]
         return torch.repeat_interleave(torch.arange(len(self), device=self.ids.device), counts)
 
-    def as_sparse(self) -> Tensor:
-        """W as a torch sparse CSR tensor [P, N]."""
-        size = (len(self), self.n_gaussians)
-        return torch.sparse_csr_tensor(self.indptr, self.ids.to(self.indptr.dtype), self.weights, size)
+    @cached_property
+    def by_pixel(self) -> Csr:
+        """W as arrays, a row a pixel."""
+        return Csr(*(t.detach().cpu().numpy() for t in (self.indptr, self.ids, self.weights)))
+
+    @cached_property
+    def by_gaussian(self) -> Csr:
+        """The transpose of W, a row a Gaussian; made on first use and kept."""
+        return transpose(self.by_pixel, self.n_gaussians)
+
+    def matmul(self, values: Tensor) -> Tensor:
+        """Return W @ values, [N, D] -> [P, D] float32, differentiable: what `render` gives at the pixels."""
+        _check_rows("values", values, self.n_gaussians, "Gaussians")
+        return Product.apply(values, self, False)  # pyright: ignore[reportReturnType]
+
+    def transpose_matmul(self, x: Tensor) -> Tensor:
+        """Return W^T @ x, [P, M] -> [N, M] float32, differentiable: pixels summed into Gaussians."""
+        _check_rows("x", x, len(self), "pixels")
+        return Product.apply(x, self, True)  # pyright: ignore[reportReturnType]
+
+    def select(self, rows: Tensor) -> Contributions:
+        """Return the sub-matrix of these rows: indices [R] in any order, repeats allowed, or a mask [P]."""
+        if rows.dtype == torch.bool and rows.shape == self.pixels.shape:
+            rows = rows.nonzero()[:, 0]
+        rows = rows.detach().cpu()
+        check_indices("rows", rows, len(self))
+        made = take_rows(self.by_pixel, rows.long().contiguous().numpy())
+        tensors = (torch.from_numpy(a).to(self.ids.device) for a in made)
+        pixels = self.pixels[rows.long().to(self.pixels.device)]
+        return Contributions(*tensors, pixels, self.width, self.height, self.n_gaussians)
+
+
+def _check_rows(name: str, x: Tensor, rows: int, of: str) -> None:
+    if x.ndim != 2 or x.shape[0] != rows:
+        raise ValueError(f"{name} must be [{rows}, D], a row for each of {rows} {of}, got {list(x.shape)}")
 
 
 class Rasterizer(Protocol):
@@ -77,9 +111,10 @@ class Rasterizer(Protocol):
         backgrounds: Tensor | None = None,
         depth: bool = False,
     ) -> Render:
-        """Blend `values` [N, D] (or [C, N, D], one set a camera) into pictures; differentiable in every input.
+        """Blend `values` [N, D] (or [C, N, D], a set a camera) into pictures; differentiable in every input.
 
         All cameras have one image size. `backgrounds` [D] or [C, D] fills what is left of the transmittance.
+        Raises ValueError for shapes that disagree, NaN or infinite numbers, and an image of zero size.
         """
         ...
 
@@ -91,5 +126,8 @@ class Rasterizer(Protocol):
         *,
         min_weight: float = 0.0,
     ) -> Contributions:
-        """Return the weights of `pixels` [P] (flat indices; None: all), entries under `min_weight` left out."""
+        """Return the weights of `pixels` [P] (flat indices; None: all), entries under `min_weight` left out.
+
+        Raises ValueError as `render` does, and for pixels that are not in the image.
+        """
         ...

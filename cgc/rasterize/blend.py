@@ -36,8 +36,8 @@ from cgc.rasterize.lanes import (
     less_equal,
     load,
     lowest_bit,
-    minimum,
     maximum,
+    minimum,
     select,
     splat,
     sqrt,
@@ -100,7 +100,18 @@ def _any_live(T):
 
 @njit(cache=True, parallel=True)
 def blend(
-    workers, records, values, channels, tile_start, slot_rank, tiles_x, width, height, image, final_T, last_slot
+    workers,
+    records,
+    values,
+    channels,
+    tile_start,
+    slot_rank,
+    tiles_x,
+    width,
+    height,
+    image,
+    final_T,
+    last_slot,
 ):
     """Blend `values` [V * C] by rank into image [H, W, C]; final_T [H, W]; last_slot [H, W] int32.
 
@@ -165,7 +176,11 @@ def blend_backward(
     """Write each pair's moments of e, pair_moments [pairs * MOMENTS], and value gradient, pair_values [pairs * C]."""
     n_tiles = tile_start.shape[0] - 1
     for worker in prange(workers):
-        T, last, behind = np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32)
+        T, last, behind = (
+            np.empty(PIXELS, np.float32),
+            np.empty(PIXELS, np.float32),
+            np.empty(PIXELS, np.float32),
+        )
         v = np.empty(PIXELS * channels, np.float32)
         v_value = np.empty(8 * channels, np.float32)
         for tile in range(worker, n_tiles, workers):
@@ -225,7 +240,11 @@ def blend_backward(
                     m, mu, my = m + e, mu + eu, fma(e, dy, my)
                     muu, muy, myy = fma(eu, u, muu), fma(eu, dy, muy), fma(e * dy, dy, myy)
                 out = slot_pair[slot] * MOMENTS
-                pair_moments[out], pair_moments[out + 1], pair_moments[out + 2] = total(m), total(mu), total(my)
+                pair_moments[out], pair_moments[out + 1], pair_moments[out + 2] = (
+                    total(m),
+                    total(mu),
+                    total(my),
+                )
                 pair_moments[out + 3], pair_moments[out + 4] = total(muu), total(muy)
                 pair_moments[out + 5] = total(myy)
                 for c in range(channels):
@@ -327,7 +346,17 @@ def _weights_of_tiles(
 
 @njit(cache=True, parallel=True)
 def weigh(
-    workers, records, order, tile_start, slot_rank, tiles_x, width, pixel_start, pixel_order, pixels, min_weight
+    workers,
+    records,
+    order,
+    tile_start,
+    slot_rank,
+    tiles_x,
+    width,
+    pixel_start,
+    pixel_order,
+    pixels,
+    min_weight,
 ):
     """Return CSR (indptr [P+1] int64, ids [nnz] int32, weights [nnz] float32) of `pixels` [P], flat indices.
 

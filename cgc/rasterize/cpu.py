@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from cgc.rasterize.base import Contributions, Render
 from cgc.rasterize.bins import TILE, Bins, bin_gaussians
 from cgc.rasterize.blend import MOMENTS, blend, blend_backward, gather_gradients, weigh
+from cgc.rasterize.checks import check_cameras, check_indices, check_splats, check_values
 from cgc.rasterize.project import POSE_CHUNKS, project, project_backward
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
@@ -28,19 +29,18 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def _intrinsics(K: Tensor) -> np.ndarray:
-    return K.detach().cpu().double().numpy()
+def _matrix(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to("cpu", torch.float64).contiguous().numpy()
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, means, quats, scales, viewmat, opacities, K, width, height):  # noqa: ANN001
+    def forward(ctx: Any, means, quats, scales, viewmat, opacities, K, width, height):
         n = means.shape[0]
         arrays = [_array(t) for t in (means, quats, scales)]
-        view = viewmat.detach().double().numpy()
         means2d, ellipses = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32)
         depths, radii = np.empty(n, np.float32), np.empty((n, 2), np.int32)
-        ctx.camera = (view, _intrinsics(K), float(width), float(height))
+        ctx.camera = (_matrix(viewmat), _matrix(K), float(width), float(height))
         project(*arrays, _array(opacities), *ctx.camera, means2d, ellipses, depths, radii)
         ctx.arrays = (*arrays, ellipses, radii)
         radii_tensor = torch.from_numpy(radii)
@@ -49,7 +49,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_means2d, v_ellipses, v_depths, _):  # noqa: ANN001
+    def backward(ctx: Any, v_means2d, v_ellipses, v_depths, _):
         means, quats, scales, ellipses, radii = ctx.arrays
         v_means, v_quats, v_scales = np.empty_like(means), np.empty_like(quats), np.empty_like(scales)
         v_view = np.empty((POSE_CHUNKS, 3, 4))
@@ -65,7 +65,7 @@ class _Project(torch.autograd.Function):
 
 class _Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, means2d, ellipses, opacities, values, bins: Bins, width: int, height: int):  # noqa: ANN001
+    def forward(ctx: Any, means2d, ellipses, opacities, values, bins: Bins, width: int, height: int):
         arrays = (_array(ellipses), _array(opacities))
         channels = values.shape[1]
         sorted_values = _array(values)[bins.order].ravel()
@@ -80,7 +80,7 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_image, v_final_T):  # noqa: ANN001
+    def backward(ctx: Any, v_image, v_final_T):
         ellipses, opacities, sorted_values, channels, bins, width, height, final_T, last_slot = ctx.saved
         pairs, n = len(bins.slot_rank), len(opacities)
         pair_moments = np.empty(pairs * MOMENTS, np.float32)
@@ -112,13 +112,18 @@ class CpuRasterizer:
         depth: bool = False,
     ) -> Render:
         """See `Rasterizer.render`."""
-        _check_shapes(splats, values, cameras)
+        check_splats(splats)
+        check_cameras(cameras)
+        check_values(values, len(splats), len(cameras), backgrounds)
         scales, opacities = splats.scales, splats.opacities
-        images, alphas, depths, all_means2d, all_radii = [], [], [], [], []
-        for index, camera in enumerate(cameras):
-            means2d, ellipses, z, radii = _Project.apply(
-                splats.means, splats.quats, scales, camera.viewmat, opacities, camera.K, camera.width, camera.height
-            )  # pyright: ignore[reportGeneralTypeIssues]
+        projected: list[Any] = [
+            _Project.apply(splats.means, splats.quats, scales, c.viewmat, opacities, c.K, c.width, c.height)
+            for c in cameras
+        ]
+        all_means2d = _stack([p[0] for p in projected])  # blended from here, so that its gradient can be kept
+        images, alphas, depths = [], [], []
+        for index, (camera, (_, ellipses, z, radii)) in enumerate(zip(cameras, projected)):
+            means2d = all_means2d[index]
             shown = values if values.ndim == 2 else values[index]
             if depth:
                 shown = torch.cat([shown, z[:, None]], 1)
@@ -134,14 +139,12 @@ class CpuRasterizer:
                 image = image + final_T[..., None] * background
             images.append(image)
             alphas.append(alpha)
-            all_means2d.append(means2d)
-            all_radii.append(radii)
         return Render(
             values=_stack(images),
             alphas=_stack(alphas),
             depths=_stack(depths) if depth else None,
-            means2d=_stack(all_means2d),
-            radii=_stack(all_radii),
+            means2d=all_means2d,
+            radii=_stack([p[3] for p in projected]),
         )
 
     def contributions(
@@ -153,11 +156,12 @@ class CpuRasterizer:
         min_weight: float = 0.0,
     ) -> Contributions:
         """See `Rasterizer.contributions`."""
-        _check_shapes(splats, splats.means, [camera])
+        check_splats(splats)
+        check_cameras([camera])
         width, height = camera.width, camera.height
-        wanted = torch.arange(width * height) if pixels is None else pixels.detach().cpu().long().contiguous()
-        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < width * height:
-            raise ValueError(f"pixels must be flat indices under {width * height}, got up to {int(wanted.max())}")
+        wanted = torch.arange(width * height) if pixels is None else pixels.detach().cpu()
+        check_indices("pixels", wanted, width * height)
+        wanted = wanted.long().contiguous()
         with torch.no_grad():
             opacities = splats.opacities
             means2d, ellipses, z, radii = _Project.apply(
@@ -179,15 +183,3 @@ class CpuRasterizer:
 
 def _stack(tensors: list[Tensor]) -> Tensor:
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
-
-
-def _check_shapes(splats: Splats, values: Tensor, cameras: Sequence[Camera]) -> None:
-    n = len(splats)
-    if values.shape[-2] != n or (values.ndim == 3 and values.shape[0] != len(cameras)):
-        raise ValueError(
-            f"values must be [{n}, D] or [{len(cameras)}, {n}, D] for {n} Gaussians and {len(cameras)} cameras, "
-            f"got {list(values.shape)}"
-        )
-    sizes = {(c.width, c.height) for c in cameras}
-    if len(sizes) != 1:
-        raise ValueError(f"cameras of one call must share one image size, got {sorted(sizes)}; call once a size")

@@ -44,13 +44,13 @@ FLAGS = FlagsType()
 
 @register_model(LanesType)
 class _LanesModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):  # noqa: ANN001
+    def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, _VEC)
 
 
 @register_model(FlagsType)
 class _FlagsModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):  # noqa: ANN001
+    def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, _BITS)
 
 

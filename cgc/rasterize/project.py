@@ -131,7 +131,11 @@ def project_backward(
             s = scales[i]
             _half_covariance(V, R, s, P)
             a, k, g = np.float64(ellipses[i, 0]), np.float64(ellipses[i, 1]), np.float64(ellipses[i, 2])
-            va, vk, vg = np.float64(v_ellipses[i, 0]), np.float64(v_ellipses[i, 1]), np.float64(v_ellipses[i, 2])
+            va, vk, vg = (
+                np.float64(v_ellipses[i, 0]),
+                np.float64(v_ellipses[i, 1]),
+                np.float64(v_ellipses[i, 2]),
+            )
             v_xx = -a * a * va
             v_xy = -a * a * k * va - 0.5 * g * vk  # half: xy stands twice in cov
             v_yy = -a * a * k * k * va - k * g * vk - g * g * vg

@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: `viewmat` [4, 4] cam_from_world, `K` [3, 3] in pixels, float32; image of `width` x `height`."""
+    """A pinhole camera: `viewmat` [4, 4] cam_from_world, `K` [3, 3] in pixels, float32; the image's size."""
 
     viewmat: Tensor
     K: Tensor
@@ -48,7 +48,7 @@ class Camera:
         focal: float | None = None,
         up: Sequence[float] = (0.0, 0.0, 1.0),
     ) -> Camera:
-        """Make a camera at `eye` that looks at `target`; `focal` in pixels (default: the image's larger side)."""
+        """Make a camera at `eye` that looks at `target`; `focal` in pixels (default: the larger side)."""
         e, t = np.asarray(eye, float), np.asarray(target, float)
         forward = (t - e) / np.linalg.norm(t - e)
         right = np.cross(forward, np.asarray(up, float))
@@ -60,16 +60,34 @@ class Camera:
         viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ e
         f = float(focal or max(width, height))
         K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1.0]])
-        return Camera(torch.tensor(viewmat, dtype=torch.float32), torch.tensor(K, dtype=torch.float32), width, height)
+        return Camera(torch.tensor(viewmat).float(), torch.tensor(K).float(), width, height)
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A camera model of COLMAP, without a pose: name, parameters in COLMAP's order, the photo's size."""
+
+    model: str
+    params: tuple[float, ...]
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
 class View:
-    """One photo: its `name` as the model writes it (posix, sub-folders kept), its camera and its file."""
+    """One photo: its `name` as the model writes it (posix, sub-folders kept), its camera and its file.
+
+    The file may be larger than the camera's image (it is resized on load). `full_size` is the (width, height)
+    of the photo as the user has it. `distortion` is the photo's lens where `image_path` is its undistorted
+    copy.
+    """
 
     name: str
     camera: Camera
     image_path: Path
+    full_size: tuple[int, int] | None = None
+    distortion: Lens | None = None
+    exif_rotated: bool = False
 
     @property
     def stem(self) -> str:
@@ -79,7 +97,7 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """Views sorted by name, and the sparse points of the model: `points` [M, 3], `point_colors` [M, 3] uint8."""
+    """Views sorted by name, and the model's sparse points: `points` [M, 3], `point_colors` [M, 3] uint8."""
 
     root: Path
     views: tuple[View, ...]
@@ -89,14 +107,14 @@ class Scene:
     notes: tuple[str, ...] = field(default=())
 
     def split(self, test_every: int) -> tuple[list[int], list[int]]:
-        """Return (train, test) view indices; every `test_every`-th view, from the first, is a test view; 0: none."""
+        """Return (train, test) view indices; every `test_every`-th from the first is for testing; 0: none."""
         indices = range(len(self.views))
         test = [i for i in indices if test_every > 0 and i % test_every == 0]
         return [i for i in indices if i not in set(test)], test
 
     @property
     def extent(self) -> float:
-        """The radius of the camera centres about their mean, world units: the length every setting is relative to."""
+        """The radius of the camera centres about their mean: the length every setting is relative to."""
         centres = np.stack([v.camera.position.cpu().numpy() for v in self.views]).astype(float)
         radius = float(np.linalg.norm(centres - centres.mean(0), axis=1).max())
         return max(radius * 1.1, 1e-6)

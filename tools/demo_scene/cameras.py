@@ -30,10 +30,6 @@ class Pinhole:
     height: int
     focal: float
 
-    def scaled(self, factor: int) -> Pinhole:
-        """Give the intrinsics of the same photo at `factor` times the size."""
-        return Pinhole(self.width * factor, self.height * factor, self.focal * factor)
-
 
 def look_at(stem: str, eye: np.ndarray, target: np.ndarray) -> View:
     """Aim a level camera from eye at target."""
@@ -45,7 +41,7 @@ def look_at(stem: str, eye: np.ndarray, target: np.ndarray) -> View:
 
 
 def orbit(seed: int, table_height: float) -> list[View]:
-    """Place 44 views: a low ring of 18, a higher ring of 14 and 12 closer looks, each a little off its ring."""
+    """Place 44 views: a low ring of 18, a higher one of 14 and 12 closer looks, each a bit off its ring."""
     rng = np.random.default_rng([seed, 1])
     rings = [(18, 1.62, 25.0, 0.03, 4.0), (14, 1.55, 42.0, 0.05, 15.0), (12, 1.12, 36.0, 0.14, 0.0)]
     views: list[View] = []
@@ -64,7 +60,12 @@ def quaternion(rot: np.ndarray) -> np.ndarray:
     """Turn a rotation matrix into a unit quaternion (w, x, y, z) with w >= 0."""
     k = np.array(
         [
-            [rot[0, 0] + rot[1, 1] + rot[2, 2], rot[2, 1] - rot[1, 2], rot[0, 2] - rot[2, 0], rot[1, 0] - rot[0, 1]],
+            [
+                rot[0, 0] + rot[1, 1] + rot[2, 2],
+                rot[2, 1] - rot[1, 2],
+                rot[0, 2] - rot[2, 0],
+                rot[1, 0] - rot[0, 1],
+            ],
             [0, rot[0, 0] - rot[1, 1] - rot[2, 2], rot[1, 0] + rot[0, 1], rot[2, 0] + rot[0, 2]],
             [0, 0, rot[1, 1] - rot[0, 0] - rot[2, 2], rot[2, 1] + rot[1, 2]],
             [0, 0, 0, rot[2, 2] - rot[0, 0] - rot[1, 1]],
@@ -79,10 +80,8 @@ def write_text_model(
 ) -> None:
     """Write cameras.txt, images.txt and points3D.txt (points (N, 3) metres, colours (N, 3) uint8)."""
     folder.mkdir(parents=True, exist_ok=True)
-    c = camera
-    (folder / "cameras.txt").write_text(
-        f"1 PINHOLE {c.width} {c.height} {c.focal:.12g} {c.focal:.12g} {c.width / 2:.12g} {c.height / 2:.12g}\n"
-    )
+    params = f"{camera.focal:.12g} {camera.focal:.12g} {camera.width / 2:.12g} {camera.height / 2:.12g}"
+    (folder / "cameras.txt").write_text(f"1 PINHOLE {camera.width} {camera.height} {params}\n")
     lines = []
     for k, view in enumerate(views, 1):
         numbers = " ".join(f"{x:.12g}" for x in (*quaternion(view.rotation), *view.translation))

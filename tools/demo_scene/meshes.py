@@ -1,4 +1,4 @@
-"""Build the demo scene's simple meshes with numpy: vertices in metres, faces, and a texture place per corner."""
+"""Build the demo scene's simple meshes with numpy: vertices in metres, faces, texture places per corner."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def rotation(axis: str, degrees: float) -> np.ndarray:
 
 
 def grid_surface(
-    place: Callable[[np.ndarray, np.ndarray], np.ndarray], rows: int, cols: int, wrap_u: bool, wrap_v: bool = False
+    place: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    rows: int,
+    cols: int,
+    wrap_u: bool,
+    wrap_v: bool = False,
 ) -> Mesh:
     """Mesh place(u, v) -> (..., 3) over the unit square; wrapped sides share their vertices."""
     nu, nv = cols + (not wrap_u), rows + (not wrap_v)
@@ -61,7 +65,7 @@ def grid_surface(
 
 
 def lathe(profile: list[tuple[float, float]], segments: int = 64) -> Mesh:
-    """Turn a profile of (radius, height) points, outside going up, about z; v runs along the profile's length."""
+    """Turn a profile of (radius, height) points, outside going up, about z; v runs along its length."""
     points = np.maximum(np.asarray(profile, float), [1e-5, -np.inf])
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     rows = len(points) - 1
@@ -91,12 +95,11 @@ def tube(path: np.ndarray, radius: np.ndarray | float, segments: int = 20) -> Me
     """Sweep a circle (radius per path point, metres) along an (N, 3) path; ends are pinched shut."""
     path = np.asarray(path, float)
     radius = np.broadcast_to(np.asarray(radius, float), len(path))
-    path = np.concatenate([path[:1], path, path[-1:]])
-    radius = np.concatenate([[1e-5], radius, [1e-5]])
     along = np.gradient(path, axis=0)
-    along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-12)
-    spread = np.ptp(path, axis=0)
-    side = np.eye(3)[np.argmin(spread)]  # the axis the path moves least along cannot be its direction
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    path, along = (np.concatenate([a[:1], a, a[-1:]]) for a in (path, along))
+    radius = np.concatenate([[1e-5], radius, [1e-5]])
+    side = np.eye(3)[np.argmin(np.ptp(path, axis=0))]  # the axis the path moves least along cannot be its direction
     first = np.cross(along, side)
     first /= np.linalg.norm(first, axis=1, keepdims=True)
     second = np.cross(along, first)

@@ -7,6 +7,7 @@ wrong but self-consistent matches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,7 +16,8 @@ Colour = tuple[float, float, float]
 
 def hex_colour(code: str) -> Colour:
     """Read 'rrggbb' as sRGB numbers in 0..1."""
-    return tuple(int(code[k : k + 2], 16) / 255 for k in (0, 2, 4))
+    red, green, blue = (int(code[k : k + 2], 16) / 255 for k in (0, 2, 4))
+    return red, green, blue
 
 
 def palette(codes: str) -> np.ndarray:
@@ -44,9 +46,7 @@ def value_noise(rng: np.random.Generator, height: int, width: int, rows: int, co
     return lines[:, x] * (1 - wx) + lines[:, x + 1] * wx
 
 
-def fbm(
-    rng: np.random.Generator, height: int, width: int, rows: int, cols: int, octaves: int = 4
-) -> np.ndarray:
+def fbm(rng: np.random.Generator, height: int, width: int, rows: int, cols: int, octaves: int = 4) -> np.ndarray:
     """Sum octaves of value noise to a cloudy (height, width) field in 0..1."""
     total = np.zeros((height, width), np.float32)
     weight = 0.0
@@ -69,9 +69,9 @@ def planks(rng: np.random.Generator, height: int, width: int, rows: int, colours
     """Lay boards along x in `rows` rows with grain, knots, random joints and dark gaps."""
     image = np.empty((height, width, 3), np.float32)
     edges = np.linspace(0, height, rows + 1).astype(int)
-    for top, bottom in zip(edges[:-1], edges[1:], strict=True):
+    for top, bottom in pairwise(edges):
         cuts = [0, *np.sort(rng.uniform(0.12, 0.88, 2) * width).astype(int), width]
-        for left, right in zip(cuts[:-1], cuts[1:], strict=True):
+        for left, right in pairwise(cuts):
             if right <= left:
                 continue
             image[top:bottom, left:right] = _board(rng, bottom - top, right - left, colours)
@@ -111,9 +111,9 @@ def bricks(rng: np.random.Generator, height: int, width: int, rows: int, colours
     return image
 
 
-def stripes(height: int, width: int, colours: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+def stripes(height: int, width: int, colours: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Paint stripes across x with the given right edges (0..1, ascending)."""
-    index = np.searchsorted(np.asarray(edges), (np.arange(width) + 0.5) / width)
+    index = np.searchsorted(edges, (np.arange(width) + 0.5) / width)
     row = colours[index % len(colours)]
     return np.broadcast_to(row, (height, width, 3)).copy()
 
@@ -218,7 +218,11 @@ def mosaic(rng: np.random.Generator, height: int, width: int, cells: int, colour
 
 
 def text_lines(
-    rng: np.random.Generator, image: np.ndarray, box: tuple[float, float, float, float], rows: int, colour: Colour
+    rng: np.random.Generator,
+    image: np.ndarray,
+    box: tuple[float, float, float, float],
+    rows: int,
+    colour: Colour,
 ) -> np.ndarray:
     """Fill box (left, top, right, bottom in 0..1) with rows of bars that look like small print."""
     image = image.copy()

@@ -1,0 +1,104 @@
+"""Checkpoints of a training: safetensors of all that does not follow from settings, scene and step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cgc.errors import InputError
+from cgc.files import write_beside
+from cgc.scene.types import Scene
+from cgc.settings import TrainSettings, to_json
+
+KEEP = 2
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named tensors and numbers as they were before step `step`."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to: hashes of the settings and of the scene with its photos."""
+
+    settings: str
+    scene: str
+
+
+def identify(
+    settings: TrainSettings, scene: Scene, train_views: Sequence[int], photos: Sequence[np.ndarray]
+) -> Identity:
+    """Hash what a training depends on: settings, cameras, points, and the training photos [H, W, 3].
+
+    How often checkpoints are written does not change the result, so it is left out.
+    """
+    kept = {k: v for k, v in to_json(settings).items() if k != "checkpoint_every"}
+    digest = hashlib.blake2b(digest_size=16)
+    for index, photo in zip(train_views, photos):
+        view = scene.views[index]
+        digest.update(f"{view.name} {view.camera.width}x{view.camera.height}".encode())
+        digest.update(view.camera.viewmat.cpu().numpy().tobytes() + view.camera.K.cpu().numpy().tobytes())
+        digest.update(np.ascontiguousarray(photo).tobytes())
+    digest.update(np.ascontiguousarray(scene.points).tobytes())
+    digest.update(np.ascontiguousarray(scene.point_colors).tobytes())
+    settings_digest = hashlib.blake2b(json.dumps(kept).encode(), digest_size=16)
+    return Identity(settings_digest.hexdigest(), digest.hexdigest())
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, identity: Identity) -> Path:
+    """Write a checkpoint, whole or not at all, and remove all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"train_{checkpoint.step:07d}.safetensors"
+    facts = {
+        "version": VERSION, "step": checkpoint.step, "numbers": checkpoint.numbers,
+        "settings": identity.settings, "scene": identity.scene,
+    }  # fmt: skip
+    tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
+    with write_beside(path) as temporary:
+        save_file(tensors, temporary, metadata={"cgc": json.dumps(facts)})
+    for old in _checkpoints(folder)[:-KEEP]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(folder: Path, identity: Identity) -> Checkpoint | None:
+    """Read the newest checkpoint of `folder`, None where there is none.
+
+    Raise InputError where it is broken, of another version, or belongs to other settings or another scene.
+    """
+    found = _checkpoints(folder)
+    if not found:
+        return None
+    path = found[-1]
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["cgc"])
+            tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a checkpoint of cgc ({error}); delete it to train without it") from error
+    for what, mine in (("version", VERSION), ("settings", identity.settings), ("scene", identity.scene)):
+        if facts.get(what) != mine:
+            raise InputError(
+                f"{path} was written by a training with another {what}; repeat the command it was made with, "
+                f"choose another --out, or delete {folder} to train from the start"
+            )
+    return Checkpoint(int(facts["step"]), dict(tensors), facts["numbers"])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """List checkpoints, oldest first (their names sort by step; partial files are hidden ones)."""
+    return sorted(folder.glob("train_*.safetensors"))

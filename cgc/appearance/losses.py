@@ -1,0 +1,166 @@
+"""The photometric loss of 3D Gaussian Splatting, (1 - w) L1 + w (1 - SSIM), and its gradient.
+
+Notation: x the prediction, y the photo, both [H, W, 3] in 0..1; G the 11 x 11 Gaussian window (sigma 1.5,
+zero padding); per pixel and channel
+
+    m = G x,  n = G y,  s = G (x^2 + y^2),  p = G (x y)
+    SSIM = (2 m n + c1) (2 (p - m n) + c2) / ((m^2 + n^2 + c1) (s - m^2 - n^2 + c2))
+
+SSIM needs the variances' sum only, so four windowed maps do. G is separable and symmetric: rows are windowed,
+then columns; the gradient windows dSSIM/dm, dSSIM/ds and dSSIM/dp once more.
+Source: Wang et al. 2004 (SSIM); Kerbl et al. 2023 (arXiv 2308.04079), whose constants these are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+RADIUS = 5
+CHANNELS = 3  # a constant: with a variable step between neighbours the compiler does not vectorise
+PAD = RADIUS * CHANNELS
+C1, C2 = 0.01**2, 0.03**2
+FAST = {"contract", "reassoc", "nsz", "arcp"}  # vectorise, but let NaN through
+_taps = np.exp(-0.5 * (np.arange(RADIUS + 1) / 1.5) ** 2)
+TAPS = tuple(np.float32(t) for t in _taps / (_taps[0] + 2 * _taps[1:].sum()))  # centre first
+
+
+@njit(cache=True, fastmath=FAST)
+def _window_row(padded, out):
+    """Window a row along itself: out [L] from padded [L + 2 PAD]."""
+    step = CHANNELS
+    t0, t1, t2, t3, t4, t5 = TAPS
+    for j in range(out.shape[0]):
+        out[j] = (
+            t0 * padded[j + 5 * step]
+            + t1 * (padded[j + 4 * step] + padded[j + 6 * step])
+            + t2 * (padded[j + 3 * step] + padded[j + 7 * step])
+            + t3 * (padded[j + 2 * step] + padded[j + 8 * step])
+            + t4 * (padded[j + step] + padded[j + 9 * step])
+            + t5 * (padded[j] + padded[j + 10 * step])
+        )
+
+
+@njit(cache=True, fastmath=FAST)
+def _window_column(rows, top, out):
+    """Window across rows: out [L] from rows [.., L], the 11 rows from `top` on."""
+    t0, t1, t2, t3, t4, t5 = TAPS
+    r0, r1, r2, r3, r4 = rows[top], rows[top + 1], rows[top + 2], rows[top + 3], rows[top + 4]
+    r5, r6, r7, r8, r9, r10 = (
+        rows[top + 5], rows[top + 6], rows[top + 7], rows[top + 8], rows[top + 9], rows[top + 10],
+    )  # fmt: skip
+    for j in range(out.shape[0]):
+        out[j] = (
+            t0 * r5[j]
+            + t1 * (r4[j] + r6[j])
+            + t2 * (r3[j] + r7[j])
+            + t3 * (r2[j] + r8[j])
+            + t4 * (r1[j] + r9[j])
+            + t5 * (r0[j] + r10[j])
+        )
+
+
+@njit(cache=True, fastmath=FAST)
+def _products(x, y, padded):
+    """Fill padded [4, L + 2 PAD] with x, y, x^2 + y^2 and x y; the padding stays as it is."""
+    for j in range(x.shape[0]):
+        a, b = x[j], y[j]
+        padded[0, PAD + j], padded[1, PAD + j] = a, b
+        padded[2, PAD + j], padded[3, PAD + j] = a * a + b * b, a * b
+
+
+@njit(cache=True, fastmath=FAST)
+def _ssim_row(m, n, s, p, slopes):
+    """Return a row's sum of SSIM; fill slopes [3, L + 2 PAD] with its derivatives by m, s and p."""
+    c1, c2, one, two = np.float32(C1), np.float32(C2), np.float32(1.0), np.float32(2.0)
+    total = 0.0
+    for j in range(m.shape[0]):
+        mn, mm = m[j] * n[j], m[j] * m[j] + n[j] * n[j]
+        a1, a2 = two * mn + c1, two * (p[j] - mn) + c2
+        b1, b2 = mm + c1, s[j] - mm + c2
+        inverse = one / (b1 * b2)
+        ssim = a1 * a2 * inverse
+        total += ssim
+        slopes[0, PAD + j] = two * (n[j] * (a2 - a1) + m[j] * ssim * (b1 - b2)) * inverse
+        slopes[1, PAD + j] = -ssim * b1 * inverse
+        slopes[2, PAD + j] = two * a1 * inverse
+    return total
+
+
+@njit(cache=True, fastmath=FAST)
+def _gradient_row(x, y, vm, vs, vp, l1_scale, ssim_scale, out):
+    """Return a row's sum of |x - y|; fill `out` with the gradient of the whole loss."""
+    total = 0.0
+    for j in range(x.shape[0]):
+        difference = x[j] - y[j]
+        total += abs(difference)
+        sign = np.float32(np.sign(difference))
+        out[j] = l1_scale * sign - ssim_scale * (vm[j] + np.float32(2.0) * x[j] * vs[j] + y[j] * vp[j])
+    return total
+
+
+@njit(cache=True, parallel=True)
+def photometric_kernel(x, y, ssim_weight, maps, slope_maps, gradient):
+    """Return (L1, SSIM) of x, y [H, 3 W] and fill `gradient` with that of the loss by x.
+
+    maps [4, H + 10, 3 W] and slope_maps [3, H + 10, 3 W] are scratch whose first and last five
+    rows are 0.
+    """
+    height, length = x.shape
+    ssim_sums, l1_sums = np.empty(height), np.empty(height)
+    for row in prange(height):
+        padded = np.zeros((4, length + 2 * PAD), np.float32)
+        _products(x[row], y[row], padded)
+        for k in range(4):
+            _window_row(padded[k], maps[k, row + RADIUS])
+    for row in prange(height):
+        mnsp = np.empty((4, length), np.float32)
+        for k in range(4):
+            _window_column(maps[k], row, mnsp[k])
+        slopes = np.zeros((3, length + 2 * PAD), np.float32)
+        ssim_sums[row] = _ssim_row(mnsp[0], mnsp[1], mnsp[2], mnsp[3], slopes)
+        for k in range(3):
+            _window_row(slopes[k], slope_maps[k, row + RADIUS])
+    count = height * length
+    l1_scale, ssim_scale = np.float32((1.0 - ssim_weight) / count), np.float32(ssim_weight / count)
+    for row in prange(height):
+        v = np.empty((3, length), np.float32)
+        for k in range(3):
+            _window_column(slope_maps[k], row, v[k])
+        l1_sums[row] = _gradient_row(x[row], y[row], v[0], v[1], v[2], l1_scale, ssim_scale, gradient[row])
+    return l1_sums.sum() / count, ssim_sums.sum() / count
+
+
+class _Photometric(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, predicted: Tensor, photo: Tensor, ssim_weight: float) -> Tensor:
+        height, width, _ = predicted.shape
+        x, y = (t.detach().contiguous().view(height, -1).numpy() for t in (predicted, photo))
+        maps = np.zeros((7, height + 2 * RADIUS, width * CHANNELS), np.float32)
+        gradient = np.empty_like(x)
+        l1, ssim = photometric_kernel(x, y, ssim_weight, maps[:4], maps[4:], gradient)
+        ctx.gradient = torch.from_numpy(gradient).view_as(predicted)
+        return predicted.new_tensor((1.0 - ssim_weight) * l1 + ssim_weight * (1.0 - ssim))
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.gradient * v, None, None
+
+
+def photometric_loss(predicted: Tensor, photo: Tensor, ssim_weight: float = 0.2) -> Tensor:
+    """Return (1 - w) L1 + w (1 - SSIM) of images [H, W, 3] float32, a scalar; differentiable in the first."""
+    if predicted.shape != photo.shape or predicted.ndim != 3 or predicted.shape[2] != CHANNELS:
+        shapes = f"{list(predicted.shape)} and {list(photo.shape)}"
+        raise ValueError(f"two images [H, W, 3] of one shape expected, got {shapes}")
+    return _Photometric.apply(predicted, photo, float(ssim_weight))  # pyright: ignore[reportReturnType]
+
+
+def psnr(predicted: Tensor, photo: Tensor) -> float:
+    """Return the peak signal-to-noise ratio in dB of two images in 0..1."""
+    error = float(torch.mean((predicted.detach() - photo) ** 2))
+    return -10.0 * math.log10(max(error, 1e-12))

@@ -1,0 +1,314 @@
+"""3D Gaussian Splatting training, photos in, splats out; schedule.py says what happens at which step.
+
+Source: Kerbl et al. 2023 (arXiv 2308.04079), section 5, with schedules for the few steps a CPU affords.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cgc.appearance import schedule
+from cgc.appearance.capture import CaptureModel, Densification, IdentityCapture
+from cgc.appearance.checkpoint import Checkpoint, Identity, identify, load_checkpoint, save_checkpoint
+from cgc.appearance.densify import Densifier, Optimizers, Params
+from cgc.appearance.losses import photometric_loss, psnr
+from cgc.errors import InputError
+from cgc.progress import progress_bar
+from cgc.rasterize.base import Rasterizer, Render
+from cgc.rasterize.sh import sh_colors
+from cgc.scene.types import Camera, Scene, View
+from cgc.settings import TrainSettings
+from cgc.splats.init import random_splats, splats_from_points
+from cgc.splats.types import Splats
+
+ADAM_EPS = 1e-15
+SHOWN_EVERY = 10  # steps between updates of the bar
+SMOOTHING = 0.1  # weight of the newest of the shown values
+
+
+@dataclass(frozen=True)
+class TrainStats:
+    """How a training went: `seconds` and `resumed_from` of this process, `psnr_train` smoothed over views."""
+
+    steps: int
+    seconds: float
+    gaussians: int
+    loss: float
+    psnr_train: float
+    resumed_from: int
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A training photo at one size: `pixels` [H, W, 3] uint8 and the camera of that size."""
+
+    pixels: np.ndarray
+    camera: Camera
+
+    def halved(self) -> _Photo:
+        """Return the photo at half the size, pixels averaged by area."""
+        width, height = max(self.camera.width // 2, 1), max(self.camera.height // 2, 1)
+        small = Image.fromarray(self.pixels).resize((width, height), Image.Resampling.BOX)
+        return _Photo(np.asarray(small), self.camera.resized(width, height))
+
+    def float(self) -> Tensor:
+        """Return the pixels as [H, W, 3] float32 in 0..1."""
+        return torch.tensor(self.pixels).to(torch.float32).mul_(1.0 / 255.0)
+
+
+def train(
+    scene: Scene,
+    load_image: Callable[[View], np.ndarray],
+    rasterizer: Rasterizer,
+    settings: TrainSettings,
+    *,
+    test_every: int = 8,
+    capture: CaptureModel | None = None,
+    checkpoint_dir: Path | None = None,
+    quiet: bool = False,
+) -> tuple[Splats, TrainStats]:
+    """Train splats on every view of `scene` but each `test_every`-th (0: on all).
+
+    `load_image(view)` gives uint8 [H, W, 3] of the view's camera's size; it is asked for training views only.
+    With `checkpoint_dir` a killed training continues from its newest checkpoint, to the same result.
+    Raise InputError where nothing can be trained, and for a checkpoint that belongs to something else.
+    """
+    start = time.perf_counter()
+    train_views, _ = scene.split(test_every)
+    if not train_views:
+        raise InputError(
+            f"no view of {scene.root} is left to train on; give more photos, or a larger --scene.test-every"
+        )
+    photos = {i: _read_photo(scene.views[i], load_image) for i in train_views}
+    run = _Run(scene, photos, rasterizer, settings, capture or IdentityCapture())
+    identity = identify(settings, scene, train_views, [photos[i].pixels for i in train_views])
+    resumed_from = run.resume(checkpoint_dir, identity) if checkpoint_dir else 0
+    with progress_bar("train", settings.steps, start=resumed_from, quiet=quiet) as bar:
+        for step in range(resumed_from, settings.steps):
+            run.step(step)
+            done = step + 1
+            bar.advance(1, **(run.shown() if done % SHOWN_EVERY == 0 else {}))
+            if checkpoint_dir and _is_due(settings, done):
+                save_checkpoint(checkpoint_dir, run.checkpoint(done), identity)
+    splats = run.splats()
+    seconds = time.perf_counter() - start
+    return splats, TrainStats(settings.steps, seconds, len(splats), run.loss, run.psnr, resumed_from)
+
+
+def _is_due(settings: TrainSettings, done: int) -> bool:
+    every = settings.checkpoint_every
+    return every > 0 and done % every == 0 and done < settings.steps
+
+
+def _read_photo(view: View, load_image: Callable[[View], np.ndarray]) -> _Photo:
+    pixels, camera = load_image(view), view.camera
+    if pixels.shape != (camera.height, camera.width, 3) or pixels.dtype != np.uint8:
+        raise InputError(
+            f"{view.image_path} was read as {pixels.dtype} {'x'.join(map(str, pixels.shape))} where its "
+            f"camera has uint8 {camera.height}x{camera.width}x3; make the model again from these images"
+        )
+    return _Photo(pixels, camera)
+
+
+def first_splats(scene: Scene, settings: TrainSettings) -> Splats:
+    """Make the Gaussians to start from: on the model's points, or at random where it has none."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    degree, opacity = settings.sh_degree, settings.init_opacity
+    if len(scene.points):
+        return splats_from_points(
+            scene.points, scene.point_colors, sh_degree=degree, opacity=opacity, extent=scene.extent,
+            generator=generator, max_points=settings.max_gaussians,
+        )  # fmt: skip
+    centre = torch.stack([v.camera.position for v in scene.views]).mean(0)
+    count = min(settings.init_random, settings.max_gaussians)
+    return random_splats(count, centre, scene.extent, sh_degree=degree, opacity=opacity, generator=generator)
+
+
+def _parameters(splats: Splats) -> Params:
+    """Split splats into leaf tensors under gsplat's names; the DC term apart, because it learns faster."""
+    tensors = {
+        "means": splats.means, "quats": splats.quats, "scales": splats.log_scales,
+        "opacities": splats.logit_opacities, "sh_dc": splats.sh[:, 0], "sh_rest": splats.sh[:, 1:],
+    }  # fmt: skip
+    return {k: torch.nn.Parameter(v.detach().clone().contiguous()) for k, v in tensors.items() if v.numel()}
+
+
+class _Run:
+    """A training under way: parameters, optimisers and statistics, and the step that moves them."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        photos: dict[int, _Photo],
+        rasterizer: Rasterizer,
+        settings: TrainSettings,
+        capture: CaptureModel,
+    ) -> None:
+        self.settings, self.capture = settings, capture
+        self.loss = self.psnr = 0.0
+        self._rasterizer = rasterizer
+        self._extent = scene.extent
+        self._train_views = sorted(photos)
+        self._photos = photos
+        self._coarse = {i: p.halved() for i, p in photos.items()} if settings.coarse > 0 else {}
+        self._anything_seen = False
+        self.params: Params = _parameters(first_splats(scene, settings))
+        self._rates = {
+            "means": settings.means_lr * scene.extent, "quats": settings.quats_lr,
+            "scales": settings.log_scales_lr, "opacities": settings.logit_opacities_lr,
+            "sh_dc": settings.sh_dc_lr, "sh_rest": settings.sh_rest_lr,
+        }  # fmt: skip
+        self._optimizers: Optimizers = {
+            name: torch.optim.Adam([p], lr=self._rates[name], eps=ADAM_EPS, fused=True)
+            for name, p in self.params.items()
+        }
+        groups = capture.parameter_groups()
+        self._capture_optimizer = torch.optim.Adam(groups, eps=ADAM_EPS) if groups else None
+        self._densifier = Densifier(
+            extent=scene.extent, max_gaussians=settings.max_gaussians, prune_scale=settings.prune_scale,
+            seed=settings.seed,
+        )  # fmt: skip
+
+    def step(self, step: int) -> None:
+        """Draw a photo, render it, and move every parameter; then grow, prune or reset where it is time."""
+        view = schedule.view_at(self._train_views, self.settings.seed, step)
+        photo = (self._coarse if schedule.is_coarse(self.settings, step) else self._photos)[view]
+        target = photo.float()
+        render = self._render(view, photo, step)
+        predicted = self.capture.predict(view, render.values)
+        loss = self._loss(view, render, predicted, target)
+        counted = schedule.counts_gradients(self.settings, step)
+        if counted:
+            render.means2d.retain_grad()
+        loss.backward()
+        self._check(step, float(loss.detach()), render)
+        self._show(step, float(loss.detach()), predicted, target)
+        if counted:
+            self._densifier.count(self.params, render, photo.camera.width, photo.camera.height)
+        self._descend(step)
+        self._densify(step)
+
+    def _render(self, view: int, photo: _Photo, step: int) -> Render:
+        cameras = self.capture.cameras(view, photo.camera)
+        degree = schedule.sh_degree(self.settings, step)
+        rest = self.params["sh_rest"] if "sh_rest" in self.params else self.params["sh_dc"].new_zeros(0, 0, 3)
+        position = [c.position.detach() for c in cameras]
+        colors = [sh_colors(self.params["means"], self.params["sh_dc"], rest, p, degree) for p in position]
+        values = colors[0] if len(colors) == 1 else torch.stack(colors)
+        background = schedule.background_at(self.settings, step)
+        shown = None if self.settings.background == "black" else background
+        return self._rasterizer.render(self._raw_splats(), values, cameras, backgrounds=shown)
+
+    def _loss(self, view: int, render: Render, predicted: Tensor, target: Tensor) -> Tensor:
+        valid = self.capture.valid_pixels(view, *target.shape[:2])
+        compared = predicted if valid is None else torch.where(valid[..., None], predicted, target)
+        loss = photometric_loss(compared, target, self.settings.ssim_weight)
+        extra = self.capture.extra_loss(view, render.values, predicted, target)
+        return loss if extra is None else loss + extra
+
+    def _check(self, step: int, loss: float, render: Render) -> None:
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss became {loss} at step {step}; lower the learning rates, and check that the camera "
+                "model and the points are finite"
+            )
+        self._anything_seen = self._anything_seen or bool((render.radii > 0).any())
+        if not self._anything_seen and step + 1 >= min(len(self._train_views), self.settings.steps):
+            raise InputError(
+                f"no Gaussian is visible from any of the {len(self._train_views)} training views: the "
+                "cameras look away from the points; make the model again, or check the poses"
+            )
+
+    def _show(self, step: int, loss: float, predicted: Tensor, target: Tensor) -> None:
+        """Keep smoothed values for the bar."""
+        if (step + 1) % SHOWN_EVERY and step > 0:
+            return
+        weight = SMOOTHING if step > 0 else 1.0
+        self.loss += weight * (loss - self.loss)
+        self.psnr += weight * (psnr(predicted, target) - self.psnr)
+
+    def shown(self) -> dict[str, float | int]:
+        """Return what the bar shows."""
+        return {"loss": self.loss, "psnr": self.psnr, "gaussians": len(self.params["means"])}
+
+    def _descend(self, step: int) -> None:
+        """Take one step of Adam with this step's learning rates."""
+        s = self.settings
+        for name, optimizer in self._optimizers.items():
+            factor = s.means_lr_final if name == "means" else s.lr_final
+            optimizer.param_groups[0]["lr"] = schedule.decayed(self._rates[name], factor, s, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self._capture_optimizer:
+            self._capture_optimizer.step()
+            self._capture_optimizer.zero_grad(set_to_none=True)
+
+    def _densify(self, step: int) -> None:
+        s = self.settings
+        if schedule.refines(s, step):
+            plan = self.capture.densification(step, Densification(s.grow_grad2d, s.prune_opacity))
+            self._densifier.refine(self.params, self._optimizers, step, plan)
+            if not len(self.params["means"]):
+                raise InputError(f"every Gaussian had faded by step {step}; lower --train.prune-opacity")
+        if schedule.resets(s, step):
+            self._densifier.reset_opacities(self.params, self._optimizers, s.prune_opacity)
+
+    def _raw_splats(self) -> Splats:
+        """Return the splats without their higher SH terms: all that a render with given colours needs."""
+        p = self.params
+        return Splats(p["means"], p["quats"], p["scales"], p["opacities"], p["sh_dc"][:, None])
+
+    def splats(self) -> Splats:
+        """Return the splats as they are now, cut from any graph, quaternions of unit length."""
+        p = {k: v.detach().clone() for k, v in self.params.items()}
+        sh = torch.cat([p["sh_dc"][:, None], p["sh_rest"]], 1) if "sh_rest" in p else p["sh_dc"][:, None]
+        raw = Splats(p["means"], p["quats"], p["scales"], p["opacities"], sh)
+        return replace(raw, quats=torch.nn.functional.normalize(raw.quats, dim=-1))
+
+    # --- checkpoints ---
+
+    def _all_optimizers(self) -> Optimizers:
+        extra = {"capture": self._capture_optimizer} if self._capture_optimizer else {}
+        return {**self._optimizers, **extra}
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """Return everything that `resume` needs to go on at `step`."""
+        tensors = {f"strategy.{k}": v for k, v in self._densifier.tensors().items()}
+        for name, optimizer in self._all_optimizers().items():
+            for index, value in enumerate(_leaves(optimizer)):
+                tensors[f"{name}.{index}.value"] = value.detach()
+                tensors |= {f"{name}.{index}.{k}": v for k, v in optimizer.state[value].items()}
+        numbers = {"loss": self.loss, "psnr": self.psnr, "anything_seen": float(self._anything_seen)}
+        return Checkpoint(step, tensors, numbers)
+
+    def resume(self, folder: Path, identity: Identity) -> int:
+        """Take over the newest checkpoint of `folder`; return the step to go on at (0: there was none)."""
+        found = load_checkpoint(folder, identity)
+        if found is None:
+            return 0
+        self.loss, self.psnr = found.numbers["loss"], found.numbers["psnr"]
+        self._anything_seen = bool(found.numbers["anything_seen"])
+        self._densifier.statistics |= _under(found.tensors, "strategy.")
+        for name, optimizer in self._all_optimizers().items():
+            for index, value in enumerate(_leaves(optimizer)):
+                state = _under(found.tensors, f"{name}.{index}.")
+                value.data = state.pop("value")
+                optimizer.state[value] = state
+        return found.step
+
+
+def _leaves(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [value for group in optimizer.param_groups for value in group["params"]]
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,244 @@
+"""The command line: a config and a call per command, no logic.
+
+Settings of a command default to those of its preset, or to those the run folder was made with; what is given on the
+command line replaces them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from cgc import __version__
+from cgc.errors import InputError
+from cgc.settings import PRESETS, ClusterSettings, LiftSettings, RunSettings, SceneSettings, TrainSettings
+
+Preset = Literal["quick", "default", "full"]
+RunArgument = Annotated[Path, arg(metavar="RUN", help="The run folder; the name alone, without --out, will do.")]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Do the main job on the bundled scene: photos and masks in, labelled 3D objects and a report out."""
+
+    out: Path = Path("runs/demo")
+    """The run folder. A run that was stopped goes on where it was."""
+    preset: Preset = "default"
+    """How much time to spend: quick, default or full."""
+    train: TrainSettings = field(default_factory=TrainSettings)
+    lift: LiftSettings = field(default_factory=LiftSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Go from photos with a COLMAP model (or transforms.json) and masks to labelled 3D objects."""
+
+    scene_folder: Annotated[
+        Positional[Path], arg(metavar="SCENE", help="Folder with images/ and sparse/0, or transforms.json.")
+    ]
+    masks: Path | None = None
+    """Folder with one id map a view (PNG, 8 or 16 bit, 0 = unassigned). Views without one are fine. Without any, the
+    run ends with the splats."""
+    out: Path | None = None
+    """The run folder (default: runs/NAME, after the scene). A run that was stopped goes on where it was."""
+    splats: Path | None = None
+    """An existing 3DGS .ply of this scene, in place of training."""
+    preset: Preset = "default"
+    """How much time to spend: quick, default or full."""
+    scene: OmitArgPrefixes[SceneSettings] = field(default_factory=SceneSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    lift: LiftSettings = field(default_factory=LiftSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the splats of a run again; --scene makes a new run that has splats only."""
+
+    out: RunArgument
+    scene_folder: Annotated[Path | None, arg(name="scene", metavar="SCENE")] = None
+    """The scene of a run that does not exist yet."""
+    preset: Preset | None = None
+    """Take the training settings of a preset: quick, default or full."""
+    train: OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Lift:
+    """Learn a feature on every Gaussian of a run from its masks."""
+
+    out: RunArgument
+    masks: Path | None = None
+    """Take the id maps from this folder (default: the run's)."""
+    lift: OmitArgPrefixes[LiftSettings] = field(default_factory=LiftSettings)
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Cluster the features of a run into segments."""
+
+    out: RunArgument
+    cluster: OmitArgPrefixes[ClusterSettings] = field(default_factory=ClusterSettings)
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Render:
+    """Render the id map of every view of a run, and measure them."""
+
+    out: RunArgument
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write every segment of a run as a plain 3DGS PLY."""
+
+    out: RunArgument
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of a run, report/index.html."""
+
+    out: RunArgument
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a run folder holds: its steps, times, quality and segments."""
+
+    out: RunArgument
+
+
+COMMANDS = {
+    "demo": Demo,
+    "run": Run,
+    "train": Train,
+    "lift": Lift,
+    "cluster": Cluster,
+    "render": Render,
+    "export": Export,
+    "report": Report,
+    "info": Info,
+}
+
+STEPS = ("train", "lift", "cluster", "render", "export", "report", "info")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 with one sentence where the input is bad."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in (["--version"], ["version"]):
+        print(f"cgc {__version__}")
+        return 0
+    try:
+        if not arguments or arguments[0] not in COMMANDS:
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="cgc", description=__doc_main__, args=arguments or ["--help"]
+            )
+            return 2  # tyro has exited with help or an error before
+        name, rest = arguments[0], arguments[1:]
+        if name in STEPS and rest and not rest[0].startswith("-"):
+            rest = ["--out", *rest]
+        config = tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=rest, default=_defaults(name, rest))
+        _call(config)
+        return 0
+    except InputError as error:
+        print(f"cgc: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cgc: stopped; run the same command again to go on where it was", file=sys.stderr)
+        return 130
+
+
+def _call(config: object) -> None:
+    from cgc import pipeline
+
+    match config:
+        case Demo(out, _, train, lift, cluster, quiet):
+            scene = pipeline.demo_scene()
+            settings = RunSettings(SceneSettings(), train, lift, cluster)
+            pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet)
+        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, quiet):
+            settings = RunSettings(scene, train, lift, cluster)
+            out = out or Path("runs") / folder.resolve().name
+            pipeline.run_all(folder, out, settings, masks=masks, splats=splats, quiet=quiet)
+        case Train(out, None, _, train, quiet):
+            pipeline.run_step(out, "train", train=train, quiet=quiet)
+        case Train(out, folder, _, train, quiet):
+            settings = RunSettings(train=train)
+            pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet)
+        case Lift(out, masks, lift, quiet):
+            pipeline.run_step(out, "lift", lift=lift, masks=masks, quiet=quiet)
+        case Cluster(out, cluster, quiet):
+            pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet)
+        case Render(out, quiet) | Export(out, quiet) | Report(out, quiet):
+            pipeline.run_step(out, type(config).__name__.lower(), quiet=quiet)
+        case Info(out):
+            pipeline.info(out)
+        case _:
+            raise AssertionError(config)
+
+
+__doc_main__ = (
+    "cgc: segment any Gaussian-splat scene into objects. Start with `cgc demo`; then `cgc run SCENE --masks DIR` does "
+    "the same on your own photos with a COLMAP model. The other commands are its steps, each on a run folder and each "
+    "rerunnable alone. `cgc COMMAND --help` explains one."
+)
+
+
+def _peek(arguments: list[str], flag: str) -> str | None:
+    """Return the value of `--flag VALUE` or `--flag=VALUE` without parsing the rest."""
+    for i, word in enumerate(arguments):
+        if word == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if word.startswith(flag + "="):
+            return word[len(flag) + 1 :]
+    return None
+
+
+def _defaults(name: str, arguments: list[str]) -> object:
+    """What a command's settings are before the command line: its preset's, or those of the run it is called on."""
+    preset = _peek(arguments, "--preset")
+    settings = PRESETS.get(preset or "default", RunSettings())
+    if name == "demo":
+        return Demo(train=settings.train, lift=settings.lift, cluster=settings.cluster)
+    if name == "run":
+        return Run(scene_folder=tyro.MISSING, train=settings.train, lift=settings.lift, cluster=settings.cluster)
+    out = _peek(arguments, "--out")
+    if out and (Path(out) / "config.json").exists() and "--help" not in arguments:
+        from cgc.run_folder import open_run
+
+        made_with = open_run(Path(out)).settings
+        settings = RunSettings(
+            made_with.scene, settings.train if preset else made_with.train, made_with.lift, made_with.cluster
+        )
+    kind = COMMANDS[name]
+    if name in ("train", "lift", "cluster"):
+        return kind(out=tyro.MISSING, **{name: getattr(settings, name)})
+    return kind(out=tyro.MISSING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

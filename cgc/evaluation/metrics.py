@@ -1,0 +1,345 @@
+"""How good a run is: picture quality against photos, and instance quality against exact id maps.
+
+Instance scores are pooled over all views at once: an id that changes its meaning between views is punished.
+Notation: H W image; id 0 = unassigned; things are what is scored, stuff (floor, wall, table) is what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import correlate1d, maximum_filter, minimum_filter
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from cgc.errors import InputError
+from cgc.files import read_json
+
+BAND = 0.02
+"""Width of the boundary band, times the image's diagonal (Boundary IoU, arXiv 2103.16562)."""
+
+_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+_SSIM_WINDOW = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
+_SSIM_WINDOW /= _SSIM_WINDOW.sum()
+_MIN_MSE = 1e-10  # identical pictures: 100 dB, so that a mean over views and JSON stay finite
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+def psnr(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two pictures [H, W, 3] in 0..1, in dB; at most 100."""
+    x, y = _pictures(a, b)
+    return float(-10.0 * np.log10(max(float(((x - y) ** 2).mean()), _MIN_MSE)))
+
+
+def ssim(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
+    """Structural similarity of two pictures [H, W, 3] in 0..1, mean over pixels and channels, at most 1.
+
+    Window and borders as 3D Gaussian Splatting has them: an 11x11 Gaussian of sigma 1.5, zeros outside.
+    """
+    x, y = _pictures(a, b)
+    mean_x, mean_y = _blur(x), _blur(y)
+    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    likeness = (2 * mean_x * mean_y + _SSIM_C1) * (2 * covariance + _SSIM_C2)
+    return float((likeness / ((mean_x**2 + mean_y**2 + _SSIM_C1) * (var_x + var_y + _SSIM_C2))).mean())
+
+
+def _pictures(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, y = (p.detach().cpu().numpy() if isinstance(p, Tensor) else np.asarray(p) for p in (a, b))
+    if x.shape != y.shape or x.ndim != 3:
+        raise InputError(f"pictures of one size [H, W, 3] were expected, got {x.shape} and {y.shape}")
+    if x.dtype.kind != "f" or y.dtype.kind != "f":
+        raise InputError(f"pictures as floats in 0..1 were expected, got {x.dtype} and {y.dtype}")
+    return x.astype(np.float64), y.astype(np.float64)
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    rows = correlate1d(image, _SSIM_WINDOW, axis=0, mode="constant")
+    return correlate1d(rows, _SSIM_WINDOW, axis=1, mode="constant")
+
+
+# --- instances --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InstanceRow:
+    """The score of one true thing: its `pixels` over all views, and its match (`predicted` = 0: none)."""
+
+    id: int
+    pixels: int
+    predicted: int
+    iou: float
+    boundary_iou: float
+
+
+@dataclass(frozen=True)
+class InstanceScores:
+    """Scores over a set of views, all in 0..1.
+
+    miou_things, boundary_iou: means over true things of their one-to-one match, 0 where there is none;
+    miou_all: the same over things and stuff, matched together; pq = sq * rq: panoptic quality over things
+    (arXiv 1801.00868; a match is true above IoU 0.5); recall_iou50: share of things above IoU 0.5.
+    `skipped` true ids had too few pixels; `missing_views` had no prediction, which counts as all zeros.
+    """
+
+    miou_things: float
+    miou_all: float
+    boundary_iou: float
+    pq: float
+    sq: float
+    rq: float
+    recall_iou50: float
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    rows: tuple[InstanceRow, ...]
+    skipped: tuple[int, ...]
+    missing_views: int
+
+
+def score_instances(
+    truth: Sequence[np.ndarray],
+    predicted: Sequence[np.ndarray | None],
+    stuff_ids: set[int] | frozenset[int],
+    ignore_id: int | None = None,
+    min_pixels: int = 60,
+) -> InstanceScores:
+    """Score predicted id maps against true ones, int [H, W] each, one pair a view; None is all zeros.
+
+    An id means the same instance in every view. Things are matched one-to-one by the best total IoU over all
+    views at once. Pixels where the truth is `ignore_id` count nowhere. True instances under `min_pixels` are
+    left out. A predicted segment is a false positive only if more than half of it lies on things (what covers
+    stuff or background is no wrong thing) and it has `min_pixels`. Raise InputError if no thing is left.
+    """
+    views = _views(truth, predicted, ignore_id)
+    every_id = _ids(v.truth for v in views)
+    every_id = every_id[every_id != ignore_id] if ignore_id is not None else every_id
+    predicted_ids = _ids(v.predicted for v in views)
+    pooled = _overlap(views, every_id, predicted_ids)
+    kept = pooled.true_area >= min_pixels
+    true_ids = every_id[kept]
+    is_thing = ~np.isin(true_ids, list(stuff_ids))
+    if not is_thing.any():
+        raise InputError(
+            f"the true id maps of {len(views)} views hold no thing of at least {min_pixels} pixels; "
+            "check the views, the stuff flags and min_pixels"
+        )
+    iou = pooled.iou()[kept]  # [T, P], stuff too
+    thing_iou = iou[is_thing]
+    match, scores = _match(thing_iou)
+    bands = _overlap([v.bands() for v in views], every_id, predicted_ids).iou()[kept][is_thing]
+    boundary, matched = np.zeros(len(match)), match >= 0
+    boundary[matched] = bands[matched, match[matched]]
+
+    true_match = scores > 0.5
+    on_things = pooled.overlap[kept][is_thing].sum(axis=0)  # [P] pixels
+    countable = (on_things > 0.5 * pooled.predicted_area) & (pooled.predicted_area >= min_pixels)
+    countable[match[true_match]] = False
+    tp, fp, fn = int(true_match.sum()), int(countable.sum()), int((~true_match).sum())
+    sq = float(scores[true_match].mean()) if tp else 0.0
+    rq = tp / (tp + 0.5 * fp + 0.5 * fn)
+
+    names = [int(predicted_ids[m]) if m >= 0 else 0 for m in match]
+    areas = pooled.true_area[kept][is_thing]
+    columns = (true_ids[is_thing].tolist(), areas.tolist(), names, scores.tolist(), boundary.tolist())
+    return InstanceScores(
+        miou_things=float(scores.mean()),
+        miou_all=float(_match(iou)[1].mean()),
+        boundary_iou=float(boundary.mean()),
+        pq=sq * rq,
+        sq=sq,
+        rq=rq,
+        recall_iou50=tp / len(scores),
+        true_positives=tp,
+        false_positives=fp,
+        false_negatives=fn,
+        rows=tuple(InstanceRow(*row) for row in zip(*columns)),
+        skipped=tuple(every_id[~kept].tolist()),
+        missing_views=sum(p is None for p in predicted),
+    )
+
+
+@dataclass(frozen=True)
+class _View:
+    """One view's id maps [H, W], and where the truth is known."""
+
+    truth: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    known: NDArray[np.bool_]
+
+    def bands(self) -> _View:
+        """Return the same view with only the inner border of every segment left."""
+        depth = max(1, round(BAND * float(np.hypot(*self.truth.shape))))
+        truth, predicted = (_band(ids, self.known, depth) for ids in (self.truth, self.predicted))
+        return _View(truth, predicted, self.known)
+
+
+_ABOVE_IDS = 2**52  # the filters compute in doubles: the largest int64 would not survive them
+
+
+def _band(ids: NDArray[np.int64], known: NDArray[np.bool_], depth: int) -> NDArray[np.int64]:
+    """Keep the pixels within `depth` (Chebyshev) of another id or of the image's edge, for all ids at once.
+
+    What lies in unknown pixels is taken to go on as it is, so that no border appears along them.
+    """
+    size = 2 * depth + 1
+    low = minimum_filter(np.where(known, ids, _ABOVE_IDS), size, mode="constant", cval=0)
+    high = maximum_filter(np.where(known, ids, 0), size, mode="constant", cval=0)
+    return np.where((low == ids) & (high == ids), 0, ids)
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """Pixels shared by T true and P predicted ids [T, P], and of each alone [T], [P], over all views."""
+
+    overlap: NDArray[np.float64]
+    true_area: NDArray[np.int64]
+    predicted_area: NDArray[np.int64]
+
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union of every pair, [T, P]."""
+        union = self.true_area[:, None] + self.predicted_area[None, :] - self.overlap
+        return self.overlap / np.maximum(union, 1)
+
+
+def _views(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarray | None], ignore_id: int | None) -> list[_View]:
+    if len(truth) != len(predicted):
+        raise InputError(f"{len(truth)} true and {len(predicted)} predicted id maps came; one pair a view is needed")
+    views = []
+    for i, (true, guess) in enumerate(zip(truth, predicted)):
+        true = np.asarray(true, np.int64)
+        guess = np.zeros_like(true) if guess is None else np.asarray(guess, np.int64)
+        if true.ndim != 2 or true.shape != guess.shape:
+            raise InputError(
+                f"view {i}: the predicted id map is {guess.shape} where the true one is {true.shape}; "
+                "render the prediction at the truth's size"
+            )
+        known = np.ones(true.shape, bool) if ignore_id is None else true != ignore_id
+        views.append(_View(np.maximum(true, 0), np.maximum(guess, 0), known))  # noise (-1) is unassigned
+    return views
+
+
+def _ids(maps: Any) -> NDArray[np.int64]:
+    """All ids above 0 of some maps, sorted."""
+    found = [np.unique(m) for m in maps]
+    every = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+    return every[every > 0]
+
+
+def _overlap(views: Sequence[_View], true_ids: NDArray[np.int64], predicted_ids: NDArray[np.int64]) -> _Overlap:
+    """Count shared pixels; the last row and column of the table take what is in neither list."""
+    rows, columns = len(true_ids) + 1, len(predicted_ids) + 1
+    table = np.zeros(rows * columns, np.int64)
+    for view in views:
+        row = _position(view.truth[view.known], true_ids)
+        column = _position(view.predicted[view.known], predicted_ids)
+        table += np.bincount(row * columns + column, minlength=rows * columns)
+    table = table.reshape(rows, columns)
+    return _Overlap(table[:-1, :-1].astype(float), table[:-1].sum(axis=1), table[:, :-1].sum(axis=0))
+
+
+def _position(values: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Index of each value in the sorted `ids`; len(ids) for those that are not there."""
+    if len(ids) == 0:
+        return np.zeros(values.shape, np.int64)
+    index = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
+    return np.where(ids[index] == values, index, len(ids))
+
+
+def _match(iou: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Match rows to columns one-to-one by the largest total: column [T] (-1: none), and its IoU [T]."""
+    match, scores = np.full(len(iou), -1), np.zeros(len(iou))
+    rows, columns = linear_sum_assignment(iou, maximize=True)
+    touching = iou[rows, columns] > 0
+    rows, columns = rows[touching], columns[touching]
+    match[rows], scores[rows] = columns, iou[rows, columns]
+    return match, scores
+
+
+# --- truth ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True id maps, int32 [H, W] a view, with what their ids are called and which of them are stuff."""
+
+    maps: tuple[NDArray[np.int32], ...]
+    names: dict[int, str]
+    stuff_ids: frozenset[int]
+
+
+def read_truth(scene_dir: Path | str, stems: Sequence[str], level: Literal["object", "part"] = "object") -> Truth:
+    """Read `instance/STEM.png` (ids) of the views `stems` and `instances.json` (id, name, stuff, parent).
+
+    At the level "object" parts are merged into what they are a part of; at "part" the finest ids are kept.
+    Raise InputError for missing or broken files, and for ids that instances.json does not list.
+    """
+    scene_dir = Path(scene_dir)
+    table_path = scene_dir / "instances.json"
+    instances = _read_instances(table_path)
+    paths = [scene_dir / "instance" / f"{stem}.png" for stem in stems]
+    missing = [p for p in paths if not p.is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(paths)} true id maps are missing, the first of them {missing[0]}; "
+            "restore them, or score other views"
+        )
+    whole = {i: _root(i, instances, table_path) if level == "object" else i for i in instances}
+    known = np.array(sorted({0, *instances}))
+    merged = np.array([whole.get(i, 0) for i in known.tolist()], np.int32)
+    maps = []
+    for path in paths:
+        ids = _read_ids(path)
+        position = _position(ids, known)
+        if (position == len(known)).any():
+            strange = np.unique(ids[position == len(known)]).tolist()
+            raise InputError(f"{path} holds ids {strange[:9]} that {table_path} does not list; correct either")
+        maps.append(merged[position])
+    ids = set(whole.values())
+    return Truth(
+        maps=tuple(maps),
+        names={i: str(x["name"]) for i, x in instances.items() if i in ids},
+        stuff_ids=frozenset(i for i, x in instances.items() if i in ids and x["stuff"]),
+    )
+
+
+def _read_instances(path: Path) -> dict[int, dict[str, Any]]:
+    value = read_json(path, "the table of true instances")
+    try:
+        instances = {int(x["id"]): x for x in value["instances"]}
+        for x in instances.values():
+            _ = x["name"], x["stuff"], int(x.get("parent") or 0)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f'{path} needs "instances", a list with id, name, stuff and parent each ({error!r}); correct it'
+        ) from error
+    return instances
+
+
+def _root(i: int, instances: dict[int, dict[str, Any]], path: Path) -> int:
+    """Follow parents up to the whole object."""
+    seen = {i}
+    while parent := int(instances[i].get("parent") or 0):
+        if parent in seen or parent not in instances:
+            raise InputError(f"{path}: the parent {parent} of instance {i} leads nowhere; correct it")
+        seen.add(parent)
+        i = parent
+    return i
+
+
+def _read_ids(path: Path) -> NDArray[np.int64]:
+    try:
+        with Image.open(path) as image:
+            ids = np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path} is not a readable image ({error}); restore it") from error
+    if ids.ndim != 2:
+        raise InputError(f"{path} has {ids.shape[-1]} channels where one of ids was expected; restore it")
+    return ids.astype(np.int64)

@@ -1,0 +1,199 @@
+"""Id maps: one integer image a view that says which object every pixel is of; 0 = unassigned.
+
+Ids are independent from view to view. 8 or 16 bits on disk, int32 in memory. A map of another size than its
+view is resized only by a stated rule, to the nearest id, and a note says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from cgc.errors import InputError
+from cgc.files import write_beside
+from cgc.scene.types import View
+
+Size = tuple[int, int]  # width, height
+MAX_ID = 65535
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class MaskGenerator(Protocol):
+    """Make an id map [H, W] int32 (0 = unassigned) of an image [H, W, 3] uint8."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """The id maps of a scene's views: a file each, None for a view without; `notes` say what was resized."""
+
+    folder: Path
+    views: tuple[View, ...]
+    paths: tuple[Path | None, ...]
+    resize: Literal["error", "nearest"] = "error"
+    notes: tuple[str, ...] = field(default=())
+
+    def load(self, view_index: int) -> np.ndarray:
+        """Return the id map of a view at its camera's size, [H, W] int32; all 0 for a view without a mask."""
+        view, path = self.views[view_index], self.paths[view_index]
+        if path is None:
+            return np.zeros((view.camera.height, view.camera.width), np.int32)
+        ids = read_id_map(path)
+        fit, _ = _fitting(view, path, (ids.shape[1], ids.shape[0]), self.resize)
+        return fit(ids)
+
+
+def read_mask_folder(
+    folder: Path | str, scene_views: Sequence[View], resize: Literal["error", "nearest"] = "error"
+) -> MaskSet:
+    """Match the PNG id maps in `folder` to views by name and check every one of them.
+
+    A mask of `sub/0001.jpg` is `sub/0001.png` or `sub/0001.jpg.png`, or `0001.png` where that name fits one
+    view only. Its size is its image's: the size the view is used at or, with a note, the photo's own (a scene
+    that was downscaled or undistorted). `resize="nearest"` accepts every size. Raises InputError where no
+    name matches, a file is broken or of another size, or no mask holds an id.
+    """
+    folder, views = Path(folder), tuple(scene_views)
+    if not folder.is_dir():
+        raise InputError(f"the mask folder {folder} does not exist; expected a folder with one PNG id map per view")
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _is_png(path)}
+    paths = _match(found, views)
+    if not any(paths):
+        came = ", ".join(list(found)[:3]) or "no PNG at all"
+        expected = ", ".join(f"{view.stem}.png" for view in views[:3])
+        raise InputError(
+            f"no name in the mask folder {folder} matches an image: found {came}, expected {expected}; "
+            "name every mask like its image"
+        )
+    notes: Counter[str] = Counter()
+    any_id = False
+    for view, path in zip(views, paths):
+        if path is not None:
+            ids = read_id_map(path)
+            _, note = _fitting(view, path, (ids.shape[1], ids.shape[0]), resize)
+            any_id = any_id or bool(ids.any())
+            notes.update([note] if note else [])
+    if not any_id:
+        raise InputError(
+            f"the masks in {folder} hold no id at all: every pixel is 0, which means unassigned; "
+            "make masks in which every object has an id over 0"
+        )
+    counted = tuple(f"{count} masks {note}" for note, count in notes.items())
+    return MaskSet(folder, views, tuple(paths), resize, counted)
+
+
+def _is_png(path: Path) -> bool:
+    return path.suffix.lower() == ".png" and not path.name.startswith(".") and path.is_file()
+
+
+def _match(found: dict[str, Path], views: Sequence[View]) -> list[Path | None]:
+    """Return every view's file: by its stem or whole name, else by its name alone where that is unique."""
+    by_stem = {os.path.splitext(name)[0]: path for name, path in found.items()}
+    flat = Counter(view.stem.rsplit("/", 1)[-1] for view in views)
+    paths = []
+    for view in views:
+        path = by_stem.get(view.stem) or by_stem.get(view.name)
+        bare = view.stem.rsplit("/", 1)[-1]
+        if path is None and "/" in view.name and flat[bare] == 1:
+            path = by_stem.get(bare) or by_stem.get(view.name.rsplit("/", 1)[-1])
+        paths.append(path)
+    return paths
+
+
+def _fitting(
+    view: View, path: Path, size: Size, resize: Literal["error", "nearest"]
+) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """Return what brings a mask of `size` to the view's camera, and the note that says so ("": nothing)."""
+    camera = view.camera
+    used: Size = (camera.width, camera.height)
+    lens = view.distortion
+    photo_sizes = {view.full_size, (lens.width, lens.height) if lens else None}
+    if lens is not None and size in photo_sizes:
+
+        def undistort(ids: np.ndarray) -> np.ndarray:
+            from cgc.scene.lens import sample_distorted  # pycolmap takes half a second to import
+
+            return sample_distorted(ids, lens, camera)
+
+        return undistort, "are of the photos before undistortion: they were undistorted likewise (nearest id)"
+    if size == used:
+        return lambda ids: ids, ""
+    if size in photo_sizes or resize == "nearest":
+        note = f"were resized from {_text(size)} to the {_text(used)} of their images (nearest id)"
+        return lambda ids: resize_nearest(ids, *used), note
+    raise InputError(
+        f"{view.name} is {_text(view.full_size or used)} but its mask {path} is {_text(size)}; "
+        "make the mask again from this image, or have it resized to the nearest id"
+    )
+
+
+def resize_nearest(ids: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize an id map [h, w] to [height, width]: every pixel takes the id that its centre falls on."""
+    rows = (np.arange(height) * 2 + 1) * ids.shape[0] // (2 * height)
+    columns = (np.arange(width) * 2 + 1) * ids.shape[1] // (2 * width)
+    return ids[rows[:, None], columns]
+
+
+def read_id_map(path: Path | str) -> np.ndarray:
+    """Read an id map, [H, W] int32: a PNG of one channel, 1 to 16 bits; a palette's indices; equal channels.
+
+    Raises InputError where the file is no whole image or holds colours.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            mode, pixels = image.mode, np.asarray(image)
+    except _UNREADABLE as error:
+        raise InputError(
+            f"the mask {path} cannot be read ({error}): it is truncated or no PNG; make it again or remove "
+            "it "
+            "(views without a mask are fine)"
+        ) from error
+    if mode in ("RGB", "RGBA", "LA", "La"):
+        opaque = mode == "RGB" or (pixels[..., -1] == 255).all()
+        channels = pixels if mode == "RGB" else pixels[..., :-1]
+        if not opaque or (channels != channels[..., :1]).any():
+            raise InputError(
+                f"the mask {path} has {pixels.shape[-1]} channels ({mode}) that differ; expected an id map: "
+                "a PNG of one channel, 8 or 16 bits, whose values are ids; export it as one"
+            )
+        pixels = channels[..., 0]
+    elif mode not in _ID_MODES:
+        raise InputError(f"the mask {path} is of the kind {mode}; expected a PNG of one channel, 8 or 16 bits")
+    return pixels.astype(np.int32)
+
+
+def write_id_map(path: Path | str, ids: np.ndarray) -> None:
+    """Write an id map [H, W] as a 16-bit PNG, whole or not at all; raise InputError for ids over 65535."""
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(f"expected an id map [H, W] of integers, got {list(ids.shape)} of {ids.dtype}")
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if low < 0 or high > MAX_ID:
+        raise InputError(
+            f"{path} would hold the ids {low} to {high}, but a 16-bit PNG holds 0 to {MAX_ID}; number the ids anew"
+        )
+    with write_beside(path) as temporary:
+        Image.fromarray(ids.astype(np.uint16)).save(temporary, format="PNG")
+
+
+def border_mask(ids: np.ndarray, width: int) -> np.ndarray:
+    """Return where a pixel within `width` px (in x and in y) has another id, [H, W] bool; 0 is one too."""
+    if width < 1:
+        return np.zeros(ids.shape, bool)
+    size = 2 * width + 1
+    low = ndimage.minimum_filter(ids, size, mode="nearest")
+    return low != ndimage.maximum_filter(ids, size, mode="nearest")
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

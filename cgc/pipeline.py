@@ -1,0 +1,514 @@
+"""The steps of a run in order, each on a run folder and each rerunnable alone.
+
+A `Workspace` is an opened run with what steps share (photos, splats, sampled weights), loaded when first needed and
+kept while the steps of one command run. Test views' photos and masks are read for measuring only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cgc.appearance.trainer import train as train_splats
+from cgc.clustering import NOISE, cluster
+from cgc.errors import InputError
+from cgc.evaluation.metrics import InstanceScores, Truth, psnr, read_truth, score_instances, ssim
+from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
+from cgc.features.samples import Batch, sample_batches, visible_mass
+from cgc.files import write_beside
+from cgc.masks.id_maps import MaskSet, read_id_map, read_mask_folder, write_id_map
+from cgc.progress import console, progress_bar
+from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.cpu import CpuRasterizer
+from cgc.run_folder import STEPS, RunFolder, Source, create_run, open_run
+from cgc.scene.images import load_image
+from cgc.scene.read import fingerprint, read_scene
+from cgc.scene.types import Camera, Scene
+from cgc.segmentation.labels import render_labels, render_rgb
+from cgc.segmentation.segments import (
+    Segmentation,
+    describe,
+    export_segments,
+    load_labels,
+    load_table,
+    save_labels,
+    save_table,
+)
+from cgc.settings import RunSettings, to_json
+from cgc.splats.ply import read_ply, write_ply
+from cgc.splats.types import Splats
+from cgc.view.pictures import overlay
+from cgc.view.report import ReportData, ReportObject, ReportView, SegmentRow, Table, ViewScore, write_report
+
+
+class Workspace:
+    """An opened run and what its steps share."""
+
+    def __init__(self, run: RunFolder, *, quiet: bool = False, scene: Scene | None = None) -> None:
+        self.run = run
+        self.quiet = quiet
+        self.rasterizer: Rasterizer = CpuRasterizer()
+        if scene is not None:
+            self.scene = scene
+
+    @cached_property
+    def scene(self) -> Scene:
+        """The scene, checked to be the one the run was made from."""
+        scene = read_scene(Path(self.run.source.scene), self.run.settings.scene)
+        if fingerprint(scene) != self.run.source.fingerprint:
+            raise InputError(
+                f"{self.run.source.scene} has changed since {self.run.root} was made (other images or another model); "
+                "restore it, or start a new run with another --out"
+            )
+        return scene
+
+    @property
+    def train_views(self) -> list[int]:
+        """Indices of the views that are learned from."""
+        return self.scene.split(self.run.settings.scene.test_every)[0]
+
+    @property
+    def test_views(self) -> list[int]:
+        """Indices of the views held back."""
+        return self.scene.split(self.run.settings.scene.test_every)[1]
+
+    @cached_property
+    def masks(self) -> MaskSet:
+        """The id maps of the views."""
+        if not self.run.source.masks:
+            raise InputError(
+                f"{self.run.root} has no masks: features are learned from id maps, one PNG a view; "
+                "give their folder with --masks DIR"
+            )
+        return read_mask_folder(Path(self.run.source.masks), self.scene.views)
+
+    @cached_property
+    def splats(self) -> Splats:
+        """The run's splats."""
+        self.run.require("train")
+        return read_ply(self.run.root / "splats.ply")
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """Sampled pixels of the training views and the weights behind them; the same for the same settings."""
+        views = self.scene.views
+        held_back = set(self.test_views)
+        id_maps = [None if i in held_back else self.masks.load(i) for i in range(len(views))]
+        return sample_batches(
+            self.splats,
+            [v.camera for v in views],
+            id_maps,
+            self.rasterizer,
+            self.run.settings.lift,
+            quiet=self.quiet,
+        )
+
+    @cached_property
+    def neighbours(self) -> torch.Tensor:
+        """The true nearest neighbours of each Gaussian."""
+        return nearest_neighbours(self.splats.means, self.run.settings.lift.neighbours)
+
+    def segmentation(self) -> Segmentation:
+        """The run's splats with their labels."""
+        self.run.require("cluster")
+        return Segmentation(self.splats, *load_labels(self.run.root))
+
+    def say(self, text: str) -> None:
+        """Print a line, unless quiet."""
+        if not self.quiet:
+            console.print(text)
+
+
+# --- the steps --------------------------------------------------------------------------------------------
+
+
+def train(work: Workspace) -> str:
+    """Train the splats, or take those that were given; writes splats.ply."""
+    start = time.perf_counter()
+    run, target = work.run, work.run.root / "splats.ply"
+    if run.source.splats:
+        splats = read_ply(run.source.splats)
+        said = f"{len(splats):,} Gaussians taken from {run.source.splats}"
+    else:
+        splats, _ = train_splats(
+            work.scene, load_image, work.rasterizer, run.settings.train,
+            test_every=run.settings.scene.test_every, checkpoint_dir=run.root / "checkpoints", quiet=work.quiet,
+        )  # fmt: skip
+        said = f"{len(splats):,} Gaussians trained"
+    write_ply(target, splats, splats.extras)
+    work.splats = splats
+    run.finish("train", time.perf_counter() - start, gaussians=len(splats))
+    return f"{said}: {target}"
+
+
+def lift(work: Workspace) -> str:
+    """Learn a feature on every Gaussian from the masks; writes features.safetensors."""
+    start = time.perf_counter()
+    run, target = work.run, work.run.root / "features.safetensors"
+    batches, neighbours = work.batches, work.neighbours
+    features = learn_features(batches, neighbours, run.settings.lift, quiet=work.quiet)
+    mass = visible_mass(batches, len(work.splats))
+    with write_beside(target) as path:
+        save_file({"features": features, "mass": mass}, path)
+    run.finish("lift", time.perf_counter() - start)
+    return f"{features.shape[1]} features on each of {len(features):,} Gaussians: {target}"
+
+
+def load_features(run: RunFolder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read features [N, D] and visible mass [N]; InputError where they are missing or broken."""
+    run.require("lift")
+    path = run.root / "features.safetensors"
+    try:
+        data = load_file(path)
+        return data["features"], data["mass"]
+    except (SafetensorError, KeyError, OSError) as error:
+        raise InputError(f"{path} is broken ({error}); run `cgc lift {run.root}` again") from error
+
+
+def cluster_features(work: Workspace) -> str:
+    """Cluster the features into segments; writes segments.npz."""
+    start = time.perf_counter()
+    run, target = work.run, work.run.root / "segments.npz"
+    features, mass = load_features(run)
+    if len(features) != len(work.splats):
+        raise InputError(
+            f"{run.root} has {len(features):,} features for {len(work.splats):,} Gaussians: they are of different "
+            f"trainings; run `cgc lift {run.root}` again"
+        )
+    work.say(f"clustering {min(run.settings.cluster.samples, len(features)):,} of {len(features):,} Gaussians")
+    smooth = smooth_features(features, work.neighbours, mass)
+    found = cluster(smooth, mass, work.batches, run.settings.cluster)
+    save_labels(run.root, found.labels, found.confidences, found.tree)
+    noise = int((found.labels == NOISE).sum())
+    run.finish("cluster", time.perf_counter() - start, segments=found.n_segments, noise=noise)
+    return f"{found.n_segments} segments, {noise:,} Gaussians in none: {target}"
+
+
+def render(work: Workspace) -> str:
+    """Render every view's id map, measure against photos (and truth where it is known); writes masks/ and the table."""
+    start = time.perf_counter()
+    run, target = work.run, work.run.root / "masks"
+    segmentation = work.segmentation()
+    n_ids = int(segmentation.labels.max(initial=0)) + 1
+    held_back = set(work.test_views)
+    pixels: dict[str, np.ndarray] = {}
+    quality: dict[str, dict[str, float | str]] = {}
+    predicted: list[np.ndarray] = []
+    with progress_bar("render", len(work.scene.views), quiet=work.quiet) as bar:
+        for index, view in enumerate(work.scene.views):
+            picture = render_labels(work.splats, segmentation.labels, view.camera, work.rasterizer)
+            write_id_map(target / f"{view.stem}.png", picture.ids)
+            _write_weight(run.root / "weights" / f"{view.stem}.png", picture.weight)
+            pixels[view.name] = np.bincount(picture.ids.ravel(), minlength=n_ids)
+            photo = load_image(view).astype(np.float32) / 255
+            shown = render_rgb(work.splats, view.camera, work.rasterizer)
+            quality[view.name] = {
+                "split": "test" if index in held_back else "train",
+                "psnr": psnr(shown, photo),
+                "ssim": ssim(shown, photo),
+            }
+            if index in held_back:
+                predicted.append(picture.ids)
+            bar.advance(1, psnr=quality[view.name]["psnr"])
+    facts: dict[str, object] = {"quality": quality}
+    for split in ("train", "test"):
+        for measure in ("psnr", "ssim"):
+            values = [float(q[measure]) for q in quality.values() if q["split"] == split]
+            facts[f"{measure}_{split}"] = round(float(np.mean(values)), 4) if values else None
+    truth = find_truth(work)
+    if truth is not None:
+        scores = score_instances(truth.maps, predicted, truth.stuff_ids)
+        facts |= score_facts(scores, truth)
+    save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)})
+    run.finish("render", time.perf_counter() - start, **facts)
+    return f"{len(pixels)} id maps: {target}"
+
+
+def _write_weight(path: Path, weight: np.ndarray) -> None:
+    from PIL import Image
+
+    with write_beside(path) as temporary:
+        Image.fromarray((255 * weight.clip(0, 1)).round().astype(np.uint8)).save(temporary)
+
+
+def find_truth(work: Workspace) -> Truth | None:
+    """Read the true id maps of the test views where the scene has them (instance/ and instances.json)."""
+    root = Path(work.run.source.scene)
+    if not work.test_views or not (root / "instances.json").exists() or not (root / "instance").is_dir():
+        return None
+    return read_truth(root, [work.scene.views[i].stem for i in work.test_views])
+
+
+def score_facts(scores: InstanceScores, truth: Truth) -> dict[str, object]:
+    """The scores as stats.json has them, a row per true thing among them."""
+    rows = [{"name": truth.names[r.id], **{k: v for k, v in vars(r).items()}} for r in scores.rows]
+    return {
+        "miou_things": round(scores.miou_things, 4),
+        "boundary_iou": round(scores.boundary_iou, 4),
+        "pq": round(scores.pq, 4),
+        "instances": rows,
+    }
+
+
+def export(work: Workspace) -> str:
+    """Write every segment as a plain 3DGS PLY; writes segments/."""
+    start = time.perf_counter()
+    segmentation = work.segmentation()
+    paths = export_segments(work.run.root, segmentation)
+    (work.run.root / "segments").mkdir(exist_ok=True)
+    work.run.finish("export", time.perf_counter() - start)
+    return f"{len(paths)} objects: {work.run.root / 'segments'}"
+
+
+REPORT_VIEWS = 8
+"""Views shown in the report, test views first."""
+REPORT_OBJECTS = 80
+"""Objects rendered alone in the report, largest first."""
+
+
+def report(work: Workspace) -> str:
+    """Write the page a person looks at first; writes report/index.html."""
+    start = time.perf_counter()
+    run, target = work.run, work.run.root / "report" / "index.html"
+    run.require("train")
+    labelled = (run.root / "segments.json").exists()
+    segmentation = work.segmentation() if labelled else None
+    table = load_table(run.root) if labelled else []
+    quality = run.stats.get("quality", {})
+    views = [_report_view(work, i, segmentation, quality) for i in report_views(work)]
+    objects = []
+    if segmentation is not None:
+        by_name = {v.name: v for v in work.scene.views}
+        with progress_bar("objects", min(len(table), REPORT_OBJECTS), quiet=work.quiet) as bar:
+            for segment in table[:REPORT_OBJECTS]:
+                if segment.best_view in by_name:
+                    camera = by_name[segment.best_view].camera
+                    image = render_object(segmentation.object(segment.id), camera, work.rasterizer)
+                    objects.append(ReportObject(segment.id, image))
+                bar.advance()
+    data = ReportData(
+        title=Path(run.source.scene).name,
+        subtitle=f"{len(work.scene.views)} views, {len(work.train_views)} learned from",
+        facts=headline(run.stats),
+        warnings=[*work.scene.notes, *find_warnings(run.stats)],
+        views=views,
+        objects=objects,
+        segments=[SegmentRow(s.id, s.gaussians, s.size, s.centre, s.views, s.confidence, s.color) for s in table],
+        scores=[ViewScore(name, str(q["split"]), float(q["psnr"]), float(q["ssim"])) for name, q in quality.items()],
+        tables=_truth_table(run.stats),
+        seconds=run.stats["seconds"],
+        peak_rss_bytes=run.stats.get("peak_rss_bytes"),
+        settings=to_json(run.settings),
+    )
+    write_report(target, data)
+    run.finish("report", time.perf_counter() - start)
+    return f"report: {target}"
+
+
+def report_views(work: Workspace) -> list[int]:
+    """The views the report shows: test views, evenly, then training views, evenly, in order of the capture."""
+    test, train = work.test_views, work.train_views
+    n_test = min(len(test), max(REPORT_VIEWS - len(train), REPORT_VIEWS * 3 // 4))
+    return sorted(_evenly(test, n_test) + _evenly(train, REPORT_VIEWS - n_test))
+
+
+def _evenly(items: list[int], n: int) -> list[int]:
+    if n >= len(items):
+        return list(items)
+    return [items[int((k + 0.5) * len(items) / n)] for k in range(n)]
+
+
+def _report_view(
+    work: Workspace, index: int, segmentation: Segmentation | None, quality: dict[str, dict[str, float | str]]
+) -> ReportView:
+    view = work.scene.views[index]
+    photo = load_image(view)
+    shown = (255 * render_rgb(work.splats, view.camera, work.rasterizer)).round().astype(np.uint8)
+    colored = None
+    if segmentation is not None:
+        path = work.run.root / "masks" / f"{view.stem}.png"
+        colored = overlay(photo, read_id_map(path))
+    split = "test" if index in set(work.test_views) else "train"
+    score = quality.get(view.name, {}).get("psnr")
+    return ReportView(view.name, split, photo, shown, colored, float(score) if score is not None else None)
+
+
+def render_object(splats: Splats, camera: Camera, rasterizer: Rasterizer) -> np.ndarray:
+    """Render Gaussians alone, cut to where they show, uint8 [h, w, 4], see-through elsewhere."""
+    with torch.no_grad():
+        picture = rasterizer.render(splats, splats.colors(camera.position), [camera])
+    alpha = picture.alphas[0].cpu().numpy()
+    color = picture.values[0].cpu().numpy() / np.maximum(alpha, 1e-6)[..., None]
+    rgba = (255 * np.dstack([color, alpha]).clip(0, 1)).round().astype(np.uint8)
+    shows = alpha > 0.3
+    if not shows.any():
+        return rgba
+    margin = 6
+    rows, columns = np.flatnonzero(shows.any(1)), np.flatnonzero(shows.any(0))
+    top, left = max(rows[0] - margin, 0), max(columns[0] - margin, 0)
+    return rgba[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
+
+
+def headline(stats: dict[str, Any]) -> dict[str, str]:
+    """The key numbers of a run, the most telling first."""
+    facts = {}
+    for name, label in (
+        ("miou_things", "Things mIoU"),
+        ("boundary_iou", "Boundary IoU"),
+        ("pq", "Panoptic quality"),
+    ):
+        if stats.get(name) is not None:
+            facts[label] = f"{stats[name]:.3f}"
+    if stats.get("psnr_test") is not None:
+        facts["Test PSNR"] = f"{stats['psnr_test']:.2f} dB"
+        facts["Test SSIM"] = f"{stats['ssim_test']:.3f}"
+    elif stats.get("psnr_train") is not None:
+        facts["Train PSNR"] = f"{stats['psnr_train']:.2f} dB"
+    for name, label in (("segments", "Segments"), ("gaussians", "Gaussians")):
+        if stats.get(name) is not None:
+            facts[label] = f"{stats[name]:,}"
+    if stats.get("seconds"):
+        facts["Time"] = f"{sum(stats['seconds'].values()):.0f} s"
+    if stats.get("peak_rss_bytes"):
+        facts["Peak memory"] = f"{stats['peak_rss_bytes'] / 1e9:.1f} GB"
+    return facts
+
+
+def find_warnings(stats: dict[str, Any]) -> list[str]:
+    """What the numbers say went wrong, in sentences."""
+    said = []
+    train_psnr, test_psnr = stats.get("psnr_train"), stats.get("psnr_test")
+    if train_psnr and test_psnr and test_psnr < train_psnr - 5:
+        said.append(
+            f"Views that were held back are rendered {train_psnr - test_psnr:.1f} dB worse than those learned from: "
+            "the cameras may be off (run structure-from-motion again with more features), or there are too few photos."
+        )
+    noise, gaussians = stats.get("noise"), stats.get("gaussians")
+    if noise and gaussians and noise > 0.5 * gaussians:
+        said.append(
+            f"{noise / gaussians:.0%} of the Gaussians belong to no segment: no mask sees them. "
+            "More views with masks would."
+        )
+    return said
+
+
+def _truth_table(stats: dict[str, Any]) -> list[Table]:
+    rows = stats.get("instances")
+    if not rows:
+        return []
+    body = tuple(
+        (r["name"], r["predicted"] or None, round(r["iou"], 3), round(r["boundary_iou"], 3), r["pixels"])
+        for r in sorted(rows, key=lambda r: -r["iou"])
+    )
+    return [Table("Scored against truth", ("Thing", "Segment", "IoU", "Boundary IoU", "True pixels"), body)]
+
+
+# --- commands ---------------------------------------------------------------------------------------------
+
+FUNCTIONS: dict[str, Callable[[Workspace], str]] = {
+    "train": train,
+    "lift": lift,
+    "cluster": cluster_features,
+    "render": render,
+    "export": export,
+    "report": report,
+}
+
+
+def run_all(
+    scene_path: Path,
+    out: Path,
+    settings: RunSettings,
+    *,
+    masks: Path | None,
+    splats: Path | None,
+    quiet: bool = False,
+) -> RunFolder:
+    """Do every step that is not done yet, and say where the result lies; without masks the run ends with the splats."""
+    scene = read_scene(scene_path, settings.scene, quiet=quiet)
+    source = Source(
+        scene=str(scene_path.resolve()),
+        masks=str(masks.resolve()) if masks else None,
+        splats=str(splats.resolve()) if splats else None,
+        fingerprint=fingerprint(scene),
+    )
+    work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene)
+    if masks:
+        _ = work.masks  # read before the long steps: bad masks are said at once
+    if splats and not work.run.is_done("train"):
+        work.splats = read_ply(splats)
+    for note in scene.notes:
+        work.say(f"note: {note}")
+    steps = STEPS if masks else ("train", "report")
+    for step in steps:
+        if work.run.is_done(step):
+            work.say(f"{step}: done before, kept")
+        else:
+            work.say(f"{step}: {FUNCTIONS[step](work)}")
+    if not masks:
+        work.say("no masks were given, so there are no segments; add them with --masks DIR")
+    _say_result(work)
+    return work.run
+
+
+def run_step(out: Path, step: str, *, quiet: bool = False, masks: Path | None = None, **changed: Any) -> RunFolder:
+    """Do one step of an existing run again, with settings `changed` (train=, lift= or cluster=)."""
+    run = open_run(out)
+    run.settings = replace(run.settings, **changed)
+    if masks is not None:
+        run.source = replace(run.source, masks=str(masks.resolve()))
+    run.save_settings()
+    work = Workspace(run, quiet=quiet)
+    work.say(f"{step}: {FUNCTIONS[step](work)}")
+    stale = [s for s in STEPS if s in run.stats["steps"] and not run.is_done(s)]
+    if stale:
+        work.say(f"now out of date: {', '.join(stale)} (run `cgc {stale[0]} {out}`, or `cgc run` for all of them)")
+    return run
+
+
+def demo_scene() -> Path:
+    """The bundled scene: inside the installed package, or in data/ of a source tree."""
+    here = Path(__file__).parent
+    for place in (here / "demo_data", here.parent / "data" / "demo"):
+        if (place / "instances.json").exists():
+            return place
+    raise InputError(f"the bundled scene is missing: expected {here / 'demo_data'}; install cgc again")
+
+
+def _say_result(work: Workspace) -> None:
+    for label, text in headline(work.run.stats).items():
+        work.say(f"  {label:<17} {text}")
+    for warning in find_warnings(work.run.stats):
+        work.say(f"warning: {warning}")
+    console.print(f"result: {work.run.root / 'report' / 'index.html'}")
+
+
+def info(out: Path) -> None:
+    """Print what a run folder holds."""
+    run = open_run(out)
+    console.print(f"{out}: a run of {run.source.scene}")
+    console.print(f"  masks             {run.source.masks or 'none'}")
+    if run.source.splats:
+        console.print(f"  splats            {run.source.splats}")
+    for step in STEPS:
+        if step not in run.stats["steps"]:
+            state = "not done"
+        else:
+            state = f"done in {run.stats['seconds'].get(step, 0):.1f} s" if run.is_done(step) else "out of date"
+        console.print(f"  {step:<17} {state}")
+    for label, text in headline(run.stats).items():
+        console.print(f"  {label:<17} {text}")
+    if (run.root / "segments.json").exists():
+        for s in load_table(run.root):
+            console.print(
+                f"  segment {s.id:<5} {s.gaussians:>8,} Gaussians  {s.views:>3} views  confidence {s.confidence:.2f}"
+            )

@@ -1,0 +1,135 @@
+"""Products with a sparse matrix in CSR form, its transpose and its rows: the time of feature learning.
+
+Notation: R rows, E entries, D channels; a row's entries are indptr[row] to indptr[row + 1]. A product is one
+kernel, parallel over pieces of equal work (a row costs one, an entry costs one). A row is summed in float32,
+in the order of its entries: the bits do not depend on the number of threads. W^T x is the same kernel on the
+transpose, which a counting sort makes once: no atomics.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import float32 as f
+from numba import njit, prange
+from torch import Tensor
+
+from cgc.rasterize.lanes import fma, load, splat, store
+
+if TYPE_CHECKING:
+    from cgc.rasterize.base import Contributions
+
+PIECES = 64
+
+
+class Csr(NamedTuple):
+    """A sparse matrix: indptr [R+1] int64, ids [E] int32 (columns), weights [E] float32."""
+
+    indptr: np.ndarray
+    ids: np.ndarray
+    weights: np.ndarray
+
+
+@njit(cache=True)
+def _row_at(indptr, goal):
+    """Return the first row before which lie at least `goal` rows and entries together."""
+    low, high = 0, indptr.shape[0] - 1
+    while low < high:
+        middle = (low + high) // 2
+        if indptr[middle] + middle >= goal:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@njit(cache=True, parallel=True)
+def _multiply(indptr, ids, weights, x, channels, out):
+    """Write the matrix times x [columns * D] to out [R * D], sixteen channels at a time."""
+    work = indptr[-1] + indptr.shape[0] - 1
+    for piece in prange(PIECES):
+        first, last = _row_at(indptr, piece * work // PIECES), _row_at(indptr, (piece + 1) * work // PIECES)
+        for row in range(first, last):
+            begin, end, at = indptr[row], indptr[row + 1], row * channels
+            c = 0
+            while c + 16 <= channels:
+                low = high = splat(f(0.0))
+                for e in range(begin, end):
+                    w, column = splat(weights[e]), ids[e] * channels + c
+                    low, high = fma(w, load(x, column), low), fma(w, load(x, column + 8), high)
+                store(out, at + c, low)
+                store(out, at + c + 8, high)
+                c += 16
+            if c + 8 <= channels:
+                low = splat(f(0.0))
+                for e in range(begin, end):
+                    low = fma(splat(weights[e]), load(x, ids[e] * channels + c), low)
+                store(out, at + c, low)
+                c += 8
+            while c < channels:
+                single = f(0.0)
+                for e in range(begin, end):
+                    single += weights[e] * x[ids[e] * channels + c]
+                out[at + c] = single
+                c += 1
+
+
+@njit(cache=True)
+def _transpose(indptr, ids, weights, start, rows, out):
+    """Counting sort of the entries by column; start [columns + 1] holds zeros on entry."""
+    for e in range(ids.shape[0]):
+        start[ids[e] + 1] += 1
+    for column in range(start.shape[0] - 1):
+        start[column + 1] += start[column]
+    for row in range(indptr.shape[0] - 1):
+        for e in range(indptr[row], indptr[row + 1]):
+            to = start[ids[e]]
+            start[ids[e]] += 1
+            rows[to], out[to] = row, weights[e]
+    for column in range(start.shape[0] - 1, 0, -1):  # each start has moved on to the next column's
+        start[column] = start[column - 1]
+    start[0] = 0
+
+
+@njit(cache=True, parallel=True)
+def _take_rows(indptr, ids, weights, rows, new_indptr, new_ids, new_weights):
+    for k in prange(rows.shape[0]):
+        begin, to = indptr[rows[k]], new_indptr[k]
+        for e in range(new_indptr[k + 1] - to):
+            new_ids[to + e], new_weights[to + e] = ids[begin + e], weights[begin + e]
+
+
+def transpose(matrix: Csr, columns: int) -> Csr:
+    """Return the transpose of a matrix of `columns` columns; the entries of a row keep their order."""
+    start = np.zeros(columns + 1, np.int64)
+    rows, weights = np.empty_like(matrix.ids), np.empty_like(matrix.weights)
+    _transpose(*matrix, start, rows, weights)
+    return Csr(start, rows, weights)
+
+
+def take_rows(matrix: Csr, rows: np.ndarray) -> Csr:
+    """Return the matrix of these rows [R] int64, in this order, repeats and all."""
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(matrix.indptr[rows + 1] - matrix.indptr[rows], out=indptr[1:])
+    ids, weights = np.empty(indptr[-1], matrix.ids.dtype), np.empty(indptr[-1], matrix.weights.dtype)
+    _take_rows(*matrix, rows, indptr, ids, weights)
+    return Csr(indptr, ids, weights)
+
+
+class Product(torch.autograd.Function):
+    """W x, or W^T x if `flip`: [N, D] -> [P, D] or [P, M] -> [N, M]; the gradient is the other of the two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, contributions: Contributions, flip: bool) -> Tensor:
+        ctx.contributions, ctx.flip = contributions, flip
+        matrix = contributions.by_gaussian if flip else contributions.by_pixel
+        array = x.detach().to("cpu", torch.float32).contiguous().numpy()
+        out = np.empty((len(matrix.indptr) - 1, array.shape[1]), np.float32)
+        _multiply(*matrix, array.ravel(), array.shape[1], out.ravel())
+        return torch.from_numpy(out).to(x.device)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Product.apply(v, ctx.contributions, not ctx.flip), None, None  # pyright: ignore[reportReturnType]

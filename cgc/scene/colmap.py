@@ -1,0 +1,68 @@
+"""Read a COLMAP model: binary or text, with or without the rigs and frames files of newer versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from cgc.errors import InputError
+from cgc.scene.binary import REQUIRED, BrokenFile, check_binary_model
+from cgc.scene.lens import from_colmap
+from cgc.scene.model import Model, Shot
+
+MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", ".")
+_NAMES = ("cameras", "images", "points3D")
+
+
+def find_colmap(root: Path) -> Path | None:
+    """Return the folder under `root` that holds a COLMAP model, or None."""
+    for folder in MODEL_FOLDERS:
+        if any((root / folder / f"{name}{end}").is_file() for name in _NAMES for end in (".bin", ".txt")):
+            return root / folder if folder != "." else root
+    return None
+
+
+def read_colmap(root: Path, folder: Path) -> Model:
+    """Read the model in `folder` of the scene `root`; raise InputError where it is broken or incomplete."""
+    binary = all((folder / name).is_file() for name in REQUIRED)
+    if not binary and not all((folder / f"{name}.txt").is_file() for name in _NAMES):
+        found = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".txt"))) or "none"
+        raise InputError(
+            f"{folder} is not a whole COLMAP model: expected cameras, images and points3D, all .bin or all "
+            ".txt, "
+            f"found {found}; run COLMAP's mapper again or restore the files"
+        )
+    try:
+        if binary:
+            check_binary_model(folder)
+        model = pycolmap.Reconstruction(str(folder))
+        shots = [_shot(image) for image in model.images.values() if image.has_pose]
+    except (BrokenFile, RuntimeError, ValueError, IndexError, KeyError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{folder} is broken: expected a COLMAP model, but {reason}; restore the files or run COLMAP's mapper again"
+        ) from error
+    images = root / "images"
+    if folder == root and not images.is_dir() and root.parent.name == "sparse":  # SCENE/sparse/0 was given
+        images = root.parent.parent / "images"
+    return Model(shots, *_points(model), images=images, path=folder)
+
+
+def _shot(image: pycolmap.Image) -> Shot:
+    if image.camera is None:
+        raise ValueError(f"the image {image.name} has no camera")
+    viewmat = np.eye(4)
+    viewmat[:3] = image.cam_from_world().matrix()  # pyright: ignore[reportOptionalMemberAccess]
+    return Shot(image.name, from_colmap(image.camera), viewmat)
+
+
+def _points(model: pycolmap.Reconstruction) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points that two images or more see, [M, 3] float32, and colours [M, 3] uint8, by id."""
+    by_id = sorted(model.points3D.items(), key=lambda item: item[0])  # pycolmap's order is a hash map's
+    kept = [point for _, point in by_id if point.track.length() >= 2]
+    points = np.array([p.xyz for p in kept], np.float64).reshape(-1, 3)
+    colors = np.array([p.color for p in kept], np.uint8).reshape(-1, 3)
+    finite = np.isfinite(points).all(1) & (np.abs(points).max(1, initial=0) < np.finfo(np.float32).max)
+    return points[finite].astype(np.float32), colors[finite]

@@ -1,0 +1,108 @@
+"""Image files: find them, read their sizes from the header, decode them at their view's size.
+
+COLMAP works on stored pixels and ignores EXIF orientation, other tools turn the photo first. The size tells
+which: a photo is turned by its tag only where its turned size fits the camera and its stored size does not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cgc.errors import InputError
+from cgc.scene.types import View
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Stored (width, height) of an image file, and whether its EXIF tag turns it by 90 degrees."""
+
+    size: tuple[int, int]
+    sideways: bool
+
+
+def find_images(folder: Path, names: Sequence[str]) -> list[Path | None]:
+    """Find every name's file in `folder`: the name itself, or its stem with another image suffix."""
+    exact = [folder / name for name in names]
+    found: list[Path | None] = [path if path.is_file() else None for path in exact]
+    if all(found):
+        return found
+    by_stem = _by_stem(folder)
+    for i, name in enumerate(names):
+        candidates = by_stem.get(os.path.splitext(name)[0], []) or by_stem.get(name, [])
+        if found[i] is None and len(candidates) == 1:
+            found[i] = candidates[0]
+    return found
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    stems: dict[str, list[Path]] = {}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            stem, suffix = os.path.splitext(file)
+            if suffix.lower() in SUFFIXES:
+                path = Path(parent, file)
+                stems.setdefault(Path(parent, stem).relative_to(folder).as_posix(), []).append(path)
+    return stems
+
+
+def read_header(path: Path) -> Header:
+    """Read an image's size without decoding it; raise InputError where it is no image."""
+    try:
+        with Image.open(path) as image:
+            # PNG may keep EXIF behind the pixels; looking for it there would decode the whole image
+            has_exif = image.format != "PNG" or "exif" in image.info
+            orientation = image.getexif().get(_ORIENTATION, 1) if has_exif else 1
+            size = image.size
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if min(size) < 1:
+        raise InputError(f"{path} is {size[0]}x{size[1]}; an image needs at least one pixel, so restore it")
+    return Header(size, orientation in (5, 6, 7, 8))
+
+
+def load_photo(path: Path, exif_rotated: bool, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode an image to [H, W, 3] uint8, shrunk to `size` (width, height) by area; alpha is dropped."""
+    try:
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file) if exif_rotated else file
+            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            if image.mode == "P":
+                image = image.convert("RGBA")
+            image = image.convert("RGB")
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if size is not None and image.size != size:
+        smaller = size[0] <= image.width and size[1] <= image.height
+        image = image.resize(size, Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
+    return np.array(image, np.uint8)
+
+
+def load_image(view: View) -> np.ndarray:
+    """Decode a view's image at its camera's size, [H, W, 3] uint8; raise InputError for a broken file."""
+    return load_photo(view.image_path, view.exif_rotated, (view.camera.width, view.camera.height))
+
+
+def check_images(views: Iterable[View]) -> None:
+    """Decode every view's image once and throw it away; raise InputError that names the first broken one."""
+    for view in views:
+        load_photo(view.image_path, exif_rotated=False)
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    return InputError(
+        f"{path} cannot be read as an image ({error}): it is truncated, damaged or of another kind; "
+        "copy it again, or remove it and reconstruct the scene without it"
+    )

@@ -1,0 +1,95 @@
+"""What every reader returns: shots (a name, a lens, a pose) and points, before any image is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cgc.errors import InputError
+from cgc.scene.lens import intrinsics
+from cgc.scene.types import Lens
+
+LARGEST = 1e12  # poses and parameters beyond this are damage, and would overflow in float32
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One photo as the model describes it; `viewmat` [4, 4] float64 cam_from_world, OpenCV axes."""
+
+    name: str
+    lens: Lens
+    viewmat: np.ndarray
+
+
+@dataclass(frozen=True)
+class Model:
+    """Shots, points [M, 3], their colours [M, 3] uint8, the folder names start from, the model's path."""
+
+    shots: list[Shot]
+    points: np.ndarray
+    point_colors: np.ndarray
+    images: Path
+    path: Path
+
+
+def no_points() -> tuple[np.ndarray, np.ndarray]:
+    """Return empty points [0, 3] float32 and colours [0, 3] uint8."""
+    return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+
+
+def check_model(model: Model) -> None:
+    """Check views, names, poses and lenses; raise InputError with what is wrong with the first bad one."""
+    where = model.path
+    if len(model.shots) < 2:
+        raise InputError(
+            f"{where} has {len(model.shots)} posed views, at least 2 are needed; reconstruct with more photos"
+        )
+    names = set()
+    for shot in model.shots:
+        if shot.name in names:
+            raise InputError(f"{where} names the image {shot.name!r} twice; every view needs an image of its own")
+        names.add(shot.name)
+        check_name(shot.name, where)
+        _check_pose(shot, where)
+        _check_lens(shot, where)
+
+
+def check_name(name: str, where: Path) -> None:
+    """Raise InputError where a name that a model gives leads out of the folder it is relative to."""
+    parts = name.replace("\\", "/").split("/")
+    if not name or "\0" in name or ".." in parts or parts[0] == "" or parts[0].endswith(":"):
+        raise InputError(
+            f"{where} names the file {name!r}, which lies outside the scene's folder; "
+            "put it inside and name it relative to it"
+        )
+
+
+def _check_pose(shot: Shot, where: Path) -> None:
+    rotation = shot.viewmat[:3, :3]
+    if not np.abs(shot.viewmat).max() < LARGEST:
+        raise InputError(f"{where}: the pose of {shot.name} is not finite; reconstruct the scene again")
+    off = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if off > 1e-2 or np.linalg.det(rotation) < 0:
+        raise InputError(
+            f"{where}: the pose of {shot.name} is not a rotation and a translation "
+            f"(R R^T is off by {off:.2g}, det R is {np.linalg.det(rotation):.2g}); export the poses again"
+        )
+
+
+def _check_lens(shot: Shot, where: Path) -> None:
+    lens = shot.lens
+    if lens.model == "EQUIRECTANGULAR":
+        raise InputError(
+            f"{where}: {shot.name} is an equirectangular panorama, which no pinhole camera can show; "
+            "cut it into perspective images first"
+        )
+    if not (0 < lens.width < 1 << 17 and 0 < lens.height < 1 << 17):
+        raise InputError(f"{where}: the camera of {shot.name} has an image of {lens.width}x{lens.height}; fix its size")
+    K = intrinsics(lens)
+    if not np.abs(lens.params).max() < LARGEST or min(K[0, 0], K[1, 1]) <= 0:
+        raise InputError(
+            f"{where}: the camera of {shot.name} ({lens.model}) has the parameters {list(lens.params)}; "
+            "they must be finite, with a focal length over 0; reconstruct the scene again"
+        )

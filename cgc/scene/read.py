@@ -1,0 +1,231 @@
+"""Read a scene: find its model, match its images, give every view a pinhole camera at its used size."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgc.errors import InputError
+from cgc.files import sha256
+from cgc.scene.colmap import find_colmap, read_colmap
+from cgc.scene.images import find_images, read_header
+from cgc.scene.lens import intrinsics, is_pinhole, resized, undistorted
+from cgc.scene.model import Model, Shot, check_model
+from cgc.scene.transforms import TRANSFORMS, find_transforms, read_transforms
+from cgc.scene.types import Camera, Scene, View
+from cgc.scene.undistort import Distorted, undistort_photos
+from cgc.settings import SceneSettings
+
+Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A shot and its file: `size` is the file's, `full_size` its photo's in the images folder."""
+
+    shot: Shot
+    path: Path
+    size: Size
+    full_size: Size
+    exif_rotated: bool
+    shrunk: bool  # the file is from images_N
+
+
+def read_scene(
+    root: Path | str,
+    settings: SceneSettings | None = None,
+    cache: Path | None = None,
+    images: Path | None = None,
+    quiet: bool = False,
+) -> Scene:
+    """Read a COLMAP or transforms.json scene; distorted photos are undistorted once, into a cache.
+
+    `root` holds sparse/0 (or sparse, colmap/sparse/0, or the model's files themselves) and images, or
+    transforms.json. `cache` overrides root/.cgc_cache, `images` the images folder. Sizes may differ between
+    views. Raises InputError where anything is missing, broken or does not fit together.
+    """
+    root, settings = Path(root), settings or SceneSettings()
+    if settings.downscale < 1 or settings.max_side < 0:
+        raise InputError(
+            f"downscale is {settings.downscale} and max_side is {settings.max_side}; "
+            "expected downscale of at least 1 and max_side of at least 0"
+        )
+    model = _read_model(root)
+    if images is not None:
+        model = replace(model, images=Path(images))
+    check_model(model)
+    model.shots.sort(key=lambda shot: shot.name)
+    notes: list[str] = []
+    photos = _find_photos(model, settings.downscale, notes)
+    views = _make_views(photos, settings, root, cache, quiet, notes)
+    return Scene(root, tuple(views), model.points, model.point_colors, model.path, tuple(notes))
+
+
+def fingerprint(scene: Scene) -> dict[str, Any]:
+    """Return what tells this scene from another, as JSON values: image names and sizes, the model's hashes.
+
+    `root` is the path as given; the same scene elsewhere differs in nothing else.
+    """
+    return {
+        "root": str(scene.root),
+        "views": len(scene.views),
+        "images": [[v.name, *(v.full_size or (v.camera.width, v.camera.height))] for v in scene.views],
+        "model": {path.name: sha256(path) for path in _model_files(scene.model_path)},
+    }
+
+
+def _model_files(path: Path | None) -> list[Path]:
+    if path is None:
+        return []
+    if path.is_dir():
+        names = ("cameras", "images", "points3D", "rigs", "frames")
+        return [p for name in names for end in (".bin", ".txt") if (p := path / f"{name}{end}").is_file()]
+    return find_transforms(path.parent) if path.name in TRANSFORMS else [path]
+
+
+def _read_model(root: Path) -> Model:
+    if not root.is_dir():
+        what = "it is a file" if root.exists() else "there is no such folder"
+        raise InputError(f"{root} was expected to be the folder of a scene, but {what}; check the path")
+    if folder := find_colmap(root):
+        return read_colmap(root, folder)
+    if files := find_transforms(root):
+        return read_transforms(root, files)
+    empty = " (sparse/0 is there but holds no model)" if (root / "sparse/0").is_dir() else ""
+    raise InputError(
+        f"{root} is not a scene: expected a COLMAP model in sparse/0 or a transforms.json, found "
+        f"neither{empty}; "
+        "run COLMAP on the photos first"
+    )
+
+
+def _find_photos(model: Model, downscale: int, notes: list[str]) -> list[_Photo]:
+    """Match every shot to its file: in images_N where that serves `downscale`, else in the images folder."""
+    names = [shot.name for shot in model.shots]
+    full = find_images(model.images, names)
+    small_folder = model.images.parent / f"{model.images.name}_{downscale}"
+    if downscale > 1 and model.images != model.path.parent and small_folder.is_dir():
+        small = find_images(small_folder, names)
+        if lacking := small.count(None):
+            notes.append(
+                f"{small_folder} lacks {lacking} of {len(small)} images, so the full photos are shrunk instead"
+            )
+        else:
+            triples = zip(model.shots, small, full)
+            return [_photo(shot, path, True, other) for shot, path, other in triples if path]
+    _check_found(model, full)
+    photos = [_photo(shot, path) for shot, path in zip(model.shots, full) if path]
+    rescaled = Counter((p.size, (p.shot.lens.width, p.shot.lens.height)) for p in photos)
+    for (size, expected), count in rescaled.items():
+        if size != expected:
+            notes.append(
+                f"{count} images are {_text(size)} where the model's camera is {_text(expected)}: "
+                "its intrinsics were scaled to the images"
+            )
+    return photos
+
+
+def _check_found(model: Model, found: list[Path | None]) -> None:
+    missing = [shot.name for shot, path in zip(model.shots, found) if path is None]
+    if not missing:
+        return
+    if not model.images.is_dir():
+        raise InputError(
+            f"the images folder {model.images} does not exist; put the {len(missing)} photos that "
+            f"{model.path} names there, or name their folder"
+        )
+    some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    raise InputError(
+        f"{len(missing)} of the {len(found)} images that {model.path} names are missing in {model.images}: "
+        f"{some}; "
+        "restore them, or reconstruct the scene from the images that are there"
+    )
+
+
+def _photo(shot: Shot, path: Path, shrunk: bool = False, full: Path | None = None) -> _Photo:
+    """Check that a file's size fits the shot's camera; `full` is the photo that `path` was shrunk from."""
+    expected = shot.lens.width, shot.lens.height
+    size, turned = _fit(path, expected)
+    full_size = _fit(full, expected)[0] if full else expected if shrunk else size
+    return _Photo(shot, path, size, full_size, turned, shrunk)
+
+
+def _fit(path: Path, expected: Size) -> tuple[Size, bool]:
+    """Return the image's size and whether its EXIF tag must be obeyed to fit the camera's `expected` size."""
+    header = read_header(path)
+    turned = header.size[1], header.size[0]
+    if header.size == expected:
+        return header.size, False
+    if header.sideways and turned == expected:
+        return turned, True
+    if _same_shape(header.size, expected):
+        return header.size, False
+    if header.sideways and _same_shape(turned, expected):
+        return turned, True
+    raise InputError(
+        f"{path} is {_text(header.size)} but its camera in the model is {_text(expected)}, which is no "
+        "scaled copy; "
+        "use the images that the model was made from"
+    )
+
+
+def _same_shape(size: Size, expected: Size) -> bool:
+    """Tell whether the sizes have one aspect, within 2 px or 1 %."""
+    height = size[0] * expected[1] / expected[0]
+    return abs(size[1] - height) <= max(2, 0.01 * height)
+
+
+def _make_views(
+    photos: list[_Photo],
+    settings: SceneSettings,
+    root: Path,
+    cache: Path | None,
+    quiet: bool,
+    notes: list[str],
+) -> list[View]:
+    distorted = {
+        p.shot.name: Distorted(p.shot.name, p.path, p.exif_rotated, resized(p.shot.lens, *p.size))
+        for p in photos
+        if not is_pinhole(p.shot.lens)
+    }
+    flat_paths: dict[str, Path] = {}
+    if distorted:
+        flat_paths = dict(zip(distorted, undistort_photos(list(distorted.values()), root, cache, quiet)))
+        folder = next(iter(flat_paths.values())).parents[next(iter(distorted)).count("/")]
+        notes.append(f"{len(distorted)} images were undistorted; the copies that are used lie in {folder}")
+    views = []
+    for photo in photos:
+        shot, bent = photo.shot, distorted.get(photo.shot.name)
+        lens = undistorted(bent.lens) if bent else shot.lens
+        size = (lens.width, lens.height) if bent else photo.size
+        size = _used_size(size, 1 if photo.shrunk else settings.downscale, settings.max_side)
+        viewmat = torch.tensor(shot.viewmat, dtype=torch.float32)
+        K = torch.tensor(intrinsics(lens), dtype=torch.float32)
+        views.append(
+            View(
+                name=shot.name if Path(shot.name).suffix else f"{shot.name}{photo.path.suffix}",
+                camera=Camera(viewmat, K, lens.width, lens.height).resized(*size),
+                image_path=flat_paths.get(shot.name, photo.path),
+                full_size=photo.full_size,
+                distortion=bent.lens if bent else None,
+                exif_rotated=photo.exif_rotated and bent is None,
+            )
+        )
+    return views
+
+
+def _used_size(size: Size, downscale: int, max_side: int) -> Size:
+    """Return the size an image is used at: shrunk by `downscale`, then to `max_side` (0: no limit)."""
+    width, height = size[0] / downscale, size[1] / downscale
+    if max_side:
+        shrink = min(1.0, max_side / max(width, height))
+        width, height = width * shrink, height * shrink
+    return max(1, round(width)), max(1, round(height))
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,137 @@
+"""Read transforms.json: nerfstudio's, instant-ngp's, and transforms_train/test.json of NeRF-synthetic.
+
+Poses there are world-from-camera with OpenGL axes (+y up, -z forward): the camera's y and z columns change
+sign.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cgc import ply
+from cgc.errors import InputError
+from cgc.files import read_json
+from cgc.scene.images import find_images, read_header
+from cgc.scene.model import Model, Shot, check_name, no_points
+from cgc.scene.types import Lens
+
+TRANSFORMS = ("transforms.json", "transforms_train.json", "transforms_val.json", "transforms_test.json")
+_POLYNOMIAL = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV", "PERSPECTIVE")
+_FISHEYE = ("OPENCV_FISHEYE", "FISHEYE")
+
+
+def find_transforms(root: Path) -> list[Path]:
+    """Return root/transforms.json, or else the transforms_train/val/test.json that are there."""
+    found = [root / name for name in TRANSFORMS if (root / name).is_file()]
+    return found[:1] if found and found[0].name == "transforms.json" else found
+
+
+def read_transforms(root: Path, files: list[Path]) -> Model:
+    """Read the frames of all `files`; raise InputError where one is broken."""
+    shots: list[Shot] = []
+    points = no_points()
+    for file in files:
+        content = read_json(file, "the scene's transforms file")
+        frames = content.get("frames") if isinstance(content, dict) else None
+        if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+            raise InputError(f"{file} has no list of frames; expected nerfstudio's or instant-ngp's transforms.json")
+        shots += _shots(root, frames, {k: v for k, v in content.items() if k != "frames"}, file)
+        if isinstance(content.get("ply_file_path"), str):
+            check_name(content["ply_file_path"], file)
+            points = _read_points(file.parent / content["ply_file_path"], file)
+    tops = {shot.name.split("/", 1)[0] for shot in shots if "/" in shot.name}
+    if len(tops) == 1 and next(iter(tops)).startswith("images") and all("/" in shot.name for shot in shots):
+        images = root / tops.pop()  # names start inside the images folder, as COLMAP's do
+        shots = [Shot(shot.name.split("/", 1)[1], shot.lens, shot.viewmat) for shot in shots]
+    else:
+        images = root
+    return Model(shots, *points, images=images, path=files[0])
+
+
+def _shots(root: Path, frames: list[dict[str, Any]], shared: dict[str, Any], file: Path) -> list[Shot]:
+    names = []
+    for i, frame in enumerate(frames):
+        name = frame.get("file_path")
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{file}: frame {i} has no file_path; every frame must name its image")
+        names.append(os.path.normpath(name).replace(os.sep, "/") if ".." not in name else name)
+        check_name(names[-1], file)
+    shots = []
+    for name, frame, path in zip(names, frames, find_images(root, names)):
+        try:
+            shots.append(Shot(name, _lens({**shared, **frame}, path), _viewmat(frame)))
+        except (ValueError, TypeError, OverflowError, ZeroDivisionError, np.linalg.LinAlgError) as error:
+            raise InputError(f"{file}: the frame of {name} is bad: {error}; export the scene again") from error
+    return shots
+
+
+def _viewmat(frame: dict[str, Any]) -> np.ndarray:
+    """Return cam_from_world [4, 4] with OpenCV axes."""
+    pose = np.array(frame.get("transform_matrix"), np.float64)
+    if pose.shape == (3, 4):
+        pose = np.vstack([pose, [0, 0, 0, 1]])
+    if pose.shape != (4, 4):
+        raise ValueError(f"its transform_matrix has the shape {list(pose.shape)}, expected 4x4")
+    opencv = pose @ np.diag([1.0, -1.0, -1.0, 1.0])
+    return np.linalg.inv(opencv) if np.isfinite(opencv).all() else opencv
+
+
+def _lens(values: dict[str, Any], image: Path | None) -> Lens:
+    """Build the lens of a frame; a file that gives no size leaves it to the image."""
+
+    def number(key: str, default: float = 0.0) -> float:
+        value = values.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{key} is {value!r}, expected a number")
+        return float(value)
+
+    width, height = int(number("w")), int(number("h"))
+    if not (width and height):
+        if image is None:
+            raise ValueError("neither w and h nor its image are there to tell its size")
+        width, height = read_header(image).size
+    fx, fy = number("fl_x"), number("fl_y")
+    if not fx and number("camera_angle_x"):
+        fx = 0.5 * width / math.tan(0.5 * number("camera_angle_x"))
+    if not fy and number("camera_angle_y"):
+        fy = 0.5 * height / math.tan(0.5 * number("camera_angle_y"))
+    fx, fy = fx or fy, fy or fx
+    if not fx:
+        raise ValueError("it has neither fl_x nor camera_angle_x")
+    pinhole = (fx, fy, number("cx", width / 2), number("cy", height / 2))
+    k1, k2, k3, k4, k5, k6, p1, p2 = (number(key) for key in ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2"))
+    model = str(values.get("camera_model") or "OPENCV").upper()
+    if model in _FISHEYE or values.get("is_fisheye") is True:
+        return Lens("OPENCV_FISHEYE", (*pinhole, k1, k2, k3, k4), width, height)
+    if model not in _POLYNOMIAL:
+        raise ValueError(f"camera_model is {model}, expected one of {', '.join(_POLYNOMIAL + _FISHEYE)}")
+    if any((k3, k4, k5, k6)):
+        return Lens("FULL_OPENCV", (*pinhole, k1, k2, p1, p2, k3, k4, k5, k6), width, height)
+    if any((k1, k2, p1, p2)):
+        return Lens("OPENCV", (*pinhole, k1, k2, p1, p2), width, height)
+    return Lens("PINHOLE", pinhole, width, height)
+
+
+def _read_points(path: Path, where: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read the point cloud that `where` names: points [M, 3] float32 and colours [M, 3] uint8."""
+    try:
+        vertices = ply.read_vertices(path, ply.read_header(path))
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is dropped below
+            points = np.stack([vertices[axis] for axis in "xyz"], 1).astype(np.float32)
+            colors = np.full((len(points), 3), 128, np.uint8)
+            if {"red", "green", "blue"} <= set(vertices.dtype.names or ()):
+                colors = np.stack([vertices[c] for c in ("red", "green", "blue")], 1).astype(np.uint8)
+    except (OSError, ValueError, KeyError, MemoryError) as error:
+        raise InputError(
+            f"{path}, the point cloud that {where} names, cannot be read: {error}; "
+            "restore it, or remove ply_file_path from the transforms file to start without points"
+        ) from error
+    finite = np.isfinite(points).all(1)
+    return points[finite], colors[finite]

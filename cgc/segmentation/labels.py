@@ -1,0 +1,74 @@
+"""Pictures of labels: one discrete label per Gaussian, rendered as if one-hot, the heaviest wins."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from cgc.rasterize.base import Rasterizer
+from cgc.scene.types import Camera
+from cgc.splats.types import Splats
+
+MAX_ENTRIES_AT_ONCE = 1 << 18
+"""Pixels whose blending weights are held at once; with some 30 entries a pixel this is about 60 MB."""
+
+
+class LabelPicture(NamedTuple):
+    """ids [H, W] int32, 0 = no segment; weight [H, W] float32, the share of the pixel that the winner has."""
+
+    ids: np.ndarray
+    weight: np.ndarray
+
+
+@njit(cache=True, parallel=True)
+def _winners(indptr, ids, weights, labels, n_labels, out_ids, out_weight):
+    """Per row: sum the weights by label (column 0 holds noise and what is left of the background); keep the largest."""
+    pieces = 64
+    rows = indptr.shape[0] - 1
+    for piece in prange(pieces):
+        sums = np.zeros(n_labels + 1, np.float32)
+        for row in range(piece * rows // pieces, (piece + 1) * rows // pieces):
+            left = np.float32(1.0)
+            for e in range(indptr[row], indptr[row + 1]):
+                sums[max(labels[ids[e]], 0)] += weights[e]
+                left -= weights[e]
+            sums[0] += max(left, np.float32(0.0))
+            best = 0
+            for e in range(indptr[row], indptr[row + 1]):
+                label = max(labels[ids[e]], 0)
+                if sums[label] > sums[best] or (sums[label] == sums[best] and label < best):
+                    best = label
+            out_ids[row] = best
+            out_weight[row] = sums[best]
+            sums[0] = 0.0
+            for e in range(indptr[row], indptr[row + 1]):
+                sums[max(labels[ids[e]], 0)] = 0.0
+
+
+def render_labels(splats: Splats, labels: np.ndarray, camera: Camera, rasterizer: Rasterizer) -> LabelPicture:
+    """Rasterise labels [N] (-1 noise, 1..K) into an id map: per pixel the label with the largest blending weight.
+
+    What shows the background or noise more than any segment gets id 0.
+    """
+    size = camera.width * camera.height
+    out_ids, out_weight = np.zeros(size, np.int32), np.zeros(size, np.float32)
+    n_labels = int(labels.max(initial=0))
+    for begin in range(0, size, MAX_ENTRIES_AT_ONCE):
+        end = min(begin + MAX_ENTRIES_AT_ONCE, size)
+        rows = rasterizer.contributions(splats, camera, torch.arange(begin, end))
+        parts = (t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights))
+        _winners(*parts, labels, n_labels, out_ids[begin:end], out_weight[begin:end])
+    shape = (camera.height, camera.width)
+    return LabelPicture(out_ids.reshape(shape), out_weight.reshape(shape))
+
+
+def render_rgb(splats: Splats, camera: Camera, rasterizer: Rasterizer, background: Tensor | None = None) -> np.ndarray:
+    """Render the picture of one camera, [H, W, 3] float32 in 0..1, on `background` [3] (default black)."""
+    with torch.no_grad():
+        colors = splats.colors(camera.position)
+        picture = rasterizer.render(splats, colors, [camera], backgrounds=background).values[0]
+    return picture.clamp(0, 1).cpu().numpy()

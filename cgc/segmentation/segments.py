@@ -1,0 +1,165 @@
+"""A segmented scene: splats, one label each, and the table of what the segments are."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from cgc.errors import InputError
+from cgc.files import read_json, write_beside, write_json
+from cgc.geometry import SH_C0
+from cgc.splats.ply import write_ply
+from cgc.splats.types import Splats
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One object: what the table says of it. Lengths in world units; the box spans its 1st to 99th percentile."""
+
+    id: int
+    gaussians: int
+    centre: tuple[float, float, float]
+    box_min: tuple[float, float, float]
+    box_max: tuple[float, float, float]
+    color: tuple[int, int, int]
+    confidence: float
+    views: int
+    pixels: int
+    best_view: str
+
+    @property
+    def size(self) -> tuple[float, float, float]:
+        """Side lengths of the box."""
+        return tuple(b - a for a, b in zip(self.box_min, self.box_max))  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Splats with labels [N] (-1 noise, 1..K) and confidences [N] in [0, 1]."""
+
+    splats: Splats
+    labels: np.ndarray
+    confidences: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = len(self.splats)
+        if self.labels.shape != (n,) or self.confidences.shape != (n,):
+            raise InputError(
+                f"{len(self.labels)} labels and {len(self.confidences)} confidences came for {n} Gaussians: segments "
+                "and splats are of different runs; cluster again"
+            )
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids of the segments that own a Gaussian, ascending."""
+        return np.unique(self.labels[self.labels > 0])
+
+    def object(self, segment: int) -> Splats:
+        """The Gaussians of one segment."""
+        own = np.flatnonzero(self.labels == segment)
+        if not len(own):
+            raise InputError(f"there is no segment {segment}: ids go from 1 to {self.labels.max(initial=0)}")
+        return self.splats.select(torch.from_numpy(own))
+
+
+def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> list[Segment]:
+    """Make the table of segments; `pixels` maps a view to the pixel count of each id, [K + 1]."""
+    splats, labels = segmentation.splats, segmentation.labels
+    means = splats.means.detach().cpu().numpy().astype(float)
+    rgb = (splats.sh[:, 0].detach().cpu().numpy() * SH_C0 + 0.5).clip(0, 1)
+    opacities = splats.opacities.detach().cpu().numpy()
+    names = list(pixels)
+    table = []
+    for segment in segmentation.ids.tolist():
+        own = labels == segment
+        counts = np.array([pixels[n][segment] if segment < len(pixels[n]) else 0 for n in names], np.int64)
+        low, high = np.percentile(means[own], [1, 99], axis=0)
+        table.append(
+            Segment(
+                id=segment,
+                gaussians=int(own.sum()),
+                centre=_floats(np.median(means[own], axis=0)),
+                box_min=_floats(low),
+                box_max=_floats(high),
+                color=_bytes(np.average(rgb[own], axis=0, weights=opacities[own] + 1e-6)),
+                confidence=float(segmentation.confidences[own].mean()),
+                views=int((counts > 0).sum()),
+                pixels=int(counts.sum()),
+                best_view=names[int(counts.argmax())] if len(names) and counts.any() else "",
+            )
+        )
+    return table
+
+
+def _floats(v: np.ndarray) -> tuple[float, float, float]:
+    return float(v[0]), float(v[1]), float(v[2])
+
+
+def _bytes(v: np.ndarray) -> tuple[int, int, int]:
+    r, g, b = (255 * v).round().astype(int).tolist()
+    return r, g, b
+
+
+def save_labels(
+    folder: Path,
+    labels: np.ndarray,
+    confidences: np.ndarray,
+    tree: Mapping[str, np.ndarray],
+    **extra: np.ndarray,
+) -> None:
+    """Write segments.npz: labels, confidences and the condensed tree's columns (tree_*)."""
+    with write_beside(folder / "segments.npz") as path:
+        np.savez_compressed(
+            path,
+            labels=labels,
+            confidences=confidences,
+            **{f"tree_{k}": v for k, v in tree.items()},
+            **extra,  # pyright: ignore[reportArgumentType]
+        )
+
+
+def load_labels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read labels and confidences from segments.npz; InputError where it is missing or broken."""
+    path = folder / "segments.npz"
+    if not path.exists():
+        raise InputError(f"{path} is missing: the run is not clustered yet; run `cgc cluster {folder}` first")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return data["labels"].astype(np.int32), data["confidences"].astype(np.float32)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is broken ({error}); run `cgc cluster {folder}` again") from error
+
+
+def save_table(folder: Path, table: list[Segment], facts: Mapping[str, Any]) -> None:
+    """Write segments.json: `facts` and one row per segment."""
+    rows = [{**vars(s), "size": s.size} for s in table]
+    write_json(folder / "segments.json", {**facts, "segments": rows})
+
+
+def load_table(folder: Path) -> list[Segment]:
+    """Read the table of segments.json."""
+    rows = read_json(folder / "segments.json", "the table of segments")["segments"]
+    return [
+        Segment(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k != "size"}) for row in rows
+    ]
+
+
+def export_segments(folder: Path, segmentation: Segmentation) -> list[Path]:
+    """Write every segment as a plain 3DGS PLY, segments/0007.ply for id 7; files of ids that are gone are removed."""
+    target = folder / "segments"
+    paths = []
+    for segment in segmentation.ids.tolist():
+        path = target / f"{segment:04d}.ply"
+        write_ply(path, segmentation.object(segment))
+        paths.append(path)
+    for old in target.glob("[0-9][0-9][0-9][0-9]*.ply"):
+        if old not in paths:
+            old.unlink()
+    return paths

@@ -1,0 +1,196 @@
+"""Read and write 3D Gaussian Splatting PLY files, in the layout of the INRIA release that every viewer opens.
+
+A vertex is a Gaussian: x y z, (nx ny nz, unused), f_dc_0..2, f_rest_0..(3K-1), opacity (a logit), scale_0..2
+(logs), rot_0..3 (wxyz, any norm). K is the number of SH terms above degree 0 (0, 3, 8 or 15), and f_rest is
+channel-major: all K of red, then green, then blue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgc.errors import InputError
+from cgc.ply import Header, read_header, read_vertices, write_vertices
+from cgc.splats.types import Splats
+
+_MEANS = ("x", "y", "z")
+_NORMALS = ("nx", "ny", "nz")
+_DC = ("f_dc_0", "f_dc_1", "f_dc_2")
+_OPACITY = ("opacity",)
+_SCALES = ("scale_0", "scale_1", "scale_2")
+_QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
+_DEGREE_OF_REST = {0: 0, 9: 1, 24: 2, 45: 3}
+
+_QUAT_NORMS = (1e-12, 1e18)  # outside of these a float32 quaternion cannot be normalised
+
+
+def read_ply(path: Path | str) -> Splats:
+    """Read a 3DGS PLY from any trainer: ASCII or binary, float or double, properties in any order.
+
+    Scalar properties that are not part of a splat are kept in `Splats.extras`, [N] each; normals are not.
+    Raise InputError for anything that is not a whole, finite splat file.
+    """
+    path = Path(path)
+    header = read_header(path)
+    rest = _check_header(path, header)
+    vertices = read_vertices(path, header)
+    needed = (*_MEANS, *_DC, *rest, *_OPACITY, *_SCALES, *_QUATS)
+    columns = {name: _float32(vertices[name]) for name in needed}
+    _check_finite(path, columns)
+    quats = _tensor(columns, _QUATS)
+    _check_quats(path, quats)
+    dc = _tensor(columns, _DC)[:, None, :]  # [N, 1, 3]
+    higher = _tensor(columns, rest).reshape(len(dc), 3, -1).transpose(1, 2)  # [N, K, 3]
+    names = vertices.dtype.names or ()
+    return Splats(
+        means=_tensor(columns, _MEANS),
+        quats=quats,
+        log_scales=_tensor(columns, _SCALES),
+        logit_opacities=torch.from_numpy(columns["opacity"]),
+        sh=torch.cat([dc, higher], dim=1).contiguous(),
+        extras={n: _native(vertices[n]) for n in names if n not in needed and n not in _NORMALS},
+    )
+
+
+def write_ply(path: Path | str, splats: Splats, extra: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write splats as a plain binary little-endian 3DGS PLY, whole or not at all.
+
+    Features are not written, nor are `splats.extras`; `extra` names what to add, [N] each (pass
+    `splats.extras` to keep them). Reading it back gives the same float32 bits.
+    Raise InputError for no Gaussians, and for an extra attribute that a PLY cannot hold.
+    """
+    n = len(splats)
+    if n == 0:
+        raise InputError(f"there are no Gaussians to write into {path}; choose a segment that has some")
+    sh = splats.sh
+    columns: dict[str, np.ndarray] = {}
+    _add_columns(columns, _MEANS, splats.means)
+    _add_columns(columns, _NORMALS, torch.zeros(n, 3))
+    _add_columns(columns, _DC, sh[:, 0])
+    _add_columns(columns, _rest_names(3 * (sh.shape[1] - 1)), sh[:, 1:].transpose(1, 2).reshape(n, -1))
+    _add_columns(columns, _OPACITY, splats.logit_opacities[:, None])
+    _add_columns(columns, _SCALES, splats.log_scales)
+    _add_columns(columns, _QUATS, splats.quats)
+    for name, values in (extra or {}).items():
+        columns[name] = _extra_column(name, values, n, taken=columns)
+    table = np.empty(n, dtype=[(name, values.dtype.newbyteorder("<")) for name, values in columns.items()])
+    for name, values in columns.items():
+        table[name] = values
+    write_vertices(path, table)
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def _check_header(path: Path, header: Header) -> tuple[str, ...]:
+    """Check that the header announces splats; return the f_rest names."""
+    if header.vertex < 0:
+        raise InputError(f"{path} has no vertices, so it is not a splat; give a 3DGS .ply")
+    _, count, properties = header.elements[header.vertex]
+    if any(name.startswith("packed_") for name, _ in properties):
+        raise InputError(
+            f"{path} is a compressed SuperSplat file; decompress it first "
+            "(open it in SuperSplat and export an uncompressed PLY)"
+        )
+    lists = [name for name, kind in properties if kind == "list"]
+    if lists:
+        raise InputError(f"{path} has list properties in its vertices ({', '.join(lists)}); a splat has none")
+    names = [name for name, _ in properties]
+    if len(set(names)) < len(names):
+        raise InputError(f"{path} is broken: its header names a property twice; copy or export it again")
+    n_rest = sum(re.fullmatch(r"f_rest_\d+", name) is not None for name in names)
+    rest = _rest_names(n_rest)
+    missing = [n for n in (*_MEANS, *_DC, *rest, *_OPACITY, *_SCALES, *_QUATS) if n not in names]
+    if missing:
+        raise InputError(
+            f"{path} lacks the properties {', '.join(missing)} of a 3DGS splat; "
+            "a point cloud or a mesh is not a splat: give the .ply that a Gaussian-splatting trainer wrote"
+        )
+    if n_rest not in _DEGREE_OF_REST:
+        raise InputError(
+            f"{path} has {n_rest} f_rest properties where 0, 9, 24 or 45 were expected (SH degree 0 to 3); "
+            "export it again with one of these degrees"
+        )
+    if count == 0:
+        raise InputError(f"{path} holds no Gaussians; give a splat that has some")
+    return rest
+
+
+def _float32(column: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # a double too large becomes infinite, reported later
+        return column.astype(np.float32)
+
+
+def _native(column: np.ndarray) -> np.ndarray:
+    return column.astype(column.dtype.newbyteorder("="))
+
+
+def _tensor(columns: Mapping[str, np.ndarray], names: tuple[str, ...]) -> Tensor:
+    if not names:
+        return torch.zeros(len(columns["x"]), 0)
+    return torch.from_numpy(np.stack([columns[name] for name in names], axis=-1))
+
+
+def _check_finite(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    broken = np.zeros(len(columns["x"]), bool)
+    names = []
+    for name, values in columns.items():
+        bad = ~np.isfinite(values)
+        if bad.any():
+            broken |= bad
+            names.append(name)
+    if names:
+        raise InputError(
+            f"{path} has NaN or infinite values in {broken.sum():,} of {len(broken):,} Gaussians "
+            f"({', '.join(names[:6])}{', ...' if len(names) > 6 else ''}); remove these and try again"
+        )
+
+
+def _check_quats(path: Path, quats: Tensor) -> None:
+    norms = quats.double().norm(dim=-1)
+    bad = int(((norms < _QUAT_NORMS[0]) | (norms > _QUAT_NORMS[1])).sum())
+    if bad:
+        raise InputError(
+            f"{path} has {bad:,} of {len(quats):,} Gaussians whose rotation (rot_0..3) has a norm of zero "
+            "or beyond float32; remove these and try again"
+        )
+
+
+# --- writing ----------------------------------------------------------------------------------------------
+
+
+def _rest_names(count: int) -> tuple[str, ...]:
+    return tuple(f"f_rest_{i}" for i in range(count))
+
+
+def _add_columns(columns: dict[str, np.ndarray], names: tuple[str, ...], values: Tensor) -> None:
+    array = values.detach().cpu().to(torch.float32).numpy()
+    columns.update({name: array[:, i] for i, name in enumerate(names)})
+
+
+def _extra_column(name: str, values: np.ndarray, n: int, taken: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Check an extra attribute and bring it to a type that PLY has."""
+    values = np.asarray(values)
+    if values.shape != (n,):
+        raise InputError(f"extra attribute {name!r} has shape {values.shape} where ({n},) was expected")
+    if name in taken or not re.fullmatch(r"[!-~]+", name):
+        raise InputError(
+            f"extra attribute {name!r} cannot be written: rename it (plain ASCII, no space, not a splat's)"
+        )
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8)
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+        if len(values) and (int(values.min()) < -(2**31) or int(values.max()) >= 2**31):
+            raise InputError(f"extra attribute {name!r} does not fit 32 bits, the largest integer of a PLY")
+        return values.astype(np.int32)
+    if values.dtype.kind == "f" and values.dtype.itemsize == 2:
+        return values.astype(np.float32)
+    if values.dtype.kind in "iuf" and values.dtype.itemsize <= 8:
+        return values
+    raise InputError(f"extra attribute {name!r} has type {values.dtype}, which a PLY cannot hold")

@@ -1,0 +1,40 @@
+"""Fixtures every room may use: a seeded generator, and the rasteriser of every backend that can run here."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from cgc.rasterize.base import Rasterizer
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A CPU generator, seeded."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: Any) -> torch.device:
+    """Where a backend works; skips, with the reason, what this machine or this installation does not have."""
+    if request.param == "cuda":
+        if importlib.util.find_spec("cgc.rasterize.cuda") is None:
+            pytest.skip("no CUDA backend: cgc.rasterize.cuda does not exist")
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device: torch.cuda.is_available() is False")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def rasterizer(device: torch.device) -> Rasterizer:
+    """The backend of `device`."""
+    if device.type == "cuda":
+        from cgc.rasterize.cuda import CudaRasterizer  # pyright: ignore[reportMissingImports]
+
+        return CudaRasterizer()
+    from cgc.rasterize.cpu import CpuRasterizer
+
+    return CpuRasterizer()

@@ -1,0 +1,663 @@
+"""The scene room: models made here by pycolmap and by hand, read back and held against known values."""
+
+import json
+import math
+import os
+import random
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cgc.errors import InputError
+from cgc.scene import lens as lenses
+from cgc.scene.binary import _PARAMETERS
+from cgc.scene.images import check_images, load_image
+from cgc.scene.read import fingerprint, read_scene
+from cgc.scene.types import Camera, Lens
+from cgc.settings import SceneSettings
+
+MODELS = [name for name in pycolmap.CameraModelId.__members__ if name != "INVALID"]
+WIDTH, HEIGHT = 40, 30
+
+
+def make_camera(model="PINHOLE", focal=30.0, width=WIDTH, height=HEIGHT, camera_id=1, params=None):
+    camera = pycolmap.Camera.create_from_model_id(
+        camera_id, pycolmap.CameraModelId.__members__[model], focal, width, height
+    )
+    if params is not None:
+        camera.params = np.array(params, float)
+    return camera
+
+
+def make_model(names=("a.png", "b.png", "c.png"), cameras=None):
+    """A row of cameras one unit apart that look along +z at three points 5 away."""
+    model = pycolmap.Reconstruction()
+    cameras = cameras or [make_camera()]
+    for camera in cameras:
+        model.add_camera_with_trivial_rig(camera)
+    for i, name in enumerate(names):
+        points = pycolmap.Point2DList([pycolmap.Point2D(np.array([i, j], float)) for j in range(4)])
+        camera_id = cameras[i % len(cameras)].camera_id
+        image = pycolmap.Image(name=name, camera_id=camera_id, image_id=i + 1, points2D=points)
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0, 0, 0, 1.0])), np.array([-i, 0, 0.0]))
+        model.add_image_with_trivial_frame(image, pose)
+    for j in range(4):
+        track = pycolmap.Track()
+        for i in range(1 if j == 3 else len(names)):  # the fourth point is seen once
+            track.add_element(i + 1, j)
+        model.add_point3D(np.array([j, 0.5, 5.0]), track, np.array([10 * j, 1, 2], np.uint8))
+    return model
+
+
+def write_image(path, size=(WIDTH, HEIGHT), color=(200, 100, 50), orientation=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, color)
+    image.putpixel((0, 0), (0, 0, 0))
+    options = {}
+    if orientation:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options["exif"] = exif
+    image.save(path, **options)
+
+
+def make_scene(root, names=("a.png", "b.png", "c.png"), cameras=None, text=False, size=(WIDTH, HEIGHT)):
+    folder = root / "sparse/0"
+    folder.mkdir(parents=True)
+    model = make_model(names, cameras)
+    (model.write_text if text else model.write_binary)(str(folder))
+    for name in names:
+        write_image(root / "images" / name, size)
+    return root
+
+
+def transforms_scene(root, content, size=(WIDTH, HEIGHT), names=("images/a.png", "images/b.png")):
+    pose = np.eye(4)
+    frames = [{"file_path": name, "transform_matrix": pose.tolist()} for name in names]
+    (root / "transforms.json").write_text(json.dumps({"frames": frames, **content}))
+    for name in names:
+        write_image(root / (name if Path(name).suffix else f"{name}.png"), size)
+    return root
+
+
+# ---- COLMAP models
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_reads_poses_intrinsics_and_points(tmp_path, text):
+    root = make_scene(tmp_path, ("b.png", "a.png", "sub/c.png"), text=text)
+    scene = read_scene(root)
+    assert [view.name for view in scene.views] == ["a.png", "b.png", "sub/c.png"]
+    assert [view.camera.position.tolist() for view in scene.views] == [[1, 0, 0], [0, 0, 0], [2, 0, 0]]
+    K = torch.tensor([[30.0, 0, 20], [0, 30, 15], [0, 0, 1]])
+    assert all(torch.equal(view.camera.K, K) and view.full_size == (40, 30) for view in scene.views)
+    assert scene.points.dtype == np.float32 and scene.point_colors.dtype == np.uint8
+    assert scene.points[:, 0].tolist() == [0, 1, 2] and scene.point_colors[:, 0].tolist() == [0, 10, 20]
+    assert scene.notes == () and scene.model_path == root / "sparse/0"
+
+
+def test_projects_as_pycolmap_does(tmp_path):
+    root = make_scene(tmp_path, cameras=[make_camera(params=[31, 29, 17.5, 14])])
+    model = pycolmap.Reconstruction(str(root / "sparse/0"))
+    images = {image.name: image for image in model.images.values()}
+    for view in read_scene(root).views:
+        x = np.array([0.3, -0.2, 4.0])
+        seen = view.camera.K.double() @ (view.camera.viewmat.double() @ torch.tensor([*x, 1.0]).double())[:3]
+        np.testing.assert_allclose((seen[:2] / seen[2]).numpy(), images[view.name].project_point(x), atol=1e-4)
+
+
+def test_model_without_rigs_and_frames(tmp_path):
+    root = make_scene(tmp_path)
+    for name in ("rigs.bin", "frames.bin"):
+        (root / "sparse/0" / name).unlink()
+    assert len(read_scene(root).views) == 3
+
+
+@pytest.mark.parametrize("place", ["sparse", "colmap/sparse/0", "."])
+def test_finds_the_model_in_other_places(tmp_path, place):
+    root = make_scene(tmp_path / "made")
+    moved = tmp_path / "scene"
+    shutil.copytree(root / "sparse/0", moved / place)
+    shutil.copytree(root / "images", moved / "images")
+    assert len(read_scene(moved).views) == 3
+
+
+def test_sparse_0_itself_and_another_images_folder(tmp_path):
+    root = make_scene(tmp_path)
+    assert len(read_scene(root / "sparse/0").views) == 3
+    shutil.move(root / "images", root / "photos")
+    assert read_scene(root, images=root / "photos").views[0].image_path == root / "photos/a.png"
+    with pytest.raises(InputError, match=r"images folder .*images does not exist; put the 3 photos"):
+        read_scene(root)
+
+
+def test_binary_parameter_counts_are_pycolmaps():
+    ids = pycolmap.CameraModelId.__members__
+    counts = {int(ids[name].value): len(make_camera(name).params) for name in MODELS}
+    assert dict(enumerate(_PARAMETERS)) == counts
+
+
+def test_several_cameras_keep_their_sizes(tmp_path):
+    cameras = [make_camera(), make_camera(width=20, height=24, camera_id=2)]
+    root = make_scene(tmp_path, ("a.png", "b.jpg"), cameras)
+    write_image(root / "images/b.jpg", (20, 24))
+    assert [(v.camera.width, v.camera.height) for v in read_scene(root).views] == [(40, 30), (20, 24)]
+    assert load_image(read_scene(root, SceneSettings(downscale=2)).views[1]).shape == (12, 10, 3)
+
+
+# ---- lenses
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_camera_model(tmp_path, model):
+    camera = make_camera(model)
+    root = make_scene(tmp_path, cameras=[camera])
+    if model == "EQUIRECTANGULAR":
+        with pytest.raises(InputError, match="equirectangular"):
+            read_scene(root, quiet=True)
+        return
+    scene = read_scene(root, quiet=True)
+    view = scene.views[0]
+    flat = model in ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
+    assert (view.distortion is None) == flat and (root / ".cgc_cache").exists() == (not flat)
+    assert load_image(view).shape == (view.camera.height, view.camera.width, 3)
+    expected = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
+    if not flat:
+        assert (view.camera.width, view.camera.height) == (expected.width, expected.height)
+        np.testing.assert_allclose(view.camera.K.numpy(), expected.calibration_matrix(), rtol=1e-6)
+
+
+OPENCV = [300, 310, 205, 148, -0.2, 0.05, 0.004, -0.003]
+
+
+def distorted_scene(root, suffix=".png"):
+    """Photos of a dot grid as an OPENCV lens sees it; returns the rays of the dots, [n, 2]."""
+    camera = make_camera("OPENCV", width=400, height=300, params=OPENCV)
+    make_scene(root, [f"sub/{n}{suffix}" for n in "ab"], [camera], size=(400, 300))
+    x, y = np.meshgrid(np.linspace(-0.45, 0.45, 6), np.linspace(-0.35, 0.35, 5))
+    rays = np.stack([x.ravel(), y.ravel()], 1)
+    dots = camera.img_from_cam(np.column_stack([rays, np.ones(len(rays))]))
+    py, px = np.mgrid[:300, :400] + 0.5
+    shade = sum(np.exp(-((px - u) ** 2 + (py - v) ** 2) / 8) for u, v in dots)
+    photo = np.repeat((255 * np.clip(shade, 0, 1)).astype(np.uint8)[..., None], 3, 2)
+    for name in "ab":
+        Image.fromarray(photo).save(root / f"images/sub/{name}{suffix}", lossless=True)
+    return rays
+
+
+@pytest.mark.parametrize(("suffix", "downscale"), [(".png", 1), (".webp", 1), (".png", 2)])
+def test_undistortion_puts_a_grid_where_the_pinhole_sees_it(tmp_path, suffix, downscale):
+    rays = distorted_scene(tmp_path, suffix)
+    scene = read_scene(tmp_path, SceneSettings(downscale=downscale), quiet=True)
+    view, image = scene.views[0], load_image(scene.views[0])[..., 0].astype(float)
+    K = view.camera.K.numpy()
+    expected = rays @ K[:2, :2].T + K[:2, 2]
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
+    for u, v in expected:
+        near = image * (np.hypot(x - u, y - v) < 10 / downscale)
+        seen = np.array([(near * x).sum(), (near * y).sum()]) / near.sum()
+        np.testing.assert_allclose(seen, [u, v], atol=0.3)
+    assert "undistorted" in scene.notes[0] and view.full_size == (400, 300)
+
+
+def test_undistorts_once_and_again_when_a_photo_changes(tmp_path):
+    distorted_scene(tmp_path)
+    first = read_scene(tmp_path, quiet=True).views[0].image_path
+    stamp = first.stat().st_mtime_ns
+    assert first.parts[-2:] == ("sub", "a.png") and first.parent.parent.parent == tmp_path / ".cgc_cache"
+    assert read_scene(tmp_path, quiet=True).views[0].image_path.stat().st_mtime_ns == stamp
+    assert sorted(p.name for p in (tmp_path / ".cgc_cache").iterdir()) == [first.parent.parent.name]
+    write_image(tmp_path / "images/sub/a.png", (400, 300))
+    assert read_scene(tmp_path, quiet=True).views[0].image_path != first
+    elsewhere = read_scene(tmp_path, cache=tmp_path / "kept", quiet=True)
+    assert elsewhere.views[0].image_path.is_relative_to(tmp_path / "kept")
+
+
+def test_cache_falls_back_to_the_users(tmp_path, monkeypatch):
+    distorted_scene(tmp_path / "scene")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    mkdir = Path.mkdir
+
+    def refuse(self, *args, **kwargs):
+        if ".cgc_cache" in str(self):
+            raise PermissionError(13, "read-only")
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    view = read_scene(tmp_path / "scene", quiet=True).views[0]
+    assert view.image_path.is_relative_to(tmp_path / "xdg/cgc") and load_image(view).any()
+
+
+def test_failed_undistortion_leaves_nothing(tmp_path):
+    distorted_scene(tmp_path)
+    photo = tmp_path / "images/sub/b.png"
+    photo.write_bytes(photo.read_bytes()[:-300])
+    with pytest.raises(InputError, match=r"sub/b.png cannot be read"):
+        read_scene(tmp_path, quiet=True)
+    assert list((tmp_path / ".cgc_cache").iterdir()) == []
+
+
+def test_distorted_map_lookup_inverts_the_lens():
+    lens = Lens("OPENCV", tuple(OPENCV), 400, 300)
+    flat = lenses.undistorted(lens)
+    K = torch.tensor(lenses.intrinsics(flat), dtype=torch.float32)
+    camera = Camera(torch.eye(4), K, flat.width, flat.height)
+    y, x = np.mgrid[:300, :400]
+    column, row = (lenses.sample_distorted(a.astype(np.int32), lens, camera) for a in (x + 1, y + 1))
+    inside = column > 0
+    assert inside.mean() > 0.95
+    rays = lenses.to_colmap(lens).cam_from_img(np.stack([column[inside] - 0.5, row[inside] - 0.5], 1))
+    v, u = np.nonzero(inside)
+    back = rays @ K.numpy()[:2, :2].T + K.numpy()[:2, 2]
+    assert np.abs(back - np.stack([u + 0.5, v + 0.5], 1)).max() < 1  # half a pixel of the photo
+
+
+def test_lens_of_a_smaller_photo_is_the_same_lens():
+    for model, params in (("OPENCV", OPENCV), ("PINHOLE", OPENCV[:4])):
+        lens = Lens(model, tuple(params), 400, 300)
+        ray = np.array([[0.2, -0.1, 1.0]])
+        half = lenses.to_colmap(lenses.resized(lens, 200, 150)).img_from_cam(ray)
+        np.testing.assert_allclose(half * 2, lenses.to_colmap(lens).img_from_cam(ray))
+
+
+# ---- images
+
+
+def test_downscale_resizes_and_scales_K_per_axis(tmp_path):
+    root = make_scene(tmp_path, cameras=[make_camera(width=41)], size=(41, 30))
+    view = read_scene(root, SceneSettings(downscale=2)).views[0]
+    assert (view.camera.width, view.camera.height) == (20, 15) and view.full_size == (41, 30)
+    assert view.camera.K[0, 0].item() == pytest.approx(30 * 20 / 41)
+    assert view.camera.K[1, 1].item() == pytest.approx(15)
+    assert load_image(view).shape == (15, 20, 3)
+
+
+def test_area_filter_averages(tmp_path):
+    root = make_scene(tmp_path)
+    photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(photo).save(root / "images/a.png")
+    small = load_image(read_scene(root, SceneSettings(downscale=2)).views[0])
+    mean = photo.reshape(15, 2, 20, 2, 3).mean((1, 3))
+    assert np.abs(small - mean).max() <= 1
+
+
+def test_uses_the_downscaled_folder_by_stem(tmp_path):
+    root = make_scene(tmp_path, ("a.png", "sub/b.png"))
+    for name in ("a", "sub/b"):
+        write_image(root / f"images_2/{name}.jpg", (20, 15))
+    scene = read_scene(root, SceneSettings(downscale=2))
+    assert [v.image_path for v in scene.views] == [root / "images_2/a.jpg", root / "images_2/sub/b.jpg"]
+    assert scene.views[0].full_size == (40, 30) and scene.views[0].camera.K[0, 0] == 15 and scene.notes == ()
+    shutil.rmtree(root / "images")  # the small copies are enough
+    assert read_scene(root, SceneSettings(downscale=2)).views[0].full_size == (40, 30)
+
+
+def test_incomplete_downscaled_folder_is_left_aside_with_a_note(tmp_path):
+    root = make_scene(tmp_path)
+    write_image(root / "images_2/a.png", (20, 15))
+    scene = read_scene(root, SceneSettings(downscale=2))
+    assert scene.views[0].image_path == root / "images/a.png" and "lacks 2 of 3" in scene.notes[0]
+
+
+def test_max_side(tmp_path):
+    root = make_scene(tmp_path)
+    camera = read_scene(root, SceneSettings(max_side=20)).views[0].camera
+    assert (camera.width, camera.height, camera.K[0, 2].item()) == (20, 15, 10)
+    assert read_scene(root, SceneSettings(max_side=400)).views[0].camera.width == 40
+
+
+def test_images_smaller_than_the_model_scale_K_with_a_note(tmp_path):
+    root = make_scene(tmp_path, size=(20, 15))
+    scene = read_scene(root)
+    assert scene.views[0].camera.K[0, 0] == 15 and scene.views[0].camera.width == 20
+    assert scene.notes == (
+        "3 images are 20x15 where the model's camera is 40x30: its intrinsics were scaled to the images",
+    )
+
+
+def test_images_of_another_shape(tmp_path):
+    root = make_scene(tmp_path)
+    write_image(root / "images/b.png", (40, 20))
+    with pytest.raises(InputError, match=r"b\.png is 40x20 but its camera in the model is 40x30"):
+        read_scene(root)
+
+
+@pytest.mark.parametrize(("stored", "turned"), [((40, 30), False), ((30, 40), True)])
+def test_exif_orientation_is_obeyed_only_where_the_turned_size_fits(tmp_path, stored, turned):
+    root = make_scene(tmp_path, ("a.jpg", "b.jpg"))
+    for name in "ab":
+        path = root / f"images/{name}.jpg"
+        write_image(path, stored, orientation=6)  # shown turned by 90 degrees clockwise
+        pixels = np.zeros((stored[1], stored[0], 3), np.uint8)
+        pixels[:10, :10] = 255  # the stored top left corner
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(pixels).save(path, quality=95, exif=exif)
+    view = read_scene(root).views[0]
+    image = load_image(view)
+    assert image.shape == (30, 40, 3) and view.exif_rotated == turned and view.full_size == (40, 30)
+    assert image[5, 35 if turned else 5].min() > 200 and image[25, 20].max() < 50
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "I;16", "1", "LA"])
+def test_other_kinds_of_images_become_rgb(tmp_path, mode):
+    root = make_scene(tmp_path)
+    if mode == "I;16":
+        image = Image.fromarray(np.full((30, 40), 200 * 257, np.uint16))
+    else:
+        image = Image.new("RGBA", (40, 30), (200, 200, 200, 10)).convert(mode)
+    image.save(root / "images/a.png")
+    pixels = load_image(read_scene(root).views[0])
+    assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8
+    assert mode == "1" or abs(int(pixels[5, 5, 0]) - 200) < 10
+
+
+# ---- transforms.json
+
+
+def test_opengl_axes_become_opencv(tmp_path):
+    angle = 0.3  # a camera at (1, 2, 3) turned about its y axis
+    pose = np.eye(4)
+    pose[:3, :3] = [[math.cos(angle), 0, math.sin(angle)], [0, 1, 0], [-math.sin(angle), 0, math.cos(angle)]]
+    pose[:3, 3] = 1, 2, 3
+    content = {"fl_x": 50, "fl_y": 52, "cx": 21, "cy": 14, "w": 40, "h": 30}
+    frames = [{"file_path": f"./images/{n}.png", "transform_matrix": pose.tolist()} for n in "ab"]
+    for name in "ab":
+        write_image(tmp_path / f"images/{name}.png")
+    (tmp_path / "transforms.json").write_text(json.dumps({**content, "frames": frames}))
+    scene = read_scene(tmp_path)
+    view = scene.views[0]
+    assert view.name == "a.png" and view.camera.K.tolist() == [[50, 0, 21], [0, 52, 14], [0, 0, 1]]
+    viewmat = view.camera.viewmat.numpy()
+    np.testing.assert_allclose(view.camera.position.numpy(), [1, 2, 3], atol=1e-6)
+    ahead = pose @ [0, 0, -2, 1]  # OpenGL looks along -z, OpenCV along +z
+    np.testing.assert_allclose(viewmat @ ahead, [0, 0, 2, 1], atol=1e-6)
+    above = pose @ [0, 1, -2, 1]  # up is -y
+    np.testing.assert_allclose(viewmat @ above, [0, -1, 2, 1], atol=1e-6)
+    assert scene.points.shape == (0, 3) and scene.model_path == tmp_path / "transforms.json"
+
+
+def test_field_of_view_and_missing_suffix_and_size(tmp_path):
+    names = ("train/r_0", "train/r_1")
+    root = transforms_scene(tmp_path, {"camera_angle_x": 0.4, "aabb_scale": 4}, names=names)
+    os.rename(root / "transforms.json", root / "transforms_train.json")
+    scene = read_scene(root)
+    assert [v.name for v in scene.views] == ["train/r_0.png", "train/r_1.png"]
+    K = scene.views[0].camera.K
+    assert K[0, 0].item() == pytest.approx(20 / math.tan(0.2)) and K[0, 2] == 20 and K[1, 2] == 15
+    assert list(fingerprint(scene)["model"]) == ["transforms_train.json"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "model"),
+    [
+        ({"k1": 0.1}, "OPENCV"),
+        ({"k3": 0.01}, "FULL_OPENCV"),
+        ({"k1": 0.1, "camera_model": "OPENCV_FISHEYE"}, "OPENCV_FISHEYE"),
+        ({"is_fisheye": True}, "OPENCV_FISHEYE"),
+        ({"k1": 0.0, "camera_model": "OPENCV"}, None),
+    ],
+)
+def test_transforms_lenses(tmp_path, extra, model):
+    root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30, **extra})
+    lens = read_scene(root, quiet=True).views[0].distortion
+    assert (lens.model if lens else None) == model
+
+
+def test_transforms_points_and_own_intrinsics_a_frame(tmp_path):
+    root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30, "ply_file_path": "points.ply"})
+    content = json.loads((root / "transforms.json").read_text())
+    content["frames"][1]["fl_x"] = 60
+    (root / "transforms.json").write_text(json.dumps(content))
+    header = "ply\nformat ascii 1.0\nelement vertex 2\n" + "".join(f"property float {a}\n" for a in "xyz")
+    header += "".join(f"property uchar {c}\n" for c in ("red", "green", "blue")) + "end_header\n"
+    (root / "points.ply").write_text(header + "1 2 3 4 5 6\nnan 2 3 4 5 6\n")
+    scene = read_scene(root)
+    assert scene.points.tolist() == [[1, 2, 3]] and scene.point_colors.tolist() == [[4, 5, 6]]
+    assert [v.camera.K[0, 0].item() for v in scene.views] == [50, 60]
+    (root / "points.ply").write_text(header + "1 2 3 4 5 6\n")
+    with pytest.raises(InputError, match=r"points.ply, the point cloud that .* cannot be read"):
+        read_scene(root)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({"frames": None}, "has no list of frames"),
+        ({"frames": [{"transform_matrix": []}]}, "no file_path"),
+        ({"frames": [{"file_path": "../../x.png"}]}, "lies outside"),
+        ({"frames": [{"file_path": "/etc/x.png"}]}, "lies outside"),
+        ({"fl_x": "wide"}, "fl_x is 'wide', expected a number"),
+        ({"fl_x": None}, "neither fl_x nor camera_angle_x"),
+        ({"fl_x": float("nan")}, "must be finite"),
+        ({"fl_x": -3}, "focal length over 0"),
+        ({"camera_model": "ORTHO"}, "camera_model is ORTHO"),
+        ({"camera_model": "EQUIRECTANGULAR"}, "camera_model is EQUIRECTANGULAR"),
+        ({"w": -40}, "image of -40x30"),
+        ({"w": 1e9}, "image of 1000000000x30"),
+        ({"ply_file_path": "../secret.ply"}, "lies outside"),
+        ({"ply_file_path": "gone.ply"}, "gone.ply, the point cloud"),
+    ],
+)
+def test_bad_transforms(tmp_path, content, match):
+    root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30, **content})
+    with pytest.raises(InputError, match=match):
+        read_scene(root)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "match"),
+    [
+        (np.eye(3).tolist(), "has the shape"),
+        (None, "has the shape"),
+        ((2 * np.eye(4)).tolist(), "not a rotation"),
+        ((0 * np.eye(4)).tolist(), "Singular|bad"),
+        ([[float("nan")] * 4] * 4, "not finite"),
+        ("no", "is bad"),
+    ],
+)
+def test_bad_poses(tmp_path, matrix, match):
+    root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30})
+    content = json.loads((root / "transforms.json").read_text())
+    content["frames"][1]["transform_matrix"] = matrix
+    (root / "transforms.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=match):
+        read_scene(root)
+
+
+# ---- bad input
+
+
+def test_no_such_folder_and_no_scene(tmp_path):
+    with pytest.raises(InputError, match="there is no such folder"):
+        read_scene(tmp_path / "gone")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="it is a file"):
+        read_scene(tmp_path / "file")
+    with pytest.raises(InputError, match=r"found neither; run COLMAP"):
+        read_scene(tmp_path)
+    (tmp_path / "sparse/0").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"sparse/0 is there but holds no model"):
+        read_scene(tmp_path)
+    (tmp_path / "sparse/0/cameras.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"not a whole COLMAP model: .* found cameras.bin"):
+        read_scene(tmp_path)
+    with pytest.raises(InputError, match="downscale of at least 1"):
+        read_scene(tmp_path, SceneSettings(downscale=0))
+
+
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D", "rigs", "frames"])
+def test_truncated_binary_names_the_file(tmp_path, name):
+    root = make_scene(tmp_path)
+    path = root / f"sparse/0/{name}.bin"
+    whole = path.read_bytes()
+    for broken in (whole[:-1], whole + b"x", b"", struct.pack("<Q", 1 << 60) + whole[8:]):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=rf"sparse/0 is broken: .*{name}\.bin"):
+            read_scene(root)
+
+
+def test_missing_images_are_counted_and_named(tmp_path):
+    root = make_scene(tmp_path, [f"{i}.png" for i in range(8)])
+    for i in range(6):
+        (root / f"images/{i}.png").unlink()
+    found = r"6 of the 8 images that .* are missing in .*images: 0\.png, 1\.png, .*4\.png, \.\.\.;"
+    with pytest.raises(InputError, match=found):
+        read_scene(root)
+
+
+def test_images_of_another_suffix_are_found(tmp_path):
+    root = make_scene(tmp_path)
+    (root / "images/a.png").unlink()
+    write_image(root / "images/a.JPG")
+    assert read_scene(root).views[0].image_path.name == "a.JPG"
+
+
+@pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", "sub/../../x.png", "C:/x.png"])
+def test_names_that_lead_outside(tmp_path, name):
+    root = make_scene(tmp_path)
+    make_model(("a.png", name)).write_binary(str(root / "sparse/0"))
+    with pytest.raises(InputError, match="lies outside the scene's folder"):
+        read_scene(root)
+
+
+def test_one_view_and_one_name_twice(tmp_path):
+    with pytest.raises(InputError, match="has 1 posed views, at least 2 are needed"):
+        read_scene(make_scene(tmp_path / "one", ("a.png",)))
+    root = make_scene(tmp_path / "two")
+    path = root / "sparse/0/images.bin"
+    path.write_bytes(path.read_bytes().replace(b"b.png", b"a.png"))
+    with pytest.raises(InputError, match=r"'a\.png' twice"):
+        read_scene(root)
+
+
+def test_nan_pose_and_bad_focal(tmp_path):
+    root = make_scene(tmp_path / "pose", text=True)
+    for name in ("rigs", "frames"):
+        (root / f"sparse/0/{name}.txt").unlink()
+    path = root / "sparse/0/images.txt"
+    path.write_text(path.read_text().replace("1 0 0 0 -1 0 0", "nan 0 0 0 -1 0 0"))
+    with pytest.raises(InputError, match=r"pose of b.png is not finite|sparse/0 is broken"):
+        read_scene(root)
+    root = make_scene(tmp_path / "focal", cameras=[make_camera(params=[30, -1, 20, 15])])
+    with pytest.raises(InputError, match="focal length over 0"):
+        read_scene(root)
+
+
+def test_truncated_image_and_no_image(tmp_path):
+    root = make_scene(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    path = root / "images/b.png"
+    Image.fromarray(pixels).save(path)
+    check_images(read_scene(root).views)
+    path.write_bytes(path.read_bytes()[:1000])
+    views = read_scene(root).views
+    for check in (lambda: check_images(views), lambda: load_image(views[1])):
+        with pytest.raises(InputError, match=r"images/b.png cannot be read as an image"):
+            check()
+    for junk in (b"", b"no image"):
+        path.write_bytes(junk)
+        with pytest.raises(InputError, match=r"images/b.png cannot be read as an image"):
+            read_scene(root)
+
+
+# ---- fingerprint
+
+
+def test_fingerprint_follows_the_model_and_the_images(tmp_path):
+    root = make_scene(tmp_path / "a")
+    first = fingerprint(read_scene(root))
+    assert json.loads(json.dumps(first)) == first and first["views"] == 3
+    assert first["images"][0] == ["a.png", 40, 30] and set(first["model"]) >= {"cameras.bin", "images.bin"}
+    shutil.copytree(root, tmp_path / "b")
+    second = fingerprint(read_scene(tmp_path / "b", SceneSettings(downscale=2)))
+    assert {**second, "root": ""} == {**first, "root": ""}
+    make_scene(tmp_path / "c", cameras=[make_camera(focal=31)])
+    assert fingerprint(read_scene(tmp_path / "c"))["model"] != first["model"]
+
+
+# ---- any bytes
+
+
+@pytest.fixture(scope="module")
+def whole_models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    return [make_scene(root / kind, text=kind == "text") for kind in ("binary", "text")]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1 << 32), how=st.sampled_from(["cut", "flip", "noise", "ones", "drop"]))
+def test_any_damage_to_a_model_is_an_input_error_or_harmless(whole_models, seed, how):
+    rng = random.Random(seed)
+    root = rng.choice(whole_models)
+    path = rng.choice(sorted((root / "sparse/0").iterdir()))
+    whole = path.read_bytes()
+    data = bytearray(whole)
+    at = rng.randrange(len(data))
+    if how == "cut":
+        data = data[:at]
+    elif how == "flip":
+        data[at] = rng.randrange(256)
+    elif how == "noise":
+        data = bytearray(rng.randbytes(rng.randrange(300)))
+    elif how == "ones":
+        data[at : at + 8] = b"\xff" * 8
+    try:
+        path.write_bytes(data)
+        if how == "drop":
+            path.unlink()
+        scene = read_scene(root, quiet=True)
+        assert len(scene.views) >= 2 and all(v.camera.viewmat.isfinite().all() for v in scene.views)
+    except InputError:
+        pass
+    finally:
+        path.write_bytes(whole)
+        shutil.rmtree(root / ".cgc_cache", ignore_errors=True)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=6,
+)
+KEYS = [
+    "fl_x",
+    "fl_y",
+    "cx",
+    "w",
+    "h",
+    "k1",
+    "k4",
+    "camera_model",
+    "camera_angle_x",
+    "ply_file_path",
+    "frames",
+]
+FRAME_KEYS = ["frame file_path", "frame transform_matrix", "frame w", "frame fl_x"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(KEYS + FRAME_KEYS), value=JSON)
+def test_any_value_in_transforms_is_an_input_error_or_harmless(whole_models, key, value):
+    root = whole_models[0].parent / "transforms"
+    root.mkdir(exist_ok=True)
+    transforms_scene(root, {"fl_x": 50, "w": 40, "h": 30})
+    content = json.loads((root / "transforms.json").read_text())
+    if key in FRAME_KEYS:
+        content["frames"][1][key.removeprefix("frame ")] = value
+    else:
+        content[key] = value
+    (root / "transforms.json").write_text(json.dumps(content))
+    try:
+        scene = read_scene(root, quiet=True)
+        assert len(scene.views) >= 2
+    except InputError:
+        pass

@@ -1,0 +1,351 @@
+"""Splats room: 3DGS PLY files, whole and hostile; the first Gaussians of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cgc.errors import InputError
+from cgc.geometry import sh_to_rgb
+from cgc.splats.init import CUBE, MAX_SCALE, MIN_SCALE, random_splats, splats_from_points
+from cgc.splats.ply import read_ply, write_ply
+from cgc.splats.types import Splats
+
+KINDS = {"<": "binary_little_endian", ">": "binary_big_endian", "a": "ascii"}
+TYPES = {"f4": "float", "f8": "double", "u1": "uchar", "i4": "int"}
+
+
+def make_splats(n: int, degree: int, seed: int = 0) -> Splats:
+    g = torch.Generator().manual_seed(seed)
+    quats = torch.randn(n, 4, generator=g)
+    quats[:, 0] += quats[:, 0].sign() + (quats[:, 0] == 0)  # away from zero, any norm
+    return Splats(
+        means=torch.randn(n, 3, generator=g) * 10,
+        quats=quats * 3,
+        log_scales=torch.randn(n, 3, generator=g) - 4,
+        logit_opacities=torch.randn(n, generator=g) * 3,
+        sh=torch.randn(n, (degree + 1) ** 2, 3, generator=g),
+    )
+
+
+def columns_of(splats: Splats) -> dict[str, np.ndarray]:
+    """The file's columns, spelled out one by one: the slow, obvious reference of the layout."""
+    columns = {}
+    for axis, name in enumerate("xyz"):
+        columns[name] = splats.means[:, axis].numpy()
+        columns["n" + name] = np.zeros(len(splats), np.float32)
+        columns[f"scale_{axis}"] = splats.log_scales[:, axis].numpy()
+    for channel in range(3):
+        columns[f"f_dc_{channel}"] = splats.sh[:, 0, channel].numpy()
+        terms = splats.sh.shape[1] - 1
+        for term in range(terms):
+            columns[f"f_rest_{channel * terms + term}"] = splats.sh[:, 1 + term, channel].numpy()
+    columns["opacity"] = splats.logit_opacities.numpy()
+    for i in range(4):
+        columns[f"rot_{i}"] = splats.quats[:, i].numpy()
+    return columns
+
+
+def ply_bytes(columns: dict[str, np.ndarray], kind: str = "<", count: int | None = None, before: str = "") -> bytes:
+    """Write a PLY by hand, so that the reader is held against the format and not against its own library."""
+    names = list(columns)
+    rows = len(columns[names[0]]) if names else 0
+    lines = ["ply", f"format {KINDS[kind]} 1.0", "comment by hand"]
+    lines += [before] if before else []
+    lines += [f"element vertex {rows if count is None else count}"]
+    lines += [f"property {TYPES[columns[n].dtype.str[1:]]} {n}" for n in names]
+    head = "\n".join([*lines, "end_header", ""]).encode()
+    if kind == "a":
+        text = [" ".join(repr(columns[n][i].item()) for n in names) for i in range(rows)]
+        return head + "\n".join([*text, ""]).encode()
+    table = np.empty(rows, [(n, columns[n].dtype.newbyteorder(kind)) for n in names])
+    for n in names:
+        table[n] = columns[n]
+    return head + table.tobytes()
+
+
+def assert_same(a: Splats, b: Splats) -> None:
+    for field in ("means", "quats", "log_scales", "logit_opacities", "sh"):
+        x, y = getattr(a, field), getattr(b, field)
+        assert x.dtype == y.dtype == torch.float32
+        assert torch.equal(x, y), field
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    n=st.integers(1, 9), degree=st.integers(0, 3), seed=st.integers(0, 99), kind=st.sampled_from("<>a"),
+    wide=st.booleans(), order=st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_reads_any_order_endian_and_width(tmp_path_factory, n, degree, seed, kind, wide, order):
+    splats = make_splats(n, degree, seed)
+    columns = columns_of(splats)
+    names = list(columns)
+    order.shuffle(names)
+    shuffled = {name: columns[name].astype("f8" if wide else "f4") for name in names}
+    path = tmp_path_factory.mktemp("ply") / "any.ply"
+    path.write_bytes(ply_bytes(shuffled, kind))
+    assert_same(read_ply(path), splats)
+    assert read_ply(path).extras == {}
+
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(1, 40), degree=st.integers(0, 3), seed=st.integers(0, 99))
+def test_round_trip_keeps_the_bits(tmp_path_factory, n, degree, seed):
+    splats = make_splats(n, degree, seed)
+    path = tmp_path_factory.mktemp("ply") / "round.ply"
+    write_ply(path, dataclasses.replace(splats, features=torch.zeros(n, 4)))
+    back = read_ply(path)
+    assert_same(back, splats)
+    assert back.sh_degree == degree
+    assert back.features is None
+
+
+def test_written_layout_is_inrias(tmp_path):
+    splats = make_splats(3, 1)
+    write_ply(tmp_path / "a.ply", splats)
+    rest = [f"f_rest_{i}" for i in range(9)]
+    names = [*"xyz", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", *rest, "opacity"]
+    names += ["scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
+    columns = columns_of(splats)
+    expected = ply_bytes({name: columns[name] for name in names}).replace(b"comment by hand\n", b"")
+    assert (tmp_path / "a.ply").read_bytes() == expected
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
+
+
+def test_extras_survive_when_asked(tmp_path):
+    splats = make_splats(4, 0)
+    label = np.array([3, -1, 2, 2**31 - 1])
+    extra = {"label": label, "sure": np.array([0.5, 1, 0, 0.25]), "seen": np.array([True, False, True, True])}
+    write_ply(tmp_path / "a.ply", splats, extra)
+    back = read_ply(tmp_path / "a.ply")
+    assert_same(back, splats)
+    assert list(back.extras) == ["label", "sure", "seen"]
+    for name, values in extra.items():
+        np.testing.assert_array_equal(back.extras[name], values)
+        assert back.extras[name].dtype.isnative
+    write_ply(tmp_path / "b.ply", back)
+    assert read_ply(tmp_path / "b.ply").extras == {}
+    write_ply(tmp_path / "c.ply", back, back.extras)
+    assert (tmp_path / "c.ply").read_bytes() == (tmp_path / "a.ply").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        ("x", np.zeros(2), "rename"),
+        ("my label", np.zeros(2), "rename"),
+        ("label\nelement", np.zeros(2), "rename"),
+        ("label", np.zeros(3), "shape"),
+        ("label", np.array([0, 2**31]), "32 bits"),
+        ("label", np.array(["a", "b"]), "type"),
+    ],
+)
+def test_extras_that_cannot_be_written(tmp_path, name, values, says):
+    with pytest.raises(InputError, match=says):
+        write_ply(tmp_path / "a.ply", make_splats(2, 0), {name: values})
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_write(tmp_path):
+    with pytest.raises(InputError, match="no Gaussians"):
+        write_ply(tmp_path / "a.ply", make_splats(0, 1))
+
+
+def refused(path: Path, content: bytes | None = None) -> str:
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_ply(path)
+    assert "\n" not in str(error.value).strip()
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_files_that_are_not_splats(tmp_path):
+    path = tmp_path / "bad.ply"
+    columns = columns_of(make_splats(5, 1))
+    whole = ply_bytes(columns)
+    assert "no splat file" in refused(path)
+    assert "cannot be read" in refused(tmp_path)
+    assert "not a PLY" in refused(path, b"")
+    assert "not a PLY" in refused(path, b"\x89PNG\r\n\x1a\n" * 9)
+    assert "header does not end" in refused(path, whole[:200])
+    assert "truncated" in refused(path, whole[:-1])
+    assert "truncated" in refused(path, ply_bytes(columns, "a")[:-300])
+    assert "no vertices" in refused(path, b"ply\nformat ascii 1.0\nend_header\n")
+    assert "no Gaussians" in refused(path, ply_bytes({n: c[:0] for n, c in columns.items()}))
+    points = {n: columns[n] for n in "xyz"}
+    message = refused(path, ply_bytes(points))
+    assert "opacity, scale_0, scale_1, scale_2, rot_0, rot_1, rot_2, rot_3" in message
+    assert "a point cloud or a mesh is not a splat" in message
+    packed = {"packed_position": np.zeros(5, "i4"), "packed_rotation": np.zeros(5, "i4")}
+    assert "decompress" in refused(path, ply_bytes(packed))
+    a_list = b"property list uchar int vertex_indices\n"
+    listed = whole.replace(b"property float x\n", b"property float x\n" + a_list)
+    assert "vertex_indices" in refused(path, listed)
+    assert "header says 'property float'" in refused(path, whole.replace(b"float nx\n", b"float\n"))
+    twice = whole.replace(b"property float nx\n", b"property float x\n")
+    assert "broken" in refused(path, twice)
+
+
+@pytest.mark.parametrize("count", [7, 10**9, 10**15, 10**18, 10**30, -1])
+@pytest.mark.parametrize("kind", ["<", "a"])
+def test_more_vertices_announced_than_held(tmp_path, kind, count):
+    refused(tmp_path / "bad.ply", ply_bytes(columns_of(make_splats(5, 1)), kind, count))
+
+
+def test_huge_element_before_the_vertices(tmp_path):
+    before = "element face 99999999999\nproperty list uchar int vertex_indices"
+    content = ply_bytes(columns_of(make_splats(5, 1)), before=before)
+    assert "more than its" in refused(tmp_path / "a.ply", content)
+
+
+@pytest.mark.parametrize("n_rest", [1, 8, 10, 48])
+def test_odd_number_of_sh_terms(tmp_path, n_rest):
+    columns = columns_of(make_splats(2, 0)) | {f"f_rest_{i}": np.zeros(2, "f4") for i in range(n_rest)}
+    assert f"{n_rest} f_rest" in refused(tmp_path / "a.ply", ply_bytes(columns))
+
+
+def test_gap_in_the_sh_terms(tmp_path):
+    columns = columns_of(make_splats(2, 1))
+    columns["f_rest_9"] = columns.pop("f_rest_4")
+    assert "f_rest_4" in refused(tmp_path / "a.ply", ply_bytes(columns))
+
+
+@pytest.mark.parametrize("kind", ["<", ">", "a"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_values_that_are_not_finite_are_counted(tmp_path, bad, kind):
+    columns = {n: c.astype("f8") for n, c in columns_of(make_splats(6, 1)).items()}
+    columns["f_rest_3"][[1, 4]] = bad
+    columns["y"][4] = bad
+    message = refused(tmp_path / "a.ply", ply_bytes(columns, kind))
+    assert "2 of 6 Gaussians" in message
+    assert "f_rest_3" in message and "y" in message
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-30, 1e30])
+def test_quaternions_without_direction_are_counted(tmp_path, norm):
+    columns = columns_of(make_splats(6, 0))
+    for i in range(4):
+        columns[f"rot_{i}"] = columns[f"rot_{i}"].copy()
+        columns[f"rot_{i}"][2] = norm
+    assert "1 of 6 Gaussians" in refused(tmp_path / "a.ply", ply_bytes(columns))
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data(), kind=st.sampled_from("<>a"), degree=st.sampled_from([0, 1]))
+def test_mutated_files_are_refused_or_valid(tmp_path_factory, data, kind, degree):
+    content = bytearray(ply_bytes(columns_of(make_splats(3, degree)), kind))
+    header = content.index(b"end_header")
+    for _ in range(data.draw(st.integers(0, 4))):
+        where = data.draw(st.one_of(st.integers(0, header), st.integers(0, len(content) - 1)))
+        byte = st.one_of(st.integers(0, 255), st.sampled_from(list(b"0123456789 \n\r-.e")))
+        content[where] = data.draw(byte)
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content))) :]
+    path = tmp_path_factory.mktemp("ply") / "mutated.ply"
+    path.write_bytes(bytes(content))
+    try:
+        splats = read_ply(path)
+    except InputError:
+        return
+    n = len(splats)
+    assert n > 0
+    assert splats.means.shape == (n, 3) and splats.quats.shape == (n, 4) and splats.log_scales.shape == (n, 3)
+    assert splats.logit_opacities.shape == (n,) and splats.sh.shape == (n, (splats.sh_degree + 1) ** 2, 3)
+    for tensor in (splats.means, splats.quats, splats.log_scales, splats.logit_opacities, splats.sh):
+        assert tensor.dtype == torch.float32 and bool(tensor.isfinite().all())
+    assert all(values.shape == (n,) for values in splats.extras.values())
+
+
+# --- initialisation ---------------------------------------------------------------------------------------
+
+
+def cloud(m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(m, 3)), rng.integers(0, 256, (m, 3), dtype=np.uint8)
+
+
+def test_points_become_round_gaussians_of_their_colour():
+    points, colors = cloud(30)
+    splats = splats_from_points(points, colors, sh_degree=2, opacity=0.1, extent=5.0)
+    assert splats.sh.shape == (30, 9, 3)
+    torch.testing.assert_close(splats.means, torch.tensor(points, dtype=torch.float32))
+    torch.testing.assert_close(splats.opacities, torch.full((30,), 0.1))
+    assert torch.equal(splats.quats, torch.tensor([1.0, 0, 0, 0]).repeat(30, 1))
+    shown = sh_to_rgb(splats.sh, torch.randn(30, 3, generator=torch.Generator().manual_seed(0)), 2)
+    torch.testing.assert_close(shown, torch.tensor(colors / 255.0, dtype=torch.float32), atol=1e-6, rtol=0)
+    for i in range(30):  # the obvious reference: sort all distances
+        distances = sorted(np.linalg.norm(points - points[i], axis=1))[1:4]
+        expected = np.clip(np.mean(distances), MIN_SCALE * 5, MAX_SCALE * 5)
+        np.testing.assert_allclose(splats.scales[i].numpy(), expected, rtol=1e-5)
+
+
+def test_scales_follow_the_unit_of_length():
+    points, colors = cloud(50)
+    one = splats_from_points(points, colors, sh_degree=0, opacity=0.5, extent=3.0)
+    ten = splats_from_points(points * 10, colors, sh_degree=0, opacity=0.5, extent=30.0)
+    torch.testing.assert_close(ten.scales, one.scales * 10, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+def test_few_points(m):
+    points, colors = cloud(m)
+    splats = splats_from_points(points, colors, sh_degree=0, opacity=0.1, extent=1.0)
+    assert bool(splats.log_scales.isfinite().all())
+    if m == 1:
+        torch.testing.assert_close(splats.scales, torch.full((1, 3), MAX_SCALE))
+
+
+def test_repeated_and_far_points_are_clamped():
+    points = np.concatenate([np.zeros((9, 3)), [[1e6, 0, 0]]])
+    splats = splats_from_points(points, np.zeros((10, 3), np.uint8), sh_degree=0, opacity=0.1, extent=2.0)
+    torch.testing.assert_close(splats.scales[0], torch.full((3,), MIN_SCALE * 2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(splats.scales[9], torch.full((3,), MAX_SCALE * 2))
+
+
+def test_subset_of_many_points_is_seeded():
+    points, colors = cloud(100)
+
+    def draw(seed: int) -> Splats:
+        generator = torch.Generator().manual_seed(seed)
+        return splats_from_points(
+            points, colors, sh_degree=0, opacity=0.1, extent=1.0, generator=generator, max_points=20
+        )
+
+    assert len(draw(1)) == 20
+    assert torch.equal(draw(1).means, draw(1).means)
+    assert not torch.equal(draw(1).means, draw(2).means)
+
+
+def test_points_that_cannot_be_used():
+    points, colors = cloud(5)
+    with pytest.raises(InputError, match="no 3D points"):
+        splats_from_points(points[:0], colors[:0], sh_degree=0, opacity=0.1, extent=1.0)
+    points[2, 1] = np.nan
+    with pytest.raises(InputError, match="1 of 5 points"):
+        splats_from_points(points, colors, sh_degree=0, opacity=0.1, extent=1.0)
+
+
+def test_random_splats_fill_the_cube_and_are_seeded():
+    def draw(seed: int) -> Splats:
+        generator = torch.Generator().manual_seed(seed)
+        return random_splats(4000, [10.0, 0.0, -5.0], 2.0, sh_degree=1, opacity=0.1, generator=generator)
+
+    splats = draw(3)
+    offset = (splats.means - torch.tensor([10.0, 0.0, -5.0])) / (CUBE * 2.0)
+    assert splats.sh.shape == (4000, 4, 3)
+    assert float(offset.abs().max()) <= 1.0
+    assert float(offset.abs().max()) > 0.99
+    assert float(offset.mean(0).abs().max()) < 0.05
+    torch.testing.assert_close(offset.std(0), torch.full((3,), 3**-0.5), rtol=0.05, atol=0)
+    assert torch.equal(splats.means, draw(3).means) and torch.equal(splats.sh, draw(3).sh)
+    assert not torch.equal(splats.means, draw(4).means)
+    colors = splats.colors(torch.zeros(3))
+    assert float(colors.std()) > 0.2 and float(colors.min()) >= 0 and float(colors.max()) <= 1 + 1e-6
