@@ -184,11 +184,11 @@ def _call(config: object) -> None:
             settings = RunSettings(scene, train, lift, cluster)
             out = out or Path("runs") / folder.resolve().name
             pipeline.run_all(folder, out, settings, masks=masks, splats=splats, quiet=quiet)
-        case Train(out, None, _, train, quiet):
-            pipeline.run_step(out, "train", train=train, quiet=quiet)
-        case Train(out, folder, _, train, quiet):
+        case Train(out, Path() as folder, _, train, quiet):
             settings = RunSettings(train=train)
             pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet)
+        case Train(out, _, _, train, quiet):
+            pipeline.run_step(out, "train", train=train, quiet=quiet)
         case Lift(out, masks, lift, quiet):
             pipeline.run_step(out, "lift", lift=lift, masks=masks, quiet=quiet)
         case Cluster(out, cluster, quiet):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix
 from torch import Tensor
 
 from cgc.errors import InputError
@@ -37,7 +37,7 @@ class Weighing(Protocol):
 
 @dataclass(frozen=True)
 class Clustering:
-    """labels [N] int32 (NOISE or 1..K), confidences [N] float32 in [0, 1], tree: HDBSCAN's condensed tree as columns."""
+    """labels [N] int32 (NOISE or 1..K), confidences [N] float32 in [0, 1]; tree: columns of HDBSCAN's condensed tree."""
 
     labels: np.ndarray
     confidences: np.ndarray
@@ -160,7 +160,7 @@ def revote(labels: np.ndarray, batches: Sequence[Weighing], mass: Tensor) -> tup
     return (best + labels.min(initial=0)).astype(np.int32), share
 
 
-def _row_winner(votes: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+def _row_winner(votes: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return each row's heaviest column and its share of the row; every row holds at least one entry."""
     sums = np.asarray(votes.sum(axis=1)).ravel()
     top = np.maximum.reduceat(votes.data, votes.indptr[:-1])

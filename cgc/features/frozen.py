@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from cgc.features.losses import contrastive_loss, smoothness_loss
@@ -23,7 +23,7 @@ def nearest_neighbours(points: Tensor, k: int) -> Tensor:
     """Return the k true nearest neighbours of each point, itself excluded, [N, min(k, N-1)] int64."""
     k = min(k, len(points) - 1)
     array = points.detach().cpu().numpy()
-    _, found = cKDTree(array).query(array, k + 1, workers=-1)
+    _, found = KDTree(array).query(array, k + 1, workers=-1)
     found = np.asarray(found).reshape(len(array), k + 1)
     # among coincident points a point need not be its own first neighbour: move it there
     own = found == np.arange(len(array))[:, None]

@@ -5,6 +5,9 @@ as gsplat does it: EWA projection with 0.3 px dilation, alpha = min(0.999, o exp
 skipped, a pixel stops before its transmittance would fall to 1e-4. w_i = alpha_i T_i is the blending weight.
 """
 
+# pyright: reportCallIssue=false
+# (numba changes the signatures of what it compiles)
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -6,7 +6,8 @@ A record holds what the pixel kernels read of a Gaussian, in base-2 logarithms a
 
     log2 alpha(dx, dy) = log2_opacity - A u^2 - G dy^2,   u = dx + k dy,   A = log2(e) a / 2,   G = log2(e) g / 2
 
-with (a, k, g) as in project.py. {alpha >= 1/255} is the ellipse A u^2 + G dy^2 <= level; it is cut with the tiles exactly.
+with (a, k, g) as in project.py. {alpha >= 1/255} is the ellipse A u^2 + G dy^2 <= level;
+it is cut with the tiles exactly.
 """
 
 from __future__ import annotations

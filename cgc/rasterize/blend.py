@@ -16,6 +16,9 @@ e leaves a tile as its six moments (1, u, dy, u^2, u dy, dy^2), written once per
 the order of its pairs: no atomics, and the same bits for any number of threads.
 """
 
+# pyright: reportCallIssue=false, reportReturnType=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# (numba changes the signatures of what it compiles)
+
 from __future__ import annotations
 
 import numpy as np

@@ -5,6 +5,9 @@ blend.py). Memory of a render besides its outputs: 32 B a Gaussian, 8 B a pair (
 adds 4 (6 + D) B a pair. Threads follow NUMBA_NUM_THREADS (and numba.set_num_threads).
 """
 
+# pyright: reportCallIssue=false, reportReturnType=false, reportAttributeAccessIssue=false
+# (numba changes the signatures of what it compiles)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -87,7 +90,8 @@ class _Blend(torch.autograd.Function):
         pair_values = np.empty(pairs * channels, np.float32)
         blend_backward(
             get_num_threads(), bins.records, sorted_values, channels, bins.tile_start, bins.slot_rank, bins.slot_pair,
-            bins.tiles_x, width, height, final_T, last_slot, _array(v_image), _array(v_final_T), pair_moments, pair_values,
+            bins.tiles_x, width, height, final_T, last_slot, _array(v_image), _array(v_final_T),
+            pair_moments, pair_values,
         )  # fmt: skip
         v_means2d, v_ellipses = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
         v_opacities, v_values = np.zeros(n, np.float32), np.zeros((n, channels), np.float32)

@@ -5,6 +5,9 @@ does not. `Lanes` is an LLVM `<8 x float>` (one AVX register; LLVM splits it whe
 an `<8 x i1>`. Operators + - * work on Lanes; everything else is a named function below. No function here allocates.
 """
 
+# pyright: reportCallIssue=false, reportReturnType=false, reportAttributeAccessIssue=false
+# (numba changes the signatures of what it compiles)
+
 from __future__ import annotations
 
 import operator

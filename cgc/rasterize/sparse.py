@@ -6,6 +6,9 @@ in the order of its entries: the bits do not depend on the number of threads. W^
 transpose, which a counting sort makes once: no atomics.
 """
 
+# pyright: reportCallIssue=false, reportReturnType=false, reportAttributeAccessIssue=false
+# (numba changes the signatures of what it compiles)
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple

@@ -1,5 +1,8 @@
 """Pictures of labels: one discrete label per Gaussian, rendered as if one-hot, the heaviest wins."""
 
+# pyright: reportCallIssue=false, reportReturnType=false, reportAttributeAccessIssue=false
+# (numba changes the signatures of what it compiles)
+
 from __future__ import annotations
 
 from typing import NamedTuple

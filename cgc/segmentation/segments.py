@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -107,22 +107,11 @@ def _bytes(v: np.ndarray) -> tuple[int, int, int]:
     return r, g, b
 
 
-def save_labels(
-    folder: Path,
-    labels: np.ndarray,
-    confidences: np.ndarray,
-    tree: Mapping[str, np.ndarray],
-    **extra: np.ndarray,
-) -> None:
+def save_labels(folder: Path, labels: np.ndarray, confidences: np.ndarray, tree: Mapping[str, np.ndarray]) -> None:
     """Write segments.npz: labels, confidences and the condensed tree's columns (tree_*)."""
+    columns: dict[str, Any] = {f"tree_{k}": v for k, v in tree.items()}
     with write_beside(folder / "segments.npz") as path:
-        np.savez_compressed(
-            path,
-            labels=labels,
-            confidences=confidences,
-            **{f"tree_{k}": v for k, v in tree.items()},
-            **extra,  # pyright: ignore[reportArgumentType]
-        )
+        np.savez_compressed(path, labels=labels, confidences=confidences, **columns)
 
 
 def load_labels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -145,10 +134,11 @@ def save_table(folder: Path, table: list[Segment], facts: Mapping[str, Any]) -> 
 
 def load_table(folder: Path) -> list[Segment]:
     """Read the table of segments.json."""
-    rows = read_json(folder / "segments.json", "the table of segments")["segments"]
-    return [
-        Segment(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k != "size"}) for row in rows
-    ]
+    path = folder / "segments.json"
+    rows: list[dict[str, Any]] = read_json(path, "the table of segments")["segments"]
+    names = {f.name for f in fields(Segment)}
+    made = [{k: tuple(v) if isinstance(v, list) else v for k, v in r.items() if k in names} for r in rows]
+    return [Segment(**row) for row in made]  # pyright: ignore[reportArgumentType]
 
 
 def export_segments(folder: Path, segmentation: Segmentation) -> list[Path]:

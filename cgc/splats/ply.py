@@ -82,7 +82,7 @@ def write_ply(path: Path | str, splats: Splats, extra: Mapping[str, np.ndarray] 
     table = np.empty(n, dtype=[(name, values.dtype.newbyteorder("<")) for name, values in columns.items()])
     for name, values in columns.items():
         table[name] = values
-    write_vertices(path, table)
+    write_vertices(Path(path), table)
 
 
 # --- reading ----------------------------------------------------------------------------------------------
