@@ -6,6 +6,7 @@ command line replaces them.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,7 @@ class Train:
 
     out: RunArgument
     scene_folder: Annotated[Path | None, arg(name="scene", metavar="SCENE")] = None
-    """The scene of a run that does not exist yet."""
+    """The scene of a run that does not exist yet, or where the scene of a run lies now."""
     preset: Preset | None = None
     """Take the training settings of a preset: quick, default or full."""
     train: OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
@@ -148,6 +149,8 @@ STEPS = ("train", "lift", "cluster", "render", "export", "report", "info")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 with one sentence where the input is bad."""
+    # torch and numba each have a pool of OpenMP threads; waiting ones must not take the other's cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["version"]):
         print(f"cgc {__version__}")
@@ -167,6 +170,11 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"cgc: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # the system's refusals that nothing closer to them has explained
+        name = f"{error.filename} " if error.filename else "a file "
+        reason = error.strerror or error
+        print(f"cgc: {name}could not be read or written ({reason}); check it and its permissions", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("cgc: stopped; run the same command again to go on where it was", file=sys.stderr)
         return 130
@@ -184,11 +192,11 @@ def _call(config: object) -> None:
             settings = RunSettings(scene, train, lift, cluster)
             out = out or Path("runs") / folder.resolve().name
             pipeline.run_all(folder, out, settings, masks=masks, splats=splats, quiet=quiet)
-        case Train(out, Path() as folder, _, train, quiet):
+        case Train(out, Path() as folder, _, train, quiet) if not (out / "scene.json").exists():
             settings = RunSettings(train=train)
             pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet)
-        case Train(out, _, _, train, quiet):
-            pipeline.run_step(out, "train", train=train, quiet=quiet)
+        case Train(out, folder, _, train, quiet):
+            pipeline.run_step(out, "train", scene=folder, train=train, quiet=quiet)
         case Lift(out, masks, lift, quiet):
             pipeline.run_step(out, "lift", lift=lift, masks=masks, quiet=quiet)
         case Cluster(out, cluster, quiet):
@@ -227,7 +235,7 @@ def _defaults(name: str, arguments: list[str]) -> object:
     if name == "run":
         return Run(scene_folder=tyro.MISSING, train=settings.train, lift=settings.lift, cluster=settings.cluster)
     out = _peek(arguments, "--out")
-    if out and (Path(out) / "config.json").exists() and "--help" not in arguments:
+    if out and (Path(out) / "config.json").exists() and not {"-h", "--help"} & set(arguments):
         from cgc.run_folder import open_run
 
         made_with = open_run(Path(out)).settings

@@ -7,11 +7,16 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from cgc.errors import InputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -19,22 +24,34 @@ def write_beside(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it onto `path` on success, remove it on failure.
 
     The temporary name keeps the suffix, so that writers that look at it (PIL, numpy) choose the right format.
+    InputError where the disk is full or the folder cannot be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"the disk is full: {path} could not be written and is left as it was; "
-                "free some space (or choose another --out) and run the same command again"
-            ) from error
-        raise
+    except (OSError, SafetensorError) as error:
+        raise _not_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: Exception) -> InputError:
+    """Say why `path` was not written; safetensors has the number of the system's error in its text only."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if number in _FULL:
+        return InputError(
+            f"the disk is full: {path} could not be written and is left as it was; "
+            "free some space (or choose another --out) and run the same command again"
+        )
+    return InputError(
+        f"{path} could not be written ({os.strerror(number) if number else error}) and is left as it was; "
+        "make its folder writable, or choose another --out"
+    )
 
 
 def write_text(path: Path | str, text: str) -> None:

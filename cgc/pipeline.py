@@ -6,6 +6,8 @@ kept while the steps of one command run. Test views' photos and masks are read f
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,13 +26,13 @@ from cgc.errors import InputError
 from cgc.evaluation.metrics import InstanceScores, Truth, psnr, read_truth, score_instances, ssim
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
 from cgc.features.samples import Batch, sample_batches, visible_mass
-from cgc.files import write_beside
-from cgc.masks.id_maps import MaskSet, read_id_map, read_mask_folder, write_id_map
+from cgc.files import sha256, write_beside
+from cgc.masks.id_maps import MaskSet, read_id_map, read_mask_folder, resize_nearest, write_id_map
 from cgc.progress import console, progress_bar
 from cgc.rasterize.base import Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, RunFolder, Source, create_run, open_run
-from cgc.scene.images import load_image
+from cgc.scene.images import check_images, load_image
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Camera, Scene
 from cgc.segmentation.labels import render_labels, render_rgb
@@ -63,11 +65,12 @@ class Workspace:
     @cached_property
     def scene(self) -> Scene:
         """The scene, checked to be the one the run was made from."""
-        scene = read_scene(Path(self.run.source.scene), self.run.settings.scene)
-        if fingerprint(scene) != self.run.source.fingerprint:
+        scene = read_scene(Path(self.run.source.scene), self.run.settings.scene, quiet=self.quiet)
+        now = replace(self.run.source, fingerprint=fingerprint(scene))
+        if now.scene_identity() != self.run.source.scene_identity():
             raise InputError(
-                f"{self.run.source.scene} has changed since {self.run.root} was made (other images or another model); "
-                "restore it, or start a new run with another --out"
+                f"{self.run.source.scene} is not the scene that {self.run.root} was made from (other images or another "
+                "model); restore it, or start a new run with another --out"
             )
         return scene
 
@@ -90,6 +93,20 @@ class Workspace:
                 "give their folder with --masks DIR"
             )
         return read_mask_folder(Path(self.run.source.masks), self.scene.views)
+
+    @cached_property
+    def truth(self) -> Truth | None:
+        """The true id maps of the test views, where the scene has them (instance/ and instances.json)."""
+        root, names = Path(self.run.source.scene), self.picture_names
+        if not self.test_views or not (root / "instances.json").exists() or not (root / "instance").is_dir():
+            return None
+        return read_truth(root, [names[i] for i in self.test_views])
+
+    @cached_property
+    def picture_names(self) -> list[str]:
+        """What each view's pictures are called: its stem, or its whole name where two views share a stem."""
+        stems = [view.stem for view in self.scene.views]
+        return stems if len(set(stems)) == len(stems) else [view.name for view in self.scene.views]
 
     @cached_property
     def splats(self) -> Splats:
@@ -128,6 +145,10 @@ class Workspace:
             console.print(text)
 
 
+Quality = dict[str, dict[str, float | str]]
+"""Of each view, by its name: its split, psnr and ssim."""
+
+
 # --- the steps --------------------------------------------------------------------------------------------
 
 
@@ -147,12 +168,14 @@ def train(work: Workspace) -> str:
     write_ply(target, splats, splats.extras)
     work.splats = splats
     run.finish("train", time.perf_counter() - start, gaussians=len(splats))
+    shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # what they would resume is done
     return f"{said}: {target}"
 
 
 def lift(work: Workspace) -> str:
     """Learn a feature on every Gaussian from the masks; writes features.safetensors."""
     start = time.perf_counter()
+    work.run.source = replace(work.run.source, masks_hash=hash_masks(work.masks, work.train_views))
     run, target = work.run, work.run.root / "features.safetensors"
     batches, neighbours = work.batches, work.neighbours
     features = learn_features(batches, neighbours, run.settings.lift, quiet=work.quiet)
@@ -161,6 +184,12 @@ def lift(work: Workspace) -> str:
         save_file({"features": features, "mass": mass}, path)
     run.finish("lift", time.perf_counter() - start)
     return f"{features.shape[1]} features on each of {len(features):,} Gaussians: {target}"
+
+
+def hash_masks(masks: MaskSet, views: list[int]) -> str:
+    """Hash the mask files of some views."""
+    lines = [f"{masks.views[i].name} {sha256(path)}" for i in views if (path := masks.paths[i])]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def load_features(run: RunFolder) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,35 +228,23 @@ def render(work: Workspace) -> str:
     run, target = work.run, work.run.root / "masks"
     segmentation = work.segmentation()
     n_ids = int(segmentation.labels.max(initial=0)) + 1
-    held_back = set(work.test_views)
     pixels: dict[str, np.ndarray] = {}
-    quality: dict[str, dict[str, float | str]] = {}
-    predicted: list[np.ndarray] = []
+    quality: Quality = {}
+    predicted: dict[int, np.ndarray] = {}
     with progress_bar("render", len(work.scene.views), quiet=work.quiet) as bar:
-        for index, view in enumerate(work.scene.views):
+        for index, (view, name) in enumerate(zip(work.scene.views, work.picture_names)):
             picture = render_labels(work.splats, segmentation.labels, view.camera, work.rasterizer)
-            write_id_map(target / f"{view.stem}.png", picture.ids)
-            _write_weight(run.root / "weights" / f"{view.stem}.png", picture.weight)
+            write_id_map(target / f"{name}.png", picture.ids)
+            _write_weight(run.root / "weights" / f"{name}.png", picture.weight)
             pixels[view.name] = np.bincount(picture.ids.ravel(), minlength=n_ids)
-            photo = load_image(view).astype(np.float32) / 255
-            shown = render_rgb(work.splats, view.camera, work.rasterizer)
-            quality[view.name] = {
-                "split": "test" if index in held_back else "train",
-                "psnr": psnr(shown, photo),
-                "ssim": ssim(shown, photo),
-            }
-            if index in held_back:
-                predicted.append(picture.ids)
+            quality[view.name] = _view_quality(work, index)
+            predicted[index] = picture.ids
             bar.advance(1, psnr=quality[view.name]["psnr"])
-    facts: dict[str, object] = {"quality": quality}
-    for split in ("train", "test"):
-        for measure in ("psnr", "ssim"):
-            values = [float(q[measure]) for q in quality.values() if q["split"] == split]
-            facts[f"{measure}_{split}"] = round(float(np.mean(values)), 4) if values else None
-    truth = find_truth(work)
-    if truth is not None:
-        scores = score_instances(truth.maps, predicted, truth.stuff_ids)
-        facts |= score_facts(scores, truth)
+    facts = quality_facts(quality)
+    if work.truth is not None:
+        tests = [predicted[i] for i in work.test_views]
+        same_size = [resize_nearest(p, t.shape[1], t.shape[0]) for p, t in zip(tests, work.truth.maps)]
+        facts |= score_facts(score_instances(work.truth.maps, same_size, work.truth.stuff_ids), work.truth)
     save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)})
     run.finish("render", time.perf_counter() - start, **facts)
     return f"{len(pixels)} id maps: {target}"
@@ -240,12 +257,23 @@ def _write_weight(path: Path, weight: np.ndarray) -> None:
         Image.fromarray((255 * weight.clip(0, 1)).round().astype(np.uint8)).save(temporary)
 
 
-def find_truth(work: Workspace) -> Truth | None:
-    """Read the true id maps of the test views where the scene has them (instance/ and instances.json)."""
-    root = Path(work.run.source.scene)
-    if not work.test_views or not (root / "instances.json").exists() or not (root / "instance").is_dir():
-        return None
-    return read_truth(root, [work.scene.views[i].stem for i in work.test_views])
+def _view_quality(work: Workspace, index: int) -> dict[str, float | str]:
+    """Render a view's photo and measure it against the photo."""
+    view = work.scene.views[index]
+    photo = load_image(view).astype(np.float32) / 255
+    shown = render_rgb(work.splats, view.camera, work.rasterizer)
+    split = "test" if index in set(work.test_views) else "train"
+    return {"split": split, "psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
+
+
+def quality_facts(quality: Quality) -> dict[str, Any]:
+    """The views' measures and their means over each split as stats.json has them; None where a split has no view."""
+    facts: dict[str, Any] = {"quality": quality}
+    for split in ("train", "test"):
+        for measure in ("psnr", "ssim"):
+            values = [float(q[measure]) for q in quality.values() if q["split"] == split]
+            facts[f"{measure}_{split}"] = round(float(np.mean(values)), 4) if values else None
+    return facts
 
 
 def score_facts(scores: InstanceScores, truth: Truth) -> dict[str, object]:
@@ -279,11 +307,14 @@ def report(work: Workspace) -> str:
     """Write the page a person looks at first; writes report/index.html."""
     start = time.perf_counter()
     run, target = work.run, work.run.root / "report" / "index.html"
-    run.require("train")
     labelled = (run.root / "segments.json").exists()
+    run.require("render" if labelled else "train")
     segmentation = work.segmentation() if labelled else None
     table = load_table(run.root) if labelled else []
-    quality = run.stats.get("quality", {})
+    if not labelled:  # nothing was rendered yet
+        names = [view.name for view in work.scene.views]
+        run.stats.update(quality_facts({name: _view_quality(work, i) for i, name in enumerate(names)}))
+    quality = run.stats["quality"]
     views = [_report_view(work, i, segmentation, quality) for i in report_views(work)]
     objects = []
     if segmentation is not None:
@@ -327,15 +358,13 @@ def _evenly(items: list[int], n: int) -> list[int]:
     return [items[int((k + 0.5) * len(items) / n)] for k in range(n)]
 
 
-def _report_view(
-    work: Workspace, index: int, segmentation: Segmentation | None, quality: dict[str, dict[str, float | str]]
-) -> ReportView:
+def _report_view(work: Workspace, index: int, segmentation: Segmentation | None, quality: Quality) -> ReportView:
     view = work.scene.views[index]
     photo = load_image(view)
     shown = (255 * render_rgb(work.splats, view.camera, work.rasterizer)).round().astype(np.uint8)
     colored = None
     if segmentation is not None:
-        path = work.run.root / "masks" / f"{view.stem}.png"
+        path = work.run.root / "masks" / f"{work.picture_names[index]}.png"
         colored = overlay(photo, read_id_map(path))
     split = "test" if index in set(work.test_views) else "train"
     score = quality.get(view.name, {}).get("psnr")
@@ -433,7 +462,10 @@ def run_all(
     splats: Path | None,
     quiet: bool = False,
 ) -> RunFolder:
-    """Do every step that is not done yet, and say where the result lies; without masks the run ends with the splats."""
+    """Do every step that is not done yet, and say where the result lies; without masks the run ends with the splats.
+
+    Everything that is given is checked before anything is written.
+    """
     scene = read_scene(scene_path, settings.scene, quiet=quiet)
     source = Source(
         scene=str(scene_path.resolve()),
@@ -442,32 +474,49 @@ def run_all(
         fingerprint=fingerprint(scene),
     )
     work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene)
-    if masks:
-        _ = work.masks  # read before the long steps: bad masks are said at once
-    if splats and not work.run.is_done("train"):
-        work.splats = read_ply(splats)
-    for note in scene.notes:
+    run = work.run
+    notes = list(scene.notes)
+    if run.source.masks:
+        run.source = replace(run.source, masks_hash=hash_masks(work.masks, work.train_views))
+        notes += work.masks.notes
+        _ = work.truth
+    if splats:
+        _ = read_ply(splats)
+        run.source = replace(run.source, splats_hash=sha256(splats))
+    if not run.is_done("train"):
+        check_images(scene.views)
+    if not run.stats["steps"]:
+        run.save_settings()
+    for note in notes:
         work.say(f"note: {note}")
-    steps = STEPS if masks else ("train", "report")
+    steps = STEPS if run.source.masks else ("train", "report")
     for step in steps:
         if work.run.is_done(step):
             work.say(f"{step}: done before, kept")
         else:
             work.say(f"{step}: {FUNCTIONS[step](work)}")
-    if not masks:
+    run.save_settings()
+    if not run.source.masks:
         work.say("no masks were given, so there are no segments; add them with --masks DIR")
     _say_result(work)
     return work.run
 
 
-def run_step(out: Path, step: str, *, quiet: bool = False, masks: Path | None = None, **changed: Any) -> RunFolder:
-    """Do one step of an existing run again, with settings `changed` (train=, lift= or cluster=)."""
+def run_step(
+    out: Path, step: str, *, quiet: bool = False, scene: Path | None = None, masks: Path | None = None, **changed: Any
+) -> RunFolder:
+    """Do one step of an existing run again, with settings `changed` (train=, lift= or cluster=).
+
+    `scene` and `masks` say where these lie now. The run keeps the settings once the step has succeeded.
+    """
     run = open_run(out)
     run.settings = replace(run.settings, **changed)
     if masks is not None:
         run.source = replace(run.source, masks=str(masks.resolve()))
-    run.save_settings()
     work = Workspace(run, quiet=quiet)
+    if scene is not None:
+        run.source = replace(run.source, scene=str(scene.resolve()))
+        _ = work.scene
     work.say(f"{step}: {FUNCTIONS[step](work)}")
     stale = [s for s in STEPS if s in run.stats["steps"] and not run.is_done(s)]
     if stale:

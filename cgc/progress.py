@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -22,19 +23,12 @@ console = Console(highlight=False, soft_wrap=True)
 class Bar:
     """Progress of one step; `advance(n, loss=..., psnr=...)` moves it and shows the named values."""
 
-    def __init__(self, progress: Progress | None, task: int) -> None:
-        self._progress = progress
-        self._task = task
+    def __init__(self, move: Callable[[int, str], None]) -> None:
+        self._move = move
 
     def advance(self, n: int = 1, **shown: float | int | str) -> None:
         """Move by `n` units and show `shown` beside the bar."""
-        if self._progress is None:
-            return
-        facts = " ".join(f"{k} {_short(v)}" for k, v in shown.items())
-        if facts:
-            self._progress.update(self._task, advance=n, facts=facts)  # pyright: ignore[reportArgumentType]
-        else:
-            self._progress.update(self._task, advance=n)  # pyright: ignore[reportArgumentType]
+        self._move(n, " ".join(f"{k} {_short(v)}" for k, v in shown.items()))
 
 
 def _short(value: float | int | str) -> str:
@@ -45,9 +39,15 @@ def _short(value: float | int | str) -> str:
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, *, start: int = 0, quiet: bool = False) -> Iterator[Bar]:
-    """Show a bar of `total` units titled `title`, from `start`; silent with `quiet`."""
+    """Show a bar of `total` units titled `title`, from `start`; silent with `quiet`.
+
+    Where the output is no terminal (a log), a plain line is printed at every tenth of the way instead.
+    """
     if quiet:
-        yield Bar(None, 0)
+        yield Bar(lambda n, facts: None)
+        return
+    if not console.is_terminal:
+        yield Bar(_lines(title, total, start))
         return
     columns = (
         TextColumn("{task.description:<12}"),
@@ -60,7 +60,26 @@ def progress_bar(title: str, total: int, *, start: int = 0, quiet: bool = False)
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         task = progress.add_task(title, total=total, completed=start, facts="")
-        yield Bar(progress, task)
+
+        def move(n: int, facts: str) -> None:
+            progress.update(task, advance=n, **({"facts": facts} if facts else {}))  # pyright: ignore
+
+        yield Bar(move)
+
+
+def _lines(title: str, total: int, start: int) -> Callable[[int, str], None]:
+    """Return what prints `title 10 % step 180/1800 FACTS, 0:01:10 left` whenever another tenth is done."""
+    begun, done, last = time.perf_counter(), start, ""
+
+    def move(n: int, facts: str) -> None:
+        nonlocal done, last
+        before, done, last = done, done + n, facts or last
+        if 10 * done // max(total, 1) > 10 * before // max(total, 1):
+            left = (time.perf_counter() - begun) / (done - start) * (total - done)
+            words = [title, f"{100 * done // max(total, 1)} %", f"step {done}/{total}", *([last] if last else [])]
+            console.print(f"{' '.join(words)}, {timedelta(seconds=round(left))} left")
+
+    return move
 
 
 @contextlib.contextmanager

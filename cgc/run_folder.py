@@ -14,7 +14,7 @@ import hashlib
 import json
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,26 @@ _OUTPUTS = {
     "export": "segments",
     "report": "report/index.html",
 }
+_BEFORE = {"lift": "train", "cluster": "lift", "render": "cluster", "export": "cluster", "report": "render"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a run is made from; paths are absolute. `fingerprint` identifies the scene's model and images."""
+    """What a run is made from; paths are absolute. `fingerprint` identifies the scene's model and images.
+
+    `masks_hash` and `splats_hash` are of the files' contents, of the training views' masks only.
+    """
 
     scene: str
     masks: str | None
     splats: str | None
     fingerprint: dict[str, Any]
+    masks_hash: str | None = None
+    splats_hash: str | None = None
+
+    def scene_identity(self) -> dict[str, Any]:
+        """The fingerprint without where the scene lies: a scene that was moved is the same scene."""
+        return {k: v for k, v in self.fingerprint.items() if k != "root"}
 
 
 @dataclass
@@ -60,16 +70,16 @@ class RunFolder:
         settings = self.settings
         own: dict[str, Any] = {
             "train": {
-                "scene": self.source.fingerprint,
-                "splats": self.source.splats,
+                "scene": self.source.scene_identity(),
+                "splats": self.source.splats_hash,
                 "read": to_json(settings.scene),
             },
-            "lift": {"masks": self.source.masks, "lift": to_json(settings.lift)},
+            "lift": {"masks": self.source.masks_hash, "lift": to_json(settings.lift)},
             "cluster": to_json(settings.cluster),
         }.get(step, {})
         if step == "train" and not self.source.splats:
-            own["train"] = to_json(settings.train)
-        before = {"train": None, "export": "cluster", "report": "render"}.get(step, STEPS[STEPS.index(step) - 1])
+            own["train"] = {k: v for k, v in to_json(settings.train).items() if k != "checkpoint_every"}
+        before = _BEFORE.get(step)
         text = json.dumps([FORMAT, step, own, self.key(before) if before else None], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -78,15 +88,17 @@ class RunFolder:
         return self.stats["steps"].get(step) == self.key(step) and (self.root / _OUTPUTS[step]).exists()
 
     def require(self, step: str) -> None:
-        """Raise InputError unless `step` has left its file."""
-        if not (self.root / _OUTPUTS[step]).exists():
-            raise InputError(
-                f"{self.root} has no {_OUTPUTS[step]} yet: run `cgc {step} {self.root}` first "
-                "(or `cgc run`, which does every step)"
-            )
+        """Raise InputError unless `step` and those before it are done, with today's settings and inputs."""
+        if step in _BEFORE:
+            self.require(_BEFORE[step])
+        if not self.is_done(step):
+            path = self.root / _OUTPUTS[step]
+            state = f"{path} is out of date" if path.exists() else f"{self.root} has no {_OUTPUTS[step]} yet"
+            raise InputError(f"{state}: run `cgc {step} {self.root}` first (or `cgc run`, which does every step)")
 
     def finish(self, step: str, seconds: float, **facts: Any) -> None:
-        """Record that a step is done, how long it took and what it found; write stats.json."""
+        """Record that a step is done, with which settings, how long it took and what it found."""
+        self.save_settings()
         self.stats["steps"][step] = self.key(step)
         self.stats["seconds"][step] = round(seconds, 3)
         self.stats.update(facts)
@@ -94,9 +106,11 @@ class RunFolder:
         write_json(self.root / "stats.json", self.stats)
 
     def save_settings(self) -> None:
-        """Write config.json and scene.json."""
-        write_json(self.root / "config.json", {"format": FORMAT, **to_json(self.settings)})
-        write_json(self.root / "scene.json", {"format": FORMAT, **vars(self.source)})
+        """Write config.json and scene.json where they are not as they should be."""
+        for name, values in (("config.json", to_json(self.settings)), ("scene.json", asdict(self.source))):
+            path, wanted = self.root / name, {"format": FORMAT, **values}
+            if not path.exists() or read_json(path, f"the run's {name}") != wanted:
+                write_json(path, wanted)
 
 
 def peak_rss_bytes() -> int:
@@ -106,26 +120,26 @@ def peak_rss_bytes() -> int:
 
 
 def create_run(root: Path, settings: RunSettings, source: Source) -> RunFolder:
-    """Open `root` as the run of `source` with `settings`, making it if needed; done steps are kept.
+    """Open `root` as the run of `source` with `settings`; done steps are kept, and masks if `source` has none.
 
-    InputError if it is a run of another scene, or a folder with other things in it.
+    Nothing is written yet. InputError if it is a run of another scene, or a folder with other things in it.
     """
     stats: dict[str, Any] = {"steps": {}, "seconds": {}}
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file where a run folder was expected; choose another --out")
     if (root / "scene.json").exists():
         old = open_run(root)
-        if old.source.fingerprint != source.fingerprint:
+        if old.source.scene_identity() != source.scene_identity():
             raise InputError(
                 f"{root} is a run of another scene ({old.source.scene}, or its images or model have changed since), "
                 f"not of {source.scene}; choose another --out, or remove that folder"
             )
         stats = old.stats
+        if source.masks is None:
+            source = replace(source, masks=old.source.masks, masks_hash=old.source.masks_hash)
     elif root.exists() and any(root.iterdir()):
         raise InputError(f"{root} is not empty and not a run folder; choose another --out, so that nothing is lost")
-    run = RunFolder(root, settings, source, stats)
-    run.save_settings()
-    return run
+    return RunFolder(root, settings, source, stats)
 
 
 def open_run(root: Path) -> RunFolder:
@@ -148,7 +162,10 @@ def open_run(root: Path) -> RunFolder:
         ) from error
     stats: dict[str, Any] = {"steps": {}, "seconds": {}}
     if (root / "stats.json").exists():
-        stats |= read_json(root / "stats.json", "the run's stats.json")
+        found = read_json(root / "stats.json", "the run's stats.json")
+        if not isinstance(found, dict) or not all(isinstance(found.get(k), dict) for k in stats):
+            raise InputError(f"{root / 'stats.json'} is not what this version writes; make the run again")
+        stats = found
     return RunFolder(root, from_json(RunSettings, config, root / "config.json"), source, stats)
 
 

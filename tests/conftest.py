@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,3 +39,23 @@ def rasterizer(device: torch.device) -> Rasterizer:
     from cgc.rasterize.cpu import CpuRasterizer
 
     return CpuRasterizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scene of tests/tiny.py; copy it before changing it."""
+    from tiny import make_scene
+
+    return make_scene(tmp_path_factory.mktemp("tiny") / "scene")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny scene; copy it before changing it."""
+    from tiny import SETTINGS
+
+    from cgc.pipeline import run_all
+
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    run_all(tiny_scene, out, SETTINGS, masks=tiny_scene / "masks", splats=None, quiet=True)
+    return out

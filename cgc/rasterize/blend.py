@@ -30,6 +30,7 @@ from cgc.rasterize.lanes import (
     absolute,
     bits,
     both,
+    broadcast,
     divide,
     exp2,
     fma,
@@ -49,6 +50,7 @@ from cgc.rasterize.lanes import (
 )
 
 STRIPS = 32
+GROUP = 4  # channels are padded to a multiple of it
 PIXELS = TILE * TILE
 MOMENTS = 6
 ALPHA_MAX, ALPHA_MIN, T_MIN = 0.999, 1.0 / 255.0, 1e-4
@@ -57,8 +59,8 @@ ALPHA_MAX, ALPHA_MIN, T_MIN = 0.999, 1.0 / 255.0, 1e-4
 @njit(cache=True)
 def _strips(records, at, x0, y0):
     """Return the strips of the tile at (x0, y0) that the ellipse of the record at `at` meets, one bit each."""
-    mx, my, k = splat(records[at]), splat(records[at + 1]), splat(records[at + 3])
-    G, level, inv_a = splat(records[at + 4]), splat(records[at + 6]), splat(records[at + 7])
+    mx, my, k = broadcast(records, at), broadcast(records, at + 1), broadcast(records, at + 3)
+    G, level, inv_a = broadcast(records, at + 4), broadcast(records, at + 6), broadcast(records, at + 7)
     zero = splat(f(0.0))
     found = np.uint32(0)
     for half_rows in range(2):
@@ -78,10 +80,10 @@ def _strips(records, at, x0, y0):
 @njit(cache=True)
 def _alpha(records, at, x, y):
     """Return (alpha unclamped, u, dy) of the record at `at` for pixel centres x, y (Lanes)."""
-    dy = y - splat(records[at + 1])
-    u = fma(splat(records[at + 3]), dy, x - splat(records[at]))
-    power = splat(records[at + 5]) - splat(records[at + 4]) * dy * dy
-    return exp2(power - splat(records[at + 2]) * u * u), u, dy
+    dy = y - broadcast(records, at + 1)
+    u = fma(broadcast(records, at + 3), dy, x - broadcast(records, at))
+    power = broadcast(records, at + 5) - broadcast(records, at + 4) * dy * dy
+    return exp2(power - broadcast(records, at + 2) * u * u), u, dy
 
 
 @njit(cache=True)
@@ -116,7 +118,7 @@ def blend(
     final_T,
     last_slot,
 ):
-    """Blend `values` [V * C] by rank into image [H, W, C]; final_T [H, W]; last_slot [H, W] int32.
+    """Blend `values` [V * C] by rank into image [H, W, <= C]; final_T [H, W]; last_slot [H, W] int32.
 
     last_slot is the number of slots of the tile's list up to the last one that counted for the pixel (0: none).
     """
@@ -144,20 +146,22 @@ def blend(
                     y = splat(f(y0 + (j & 15)) + f(0.5))
                     alpha, _, _ = _alpha(records, at, x, y)
                     alpha = minimum(alpha, splat(f(ALPHA_MAX)))
+                    alpha = select(greater_equal(alpha, splat(f(ALPHA_MIN))), alpha, splat(f(0.0)))
+                    # no select between a new value and the one in memory: it becomes a masked store, which is slow
                     before = load(T, 8 * j)
                     w = alpha * before
                     after = before - w
-                    counts = greater_equal(alpha, splat(f(ALPHA_MIN)))
-                    keep = both(counts, greater(after, splat(f(T_MIN))))
-                    finished = splat(f(0.0)) - absolute(before)
-                    store(T, 8 * j, select(keep, after, select(counts, finished, before)))
-                    if bits(keep) == 0:
+                    live = greater(after, splat(f(T_MIN)))
+                    store(T, 8 * j, select(live, after, splat(f(0.0)) - absolute(before)))
+                    w = select(live, w, splat(f(0.0)))
+                    counts = greater(w, splat(f(0.0)))
+                    if bits(counts) == 0:
                         continue
-                    w = select(keep, w, splat(f(0.0)))
-                    store(last, 8 * j, select(keep, here, load(last, 8 * j)))
-                    for c in range(channels):
-                        cell = PIXELS * c + 8 * j
-                        store(out, cell, fma(w, splat(values[rank * channels + c]), load(out, cell)))
+                    store(last, 8 * j, maximum(load(last, 8 * j), select(counts, here, splat(f(0.0)))))
+                    for c in range(0, channels, GROUP):
+                        for k in range(GROUP):  # a constant count: the compiler unrolls it
+                            cell = PIXELS * (c + k) + 8 * j
+                            store(out, cell, fma(w, broadcast(values, rank * channels + c + k), load(out, cell)))
             for j in range(STRIPS):
                 y = y0 + (j & 15)
                 if y >= height:
@@ -167,7 +171,7 @@ def blend(
                     if x < width:
                         final_T[y, x] = abs(T[8 * j + lane])
                         last_slot[y, x] = np.int32(last[8 * j + lane])
-                        for c in range(channels):
+                        for c in range(image.shape[2]):
                             image[y, x, c] = out[PIXELS * c + 8 * j + lane]
 
 
@@ -184,7 +188,7 @@ def blend_backward(
             np.empty(PIXELS, np.float32),
             np.empty(PIXELS, np.float32),
         )
-        v = np.empty(PIXELS * channels, np.float32)
+        v = np.zeros(PIXELS * channels, np.float32)
         v_value = np.empty(8 * channels, np.float32)
         for tile in range(worker, n_tiles, workers):
             x0, y0 = TILE * (tile % tiles_x), TILE * (tile // tiles_x)
@@ -198,11 +202,11 @@ def blend_backward(
                         T[p], last[p] = final_T[y, x], f(last_slot[y, x])
                         behind[p] = final_T[y, x] * v_final_T[y, x]
                         deepest = max(deepest, last_slot[y, x])
-                        for c in range(channels):
+                        for c in range(v_image.shape[2]):
                             v[PIXELS * c + p] = v_image[y, x, c]
                     else:
                         T[p], last[p], behind[p] = f(1.0), f(0.0), f(0.0)
-                        for c in range(channels):
+                        for c in range(v_image.shape[2]):
                             v[PIXELS * c + p] = f(0.0)
             for slot in range(begin + deepest, tile_start[tile + 1]):  # behind every finished pixel
                 pair_moments[slot_pair[slot] * MOMENTS : (slot_pair[slot] + 1) * MOMENTS] = f(0.0)
@@ -231,10 +235,11 @@ def blend_backward(
                     store(T, 8 * j, before)
                     w = alpha * before
                     dot = splat(f(0.0))
-                    for c in range(channels):
-                        v_c = load(v, PIXELS * c + 8 * j)
-                        dot = fma(splat(values[rank * channels + c]), v_c, dot)
-                        store(v_value, 8 * c, fma(w, v_c, load(v_value, 8 * c)))
+                    for c in range(0, channels, GROUP):
+                        for k in range(GROUP):
+                            v_c = load(v, PIXELS * (c + k) + 8 * j)
+                            dot = fma(broadcast(values, rank * channels + c + k), v_c, dot)
+                            store(v_value, 8 * (c + k), fma(w, v_c, load(v_value, 8 * (c + k))))
                     rest = load(behind, 8 * j)
                     store(behind, 8 * j, fma(w, dot, rest))
                     e = w * dot - alpha * inverse * rest
@@ -267,7 +272,7 @@ def gather_gradients(
             at = pair * MOMENTS
             m, mu, my = m + pair_moments[at], mu + pair_moments[at + 1], my + pair_moments[at + 2]
             muu, muy, myy = muu + pair_moments[at + 3], muy + pair_moments[at + 4], myy + pair_moments[at + 5]
-            for c in range(channels):
+            for c in range(v_values.shape[1]):
                 v_values[i, c] += pair_values[pair * channels + c]
         a, k, g = np.float64(ellipses[i, 0]), np.float64(ellipses[i, 1]), np.float64(ellipses[i, 2])
         v_means2d[i, 0], v_means2d[i, 1] = a * mu, a * k * mu + g * my

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from cgc.rasterize.base import Contributions, Render
 from cgc.rasterize.bins import TILE, Bins, bin_gaussians
-from cgc.rasterize.blend import MOMENTS, blend, blend_backward, gather_gradients, weigh
+from cgc.rasterize.blend import GROUP, MOMENTS, blend, blend_backward, gather_gradients, weigh
 from cgc.rasterize.checks import check_cameras, check_indices, check_splats, check_values
 from cgc.rasterize.project import POSE_CHUNKS, project, project_backward
 from cgc.scene.types import Camera
@@ -70,9 +70,12 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, means2d, ellipses, opacities, values, bins: Bins, width: int, height: int):
         arrays = (_array(ellipses), _array(opacities))
-        channels = values.shape[1]
-        sorted_values = _array(values)[bins.order].ravel()
-        image = np.empty((height, width, channels), np.float32)
+        given = values.shape[1]
+        channels = -(-given // GROUP) * GROUP
+        sorted_values = np.zeros((len(bins.order), channels), np.float32)
+        sorted_values[:, :given] = _array(values)[bins.order]
+        sorted_values = sorted_values.ravel()
+        image = np.empty((height, width, given), np.float32)
         final_T, last_slot = np.empty((height, width), np.float32), np.empty((height, width), np.int32)
         blend(
             get_num_threads(), bins.records, sorted_values, channels, bins.tile_start, bins.slot_rank, bins.tiles_x,
@@ -94,7 +97,7 @@ class _Blend(torch.autograd.Function):
             pair_moments, pair_values,
         )  # fmt: skip
         v_means2d, v_ellipses = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
-        v_opacities, v_values = np.zeros(n, np.float32), np.zeros((n, channels), np.float32)
+        v_opacities, v_values = np.zeros(n, np.float32), np.zeros((n, v_image.shape[2]), np.float32)
         gather_gradients(
             bins.order, bins.first_pair, pair_moments, pair_values, channels, ellipses, opacities,
             v_means2d, v_ellipses, v_opacities, v_values,

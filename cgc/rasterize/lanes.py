@@ -62,6 +62,11 @@ def _call(builder, name, result, arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
+def _fill(builder, value):
+    one = builder.insert_element(ir.Constant(_VEC, ir.Undefined), value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, ir.Constant(_VEC, ir.Undefined), ir.Constant(_IVEC, [0] * WIDTH))
+
+
 @intrinsic
 def splat(typingctx, x):
     """Eight copies of a float32."""
@@ -69,9 +74,7 @@ def splat(typingctx, x):
         return None
 
     def codegen(context, builder, signature, args):
-        value = context.cast(builder, args[0], signature.args[0], types.float32)
-        one = builder.insert_element(ir.Constant(_VEC, ir.Undefined), value, ir.Constant(_I32, 0))
-        return builder.shuffle_vector(one, ir.Constant(_VEC, ir.Undefined), ir.Constant(_IVEC, [0] * WIDTH))
+        return _fill(builder, context.cast(builder, args[0], signature.args[0], types.float32))
 
     return LANES(x), codegen
 
@@ -101,6 +104,19 @@ def load(typingctx, array, index):
     def codegen(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1], signature.args[1])
         return builder.load(builder.bitcast(pointer, _VEC.as_pointer()), align=4, typ=_VEC)
+
+    return LANES(array, index), codegen
+
+
+@intrinsic
+def broadcast(typingctx, array, index):
+    """Eight copies of one float32 of a contiguous 1-D array; the index is not negative."""
+    if not (isinstance(array, types.Array) and array.dtype == types.float32 and array.ndim == 1):
+        return None
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], signature.args[1])
+        return _fill(builder, builder.load(pointer, align=4, typ=_F32))
 
     return LANES(array, index), codegen
 

@@ -135,10 +135,14 @@ def save_table(folder: Path, table: list[Segment], facts: Mapping[str, Any]) -> 
 def load_table(folder: Path) -> list[Segment]:
     """Read the table of segments.json."""
     path = folder / "segments.json"
-    rows: list[dict[str, Any]] = read_json(path, "the table of segments")["segments"]
+    value = read_json(path, "the table of segments")
     names = {f.name for f in fields(Segment)}
-    made = [{k: tuple(v) if isinstance(v, list) else v for k, v in r.items() if k in names} for r in rows]
-    return [Segment(**row) for row in made]  # pyright: ignore[reportArgumentType]
+    try:
+        rows: list[dict[str, Any]] = value["segments"]
+        made = [{k: tuple(v) if isinstance(v, list) else v for k, v in r.items() if k in names} for r in rows]
+        return [Segment(**row) for row in made]  # pyright: ignore[reportArgumentType]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a table of segments ({error}); run `cgc render {folder}` again") from error
 
 
 def export_segments(folder: Path, segmentation: Segmentation) -> list[Path]:
