@@ -37,7 +37,7 @@ class Weighing(Protocol):
 
 @dataclass(frozen=True)
 class Clustering:
-    """labels [N] int32 (NOISE or 1..K), confidences [N] float32 in [0, 1]; tree: columns of HDBSCAN's condensed tree."""
+    """labels [N] int32 (NOISE or 1..K), confidences [N] float32 in [0, 1]; tree: columns of the condensed tree."""
 
     labels: np.ndarray
     confidences: np.ndarray

@@ -40,10 +40,13 @@ def write_beside(path: Path | str) -> Iterator[Path]:
 
 
 def _not_written(path: Path, error: Exception) -> InputError:
-    """Say why `path` was not written; safetensors has the number of the system's error in its text only."""
+    """Say why `path` was not written.
+
+    safetensors has the number of the system's error in its text only; numpy has none where a write fell short.
+    """
     told = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    if number in _FULL:
+    if number in _FULL or re.fullmatch(r"\d+ requested and \d+ written", str(error)):
         return InputError(
             f"the disk is full: {path} could not be written and is left as it was; "
             "free some space (or choose another --out) and run the same command again"

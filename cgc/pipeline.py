@@ -45,7 +45,7 @@ from cgc.segmentation.segments import (
     save_labels,
     save_table,
 )
-from cgc.settings import RunSettings, to_json
+from cgc.settings import RunSettings, check, to_json
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
 from cgc.view.pictures import overlay
@@ -178,8 +178,13 @@ def lift(work: Workspace) -> str:
     work.run.source = replace(work.run.source, masks_hash=hash_masks(work.masks, work.train_views))
     run, target = work.run, work.run.root / "features.safetensors"
     batches, neighbours = work.batches, work.neighbours
-    features = learn_features(batches, neighbours, run.settings.lift, quiet=work.quiet)
     mass = visible_mass(batches, len(work.splats))
+    if not mass.any():
+        raise InputError(
+            "no Gaussian is visible in any masked view: the cameras look past the splats; "
+            "check that the splats and the masks are of this scene"
+        )
+    features = learn_features(batches, neighbours, run.settings.lift, quiet=work.quiet)
     with write_beside(target) as path:
         save_file({"features": features, "mass": mass}, path)
     run.finish("lift", time.perf_counter() - start)
@@ -323,7 +328,7 @@ def report(work: Workspace) -> str:
             for segment in table[:REPORT_OBJECTS]:
                 if segment.best_view in by_name:
                     camera = by_name[segment.best_view].camera
-                    image = render_object(segmentation.object(segment.id), camera, work.rasterizer)
+                    image = render_object(segmentation.object(segment.id, clean=True), camera, work.rasterizer)
                     objects.append(ReportObject(segment.id, image))
                 bar.advance()
     data = ReportData(
@@ -466,6 +471,7 @@ def run_all(
 
     Everything that is given is checked before anything is written.
     """
+    check(settings)
     scene = read_scene(scene_path, settings.scene, quiet=quiet)
     source = Source(
         scene=str(scene_path.resolve()),
@@ -511,6 +517,7 @@ def run_step(
     """
     run = open_run(out)
     run.settings = replace(run.settings, **changed)
+    check(run.settings)
     if masks is not None:
         run.source = replace(run.source, masks=str(masks.resolve()))
     work = Workspace(run, quiet=quiet)

@@ -19,6 +19,9 @@ from rich.progress import (
 
 console = Console(highlight=False, soft_wrap=True)
 
+SECONDS_BETWEEN_LINES = 1.0
+"""In a log, lines of one step come no faster than this; its last line always comes."""
+
 
 class Bar:
     """Progress of one step; `advance(n, loss=..., psnr=...)` moves it and shows the named values."""
@@ -68,14 +71,17 @@ def progress_bar(title: str, total: int, *, start: int = 0, quiet: bool = False)
 
 
 def _lines(title: str, total: int, start: int) -> Callable[[int, str], None]:
-    """Return what prints `title 10 % step 180/1800 FACTS, 0:01:10 left` whenever another tenth is done."""
-    begun, done, last = time.perf_counter(), start, ""
+    """Return what prints `title 10 % step 180/1800 FACTS, 0:01:10 left` when another tenth is done."""
+    begun = printed = time.perf_counter()
+    done, tenths, last = start, 10 * start // max(total, 1), ""
 
     def move(n: int, facts: str) -> None:
-        nonlocal done, last
-        before, done, last = done, done + n, facts or last
-        if 10 * done // max(total, 1) > 10 * before // max(total, 1):
-            left = (time.perf_counter() - begun) / (done - start) * (total - done)
+        nonlocal done, tenths, last, printed
+        done, last, now = done + n, facts or last, time.perf_counter()
+        due = 10 * done // max(total, 1) > tenths and now - printed >= SECONDS_BETWEEN_LINES
+        if due or done - n < total <= done:
+            tenths, printed = 10 * done // max(total, 1), now
+            left = (now - begun) / (done - start) * (total - done)
             words = [title, f"{100 * done // max(total, 1)} %", f"step {done}/{total}", *([last] if last else [])]
             console.print(f"{' '.join(words)}, {timedelta(seconds=round(left))} left")
 

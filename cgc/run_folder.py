@@ -20,7 +20,7 @@ from typing import Any
 
 from cgc.errors import InputError
 from cgc.files import read_json, write_json
-from cgc.settings import RunSettings, from_json, to_json
+from cgc.settings import RunSettings, check, from_json, to_json
 
 FORMAT = 1
 """Version of the folder's layout; a folder of another version is refused, not misread."""
@@ -166,7 +166,9 @@ def open_run(root: Path) -> RunFolder:
         if not isinstance(found, dict) or not all(isinstance(found.get(k), dict) for k in stats):
             raise InputError(f"{root / 'stats.json'} is not what this version writes; make the run again")
         stats = found
-    return RunFolder(root, from_json(RunSettings, config, root / "config.json"), source, stats)
+    settings = from_json(RunSettings, config, root / "config.json")
+    check(settings)
+    return RunFolder(root, settings, source, stats)
 
 
 def _versioned(path: Path, what: str) -> dict[str, Any]:

@@ -13,30 +13,6 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from cgc.errors import InputError
 
-INFINITY = math.inf
-
-
-def _check(settings: Any, step: str, **limits: float | tuple[float, float]) -> None:
-    """Raise InputError for the first setting of another kind than declared, or outside its limits.
-
-    `limits` is a setting's least value, or its least and its largest.
-    """
-    kinds = get_type_hints(type(settings))
-    for f in fields(settings):
-        value, kind = getattr(settings, f.name), kinds[f.name]
-        limit = limits.get(f.name, -INFINITY)
-        low, high = limit if isinstance(limit, tuple) else (limit, INFINITY)
-        if choices := get_args(kind):
-            right, expected = value in choices, f"to be {' or '.join(map(str, choices))}"
-        else:
-            number = isinstance(value, (int,) if kind is int else (int, float)) and not isinstance(value, bool)
-            right = number and math.isfinite(value) and low <= value <= high
-            what = "whole number" if kind is int else "number"
-            expected = f"of {low:g} to {high:g}" if high < INFINITY else f"of at least {low:g}"
-            expected += "" if number else f", a {what}"
-        if not right:
-            raise InputError(f"expected a {f.name} {expected}, but {step}.{f.name} is {value!r}; correct that setting")
-
 
 @dataclass(frozen=True)
 class SceneSettings:
@@ -48,9 +24,6 @@ class SceneSettings:
     """Shrink images so that neither side is longer than this, in pixels; 0 keeps their size."""
     test_every: int = 8
     """Hold back every n-th view, from the first, for measuring: neither its image nor its mask is used. 0: none."""
-
-    def __post_init__(self) -> None:
-        _check(self, "scene", downscale=1, max_side=0, test_every=0)
 
 
 @dataclass(frozen=True)
@@ -114,15 +87,6 @@ class TrainSettings:
     seed: int = 0
     """Seed of everything random in training."""
 
-    def __post_init__(self) -> None:
-        _check(
-            self, "train", steps=1, max_gaussians=1, sh_degree=(0, 3), sh_ramp=(0, 1), coarse=(0, 1),
-            ssim_weight=(0, 1), means_lr=0, means_lr_final=0, log_scales_lr=0, quats_lr=0, logit_opacities_lr=0,
-            sh_dc_lr=0, sh_rest_lr=0, lr_final=0, init_opacity=(0.001, 0.999), init_random=1, refine_start=(0, 1),
-            refine_stop=(0, 1), refine_every=1, grow_grad2d=0, prune_opacity=(0, 1), prune_scale=0, reset_every=0,
-            checkpoint_every=0, seed=0,
-        )  # fmt: skip
-
 
 TRAIN_PRESETS: dict[str, TrainSettings] = {
     "quick": TrainSettings(steps=800, max_gaussians=40_000),
@@ -177,12 +141,6 @@ class LiftSettings:
     seed: int = 0
     """Seed of everything random in lifting."""
 
-    def __post_init__(self) -> None:
-        _check(
-            self, "lift", dim=1, steps=1, pixels_per_view=1, pixels_per_step=1, views_per_step=1, min_weight=(0, 1),
-            border=0, min_mask_pixels=1, lr=0, neighbours=0, spatial_weight=0, anchors=1, seed=0,
-        )  # fmt: skip
-
 
 @dataclass(frozen=True)
 class ClusterSettings:
@@ -205,9 +163,6 @@ class ClusterSettings:
     seed: int = 0
     """Seed of the subsample."""
 
-    def __post_init__(self) -> None:
-        _check(self, "cluster", samples=2, min_cluster_size=2, min_samples=0, min_confidence=0, revote=0, seed=0)
-
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -217,6 +172,50 @@ class RunSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+
+
+Limit = float | tuple[float, float]
+"""The least value of a setting, or its least and its largest."""
+
+LIMITS: dict[str, dict[str, Limit]] = {
+    "scene": {"downscale": 1, "max_side": 0, "test_every": 0},
+    "train": {
+        "steps": 1, "max_gaussians": 1, "sh_degree": (0, 3), "sh_ramp": (0, 1), "coarse": (0, 1), "ssim_weight": (0, 1),
+        "means_lr": 0, "means_lr_final": 0, "log_scales_lr": 0, "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0,
+        "sh_rest_lr": 0, "lr_final": 0, "init_opacity": (0.001, 0.999), "init_random": 1, "refine_start": (0, 1),
+        "refine_stop": (0, 1), "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0,
+        "reset_every": 0, "checkpoint_every": 0, "seed": 0,
+    },
+    "lift": {
+        "dim": 1, "steps": 1, "pixels_per_view": 1, "pixels_per_step": 1, "views_per_step": 1, "min_weight": (0, 1),
+        "border": 0, "min_mask_pixels": 1, "lr": 0, "neighbours": 0, "spatial_weight": 0, "anchors": 1, "seed": 0,
+    },
+    "cluster": {
+        "samples": 2, "min_cluster_size": 2, "min_samples": 0, "min_confidence": (0, 1), "revote": 0, "seed": 0,
+    },
+}  # fmt: skip
+
+
+def check(settings: RunSettings) -> None:
+    """Raise InputError for the first setting that is of another kind than declared, or outside its limits."""
+    for step, limits in LIMITS.items():
+        part = getattr(settings, step)
+        for name, kind in get_type_hints(type(part)).items():
+            _check_value(f"{step}.{name}", getattr(part, name), kind, limits.get(name, -math.inf))
+
+
+def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:
+    """Raise InputError unless `value` is of the kind (int, float or a Literal) and within its limits."""
+    if choices := get_args(kind):
+        right, expected = value in choices, " or ".join(map(str, choices))
+    else:
+        low, high = limit if isinstance(limit, tuple) else (limit, math.inf)
+        number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        right = number and math.isfinite(value) and low <= value <= high
+        bounds = f"of {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        expected = f"a {'whole ' if kind is int else ''}number {bounds}"
+    if not right:
+        raise InputError(f"{name} is {value!r} where {expected} was expected; correct that setting")
 
 
 PRESETS: dict[str, RunSettings] = {name: RunSettings(train=train) for name, train in TRAIN_PRESETS.items()}

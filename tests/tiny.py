@@ -21,7 +21,9 @@ from cgc.splats.types import Splats
 WIDTH, HEIGHT, VIEWS, CLUMPS = 48, 36, 10, 6
 FLOOR = CLUMPS + 1
 NAMES = tuple(f"sub/view_{i:02d}.png" if i % 5 == 4 else f"a_view_{i:02d}.png" for i in range(VIEWS))
-COLORS = np.array([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.9], [0.9, 0.8, 0.1], [0.8, 0.1, 0.8], [0.1, 0.8, 0.8]])
+COLORS = np.array(
+    [[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.9], [0.9, 0.8, 0.1], [0.8, 0.1, 0.8], [0.1, 0.8, 0.8]]
+)
 
 SETTINGS = RunSettings(
     train=TrainSettings(steps=60, max_gaussians=700, refine_every=20, checkpoint_every=0),

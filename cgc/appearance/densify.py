@@ -83,11 +83,17 @@ class Densifier:
         }  # fmt: skip
         self._strategy._update_state(params, self.statistics, info)
 
-    def refine(self, params: Params, optimizers: Optimizers, step: int, plan: Densification) -> None:
-        """Grow, prune and forget the gradients so far, in place; (seed, step) decides the splits' noise."""
+    def refine(
+        self, params: Params, optimizers: Optimizers, step: int, plan: Densification, limit: int | None = None
+    ) -> None:
+        """Grow to at most `limit` (default: the cap), prune and forget the gradients so far, in place.
+
+        (seed, step) decides the splits' noise.
+        """
         strategy, state = self._strategy, self.statistics
         strategy.grow_grad2d, strategy.prune_opa = plan.grow_grad2d, plan.prune_opacity
-        strategy.room = self._max_gaussians - len(params["means"])
+        cap = self._max_gaussians if limit is None else min(limit, self._max_gaussians)
+        strategy.room = cap - len(params["means"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self._seed, step))
             if plan.grow:

@@ -33,6 +33,15 @@ def refines(settings: TrainSettings, step: int) -> bool:
     return inside and step > 0 and step % settings.refine_every == 0
 
 
+def gaussian_limit(settings: TrainSettings, step: int) -> int:
+    """Return how many Gaussians a refinement at `step` may leave: the cap is opened evenly up to `refine_stop`.
+
+    Growing at once to the cap spends it on the first gradients and makes most steps cost what the last ones do.
+    """
+    opened = step / max(settings.refine_stop * settings.steps, 1)
+    return round(settings.max_gaussians * min(opened + settings.refine_every / settings.steps, 1.0))
+
+
 def counts_gradients(settings: TrainSettings, step: int) -> bool:
     """Return whether a later refinement wants the image-plane gradients of `step`."""
     return step < settings.refine_stop * settings.steps

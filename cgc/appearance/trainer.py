@@ -256,7 +256,8 @@ class _Run:
         s = self.settings
         if schedule.refines(s, step):
             plan = self.capture.densification(step, Densification(s.grow_grad2d, s.prune_opacity))
-            self._densifier.refine(self.params, self._optimizers, step, plan)
+            limit = schedule.gaussian_limit(s, step)
+            self._densifier.refine(self.params, self._optimizers, step, plan, limit)
             if not len(self.params["means"]):
                 raise InputError(f"every Gaussian had faded by step {step}; lower --train.prune-opacity")
         if schedule.resets(s, step):

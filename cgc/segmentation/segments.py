@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from scipy.spatial import KDTree
 
 from cgc.errors import InputError
 from cgc.files import read_json, write_beside, write_json
@@ -61,12 +63,36 @@ class Segmentation:
         """The ids of the segments that own a Gaussian, ascending."""
         return np.unique(self.labels[self.labels > 0])
 
-    def object(self, segment: int) -> Splats:
-        """The Gaussians of one segment."""
+    def object(self, segment: int, *, clean: bool = False) -> Splats:
+        """The Gaussians of one segment; `clean` leaves out those that only smear it (see `is_clean`)."""
         own = np.flatnonzero(self.labels == segment)
         if not len(own):
             raise InputError(f"there is no segment {segment}: ids go from 1 to {self.labels.max(initial=0)}")
-        return self.splats.select(torch.from_numpy(own))
+        picked = self.splats.select(torch.from_numpy(own))
+        if not clean:
+            return picked
+        return picked.select(torch.from_numpy(np.flatnonzero(is_clean(picked, self.confidences[own]))))
+
+
+MIN_CONFIDENCE = 0.5
+"""Gaussians of a segment that the masks give to another one more often than not are left out of its file."""
+MAX_ISOLATION = 6.0
+"""So are those whose neighbours in the segment are this many times farther than usual: floaters ..."""
+MAX_REACH = 0.5
+"""... and those wider (one standard deviation) than this share of the segment's box: smears."""
+
+
+def is_clean(splats: Splats, confidences: np.ndarray) -> np.ndarray:
+    """Say which Gaussians of one segment make up its body, [N] bool; all of them where a rule would leave none."""
+    means = splats.means.detach().cpu().numpy().astype(float)
+    kept = confidences >= MIN_CONFIDENCE
+    neighbours = 8
+    if len(means) > neighbours:
+        distance = KDTree(means).query(means, neighbours + 1)[0][:, 1:].mean(axis=1)
+        kept &= distance <= MAX_ISOLATION * np.median(distance)
+        low, high = np.percentile(means[kept] if kept.any() else means, [5, 95], axis=0)
+        kept &= splats.scales.detach().cpu().numpy().max(axis=1) <= MAX_REACH * np.linalg.norm(high - low)
+    return kept if kept.any() else np.ones(len(means), bool)
 
 
 def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> list[Segment]:
@@ -120,7 +146,7 @@ def load_labels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.exists():
         raise InputError(f"{path} is missing: the run is not clustered yet; run `cgc cluster {folder}` first")
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             return data["labels"].astype(np.int32), data["confidences"].astype(np.float32)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is broken ({error}); run `cgc cluster {folder}` again") from error
@@ -146,14 +172,14 @@ def load_table(folder: Path) -> list[Segment]:
 
 
 def export_segments(folder: Path, segmentation: Segmentation) -> list[Path]:
-    """Write every segment as a plain 3DGS PLY, segments/0007.ply for id 7; files of ids that are gone are removed."""
+    """Write every segment, cleaned, as a plain 3DGS PLY, segments/0007.ply for id 7; remove files of gone ids."""
     target = folder / "segments"
     paths = []
     for segment in segmentation.ids.tolist():
         path = target / f"{segment:04d}.ply"
-        write_ply(path, segmentation.object(segment))
+        write_ply(path, segmentation.object(segment, clean=True))
         paths.append(path)
-    for old in target.glob("[0-9][0-9][0-9][0-9]*.ply"):
-        if old not in paths:
+    for old in target.glob("*.ply"):
+        if re.fullmatch(r"\d{4,}", old.stem) and old not in paths:
             old.unlink()
     return paths

@@ -1,0 +1,517 @@
+"""The command line: help, options, defaults, and one sentence for everything that is wrong with the input."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import NAMES, SETTINGS, clumps, snapshot
+
+from cgc import __version__, cli, pipeline
+from cgc.cli import COMMANDS, main
+from cgc.errors import InputError
+from cgc.masks.id_maps import read_id_map, write_id_map
+from cgc.settings import PRESETS, RunSettings
+from cgc.splats.ply import write_ply
+from cgc.splats.types import Splats
+
+TRAIN = ["--train.steps", "20", "--train.max-gaussians", "700", "--train.coarse", "1"]
+TINY = [*TRAIN, *["--lift.steps", "10", "--lift.border", "0", "--cluster.samples", "500", "--quiet"]]
+
+
+@pytest.fixture
+def scene(tiny_scene, tmp_path):
+    return Path(shutil.copytree(tiny_scene, tmp_path / "scene"))
+
+
+@pytest.fixture
+def own_run(tiny_run, tmp_path):
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Run a command that must be refused with one sentence, and change nothing below tmp_path; return the sentence."""
+
+    def call(*words, may_leave=()):
+        before = snapshot(tmp_path)
+        capsys.readouterr()
+        assert main([str(w) for w in words]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("cgc: ") and said.count("\n") == 1 and said.endswith("\n"), said
+        assert "Traceback" not in said and len(said) > 40
+        after = snapshot(tmp_path)
+        assert {name: after.get(name) for name in before} == before
+        assert {Path(name).name for name in set(after) - set(before)} <= set(may_leave)
+        return said
+
+    return call
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What the command line asks of the pipeline, instead of doing it."""
+    asked = []
+    for name in ("run_all", "run_step", "info"):
+        monkeypatch.setattr(pipeline, name, lambda *a, _name=name, **k: asked.append((_name, a, k)))
+    return asked
+
+
+# ---- help and options
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    code = (
+        "import sys, cgc.cli\n"
+        "try: cgc.cli.main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'numba', 'scipy', 'pycolmap', 'PIL', 'hdbscan', 'gsplat'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    for name, config in COMMANDS.items():
+        assert name in result.stdout and (config.__doc__ or "").split()[0] in result.stdout
+    assert "cgc demo" in result.stdout and "cgc run SCENE --masks DIR" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    said = capsys.readouterr().out
+    assert not end.value.code and f"usage: cgc {name}" in said and "--out" in said
+    if name == "run":
+        assert "--downscale" in said and "--train.steps" in said and "HDBSCAN" in said
+    if name == "lift":
+        assert "--steps" in said and "--lift.steps" not in said
+
+
+@pytest.mark.parametrize("words", [["--version"], ["version"]])
+def test_version(words, capsys):
+    assert main(words) == 0 and capsys.readouterr().out == f"cgc {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["fly"], ["train", "run", "--speed", "9"], ["run"], ["lift", "run", "--steps", "x"]])
+def test_unknown_words_exit_with_2(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["quick", "default", "full"])
+def test_presets_change_defaults_and_options_change_presets(preset, called):
+    assert main(["run", "s", "--preset", preset, "--train.sh-degree", "1", "--lift.dim", "5"]) == 0
+    assert main(["demo", f"--preset={preset}", "--out", "there"]) == 0
+    (_, (folder, out, settings), given), (_, (_, demo_out, demo), demo_given) = called
+    assert (folder, out, given["masks"], given["splats"]) == (Path("s"), Path("runs/s"), None, None)
+    assert settings.train == replace(PRESETS[preset].train, sh_degree=1) and settings.lift.dim == 5
+    assert demo == PRESETS[preset] and demo_out == Path("there")
+    assert demo_given["masks"] == pipeline.demo_scene() / "masks"
+
+
+def test_a_run_takes_its_folders_and_scene_settings(called):
+    assert (
+        main(
+            [
+                "run",
+                "s",
+                "--masks",
+                "m",
+                "--splats",
+                "p.ply",
+                "--out",
+                "o",
+                "--downscale",
+                "4",
+                "--max-side",
+                "300",
+                "--test-every",
+                "5",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
+    ((_, (_, out, settings), given),) = called
+    assert out == Path("o") and given == {"masks": Path("m"), "splats": Path("p.ply"), "quiet": True}
+    assert (settings.scene.downscale, settings.scene.max_side, settings.scene.test_every) == (4, 300, 5)
+
+
+@pytest.mark.parametrize("place", [["RUN"], ["--out", "RUN"], ["--out=RUN"]])
+def test_steps_take_the_run_alone_or_as_out_and_start_from_its_settings(place, own_run, called):
+    place = [word.replace("RUN", str(own_run)) for word in place]
+    assert main(["train", *place, "--sh-degree", "1"]) == 0
+    assert main(["lift", *place, "--dim", "5", "--masks", "m"]) == 0
+    assert main(["cluster", *place, "--revote", "0"]) == 0
+    assert main(["render", *place]) == main(["export", *place]) == main(["report", *place, "--quiet"]) == 0
+    assert main(["info", *place]) == 0
+    steps = [(a[1], k) for name, a, k in called if name == "run_step"]
+    assert {a[0] for _, a, _ in called} == {own_run}
+    assert steps[0] == ("train", {"scene": None, "train": replace(SETTINGS.train, sh_degree=1), "quiet": False})
+    assert steps[1] == ("lift", {"lift": replace(SETTINGS.lift, dim=5), "masks": Path("m"), "quiet": False})
+    assert steps[2] == ("cluster", {"cluster": replace(SETTINGS.cluster, revote=0), "quiet": False})
+    assert [s for s, _ in steps[3:]] == ["render", "export", "report"] and called[-1][0] == "info"
+
+
+def test_training_with_a_preset_leaves_the_runs_settings(own_run, called):
+    assert main(["train", str(own_run), "--preset", "full"]) == 0
+    assert called[0][2]["train"] == PRESETS["full"].train
+
+
+def test_train_makes_a_new_run_of_a_scene(called, tmp_path):
+    assert main(["train", str(tmp_path / "new"), "--scene", "s", "--steps", "7"]) == 0
+    name, (folder, out, settings), given = called[0]
+    assert (name, folder, out, given["masks"]) == ("run_all", Path("s"), tmp_path / "new", None)
+    assert settings == replace(RunSettings(), train=replace(RunSettings().train, steps=7))
+
+
+def test_info_says_what_a_run_holds(own_run, capsys):
+    assert main(["info", str(own_run)]) == 0
+    said = capsys.readouterr().out
+    assert "a run of " in said and "Things mIoU" in said and "Test PSNR" in said
+    assert said.count("done in") == 6 and said.count("  segment ") == 7
+    (own_run / "segments.npz").unlink()
+    assert main(["info", str(own_run)]) == 0
+    assert "out of date" in capsys.readouterr().out
+
+
+def test_the_main_job_and_its_steps_from_the_command_line(scene, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["run", str(scene), "--masks", str(scene / "masks"), "--out", str(out), *TINY]) == 0
+    assert capsys.readouterr().out == f"result: {out / 'report' / 'index.html'}\n"
+    assert main(["cluster", str(out), "--revote", "0", "--quiet"]) == 0
+    for step in ("render", "export", "report"):
+        assert main([step, str(out), "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["train", str(out), "--scene", str(scene), "--quiet"]) == 0  # an existing run keeps its settings
+    assert json.loads((out / "config.json").read_text())["train"]["steps"] == 20
+
+
+def test_a_stop_by_the_user_says_how_to_go_on(monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_all", stop)
+    assert main(["demo"]) == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
+
+
+# ---- bad input: scenes and photos
+
+
+def test_no_such_scene(refused, tmp_path):
+    said = refused("run", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert "nowhere was expected to be the folder of a scene, but there is no such folder; check the path" in said
+    (tmp_path / "file").write_text("x")
+    assert "it is a file" in refused("run", tmp_path / "file", "--out", tmp_path / "run")
+
+
+def test_no_model_and_broken_model(refused, scene, tmp_path):
+    words = ("run", scene, "--out", tmp_path / "run")
+    text = (scene / "sparse/0/images.txt").read_text()
+    (scene / "sparse/0/images.txt").write_text(text[: len(text) // 3].rsplit(" ", 1)[0] + " x")
+    assert "sparse/0 is broken: expected a COLMAP model" in refused(*words)
+    (scene / "sparse/0/images.txt").unlink()
+    assert "not a whole COLMAP model" in refused(*words)
+    shutil.rmtree(scene / "sparse")
+    assert "expected a COLMAP model in sparse/0 or a transforms.json, found neither" in refused(*words)
+
+
+def test_missing_images(refused, scene, tmp_path):
+    (scene / "images" / NAMES[1]).unlink()
+    (scene / "images" / NAMES[4]).unlink()
+    said = refused("run", scene, "--out", tmp_path / "run")
+    assert f"2 of the 10 images that {scene / 'sparse/0'} names are missing" in said
+    assert NAMES[1] in said and NAMES[4] in said and "restore them" in said
+    shutil.rmtree(scene / "images")
+    assert "images does not exist; put the 10 photos" in refused("run", scene, "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", [sorted(NAMES)[0], NAMES[1]])  # a test view and a training view
+def test_truncated_image(refused, scene, tmp_path, name):
+    path = scene / "images" / name
+    path.write_bytes(path.read_bytes()[:-900])
+    said = refused("run", scene, "--masks", scene / "masks", "--out", tmp_path / "run", *TINY)
+    assert f"{path} cannot be read as an image" in said and "copy it again" in said
+
+
+def test_fewer_than_two_views(refused, scene, tmp_path):
+    file = scene / "sparse/0/images.txt"
+    for rig in ("rigs.txt", "frames.txt"):
+        (scene / "sparse/0" / rig).unlink(missing_ok=True)
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    (scene / "sparse/0/points3D.txt").write_text("")
+    file.write_text(f"{lines[0]}\n\n")
+    assert "has 1 posed views, at least 2 are needed" in refused("run", scene, "--out", tmp_path / "run")
+
+
+def test_no_view_left_to_train_on(refused, scene, tmp_path):
+    said = refused("run", scene, "--out", tmp_path / "run", "--test-every", "1", *TINY,
+                   may_leave=("config.json", "scene.json"))  # fmt: skip
+    assert "no view of" in said and "is left to train on" in said
+
+
+# ---- bad input: masks
+
+
+def test_mask_of_another_size(refused, scene, tmp_path):
+    path = scene / "masks" / NAMES[2]
+    write_id_map(path, read_id_map(path)[1:])
+    said = refused("run", scene, "--masks", scene / "masks", "--out", tmp_path / "run", *TINY)
+    assert f"{NAMES[2]} is 48x36 but its mask {path} is 48x35; make the mask again" in said
+
+
+def test_mask_folders_that_fit_nothing(refused, scene, tmp_path):
+    words = ("run", scene, "--out", tmp_path / "run", *TINY, "--masks")
+    assert "the mask folder" in (said := refused(*words, tmp_path / "nowhere")) and "does not exist" in said
+    (tmp_path / "empty").mkdir()
+    assert "found no PNG at all" in refused(*words, tmp_path / "empty")
+    write_id_map(tmp_path / "other/nobody.png", np.ones((36, 48), np.int32))
+    assert "matches an image: found nobody.png" in refused(*words, tmp_path / "other")
+    shutil.copytree(scene / "masks", tmp_path / "zero")
+    for path in (tmp_path / "zero").rglob("*.png"):
+        write_id_map(path, np.zeros((36, 48), np.int32))
+    assert "hold no id at all" in refused(*words, tmp_path / "zero")
+    path = tmp_path / "zero" / NAMES[0]
+    path.write_bytes(path.read_bytes()[:60])
+    assert f"the mask {path} cannot be read" in refused(*words, tmp_path / "zero")
+
+
+def test_masks_on_test_views_only(refused, scene, tmp_path):
+    only = tmp_path / "only"
+    only.mkdir()
+    first = sorted(NAMES)[0]
+    shutil.copy(scene / "masks" / first, only / first)
+    files = ("config.json", "scene.json", "stats.json", "splats.ply")
+    said = refused("run", scene, "--masks", only, "--out", tmp_path / "run", *TINY, may_leave=files)
+    assert "no training view has a mask" in said
+
+
+# ---- bad input: splats
+
+
+def test_splats_that_are_none(refused, scene, tmp_path):
+    words = ("run", scene, "--masks", scene / "masks", "--out", tmp_path / "run", *TINY, "--splats")
+    splats, _ = clumps()
+    given = tmp_path / "given.ply"
+    assert "there is no splat file" in refused(*words, given)
+    header = (
+        "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
+    )
+    given.write_text(header + "0 0 0\n")
+    assert "lacks the properties" in refused(*words, given)
+    write_ply(given, replace(splats, means=splats.means.index_fill(0, torch.tensor([3, 4]), float("nan"))))
+    assert "has NaN or infinite values in 2 of 616 Gaussians" in refused(*words, given)
+    write_ply(given, splats)
+    text = given.read_bytes().replace(b"vertex 616", b"vertex 0  ")
+    given.write_bytes(text)
+    assert "holds no Gaussians" in refused(*words, given)
+    given.write_bytes(text.replace(b"vertex 0  ", b"vertex 999"))
+    assert "is truncated" in refused(*words, given)
+
+
+def test_no_gaussian_visible(refused, scene, tmp_path):
+    splats, _ = clumps()
+    behind = Splats(splats.means + 1000, splats.quats, splats.log_scales, splats.logit_opacities, splats.sh)
+    write_ply(tmp_path / "far.ply", behind)
+    files = ("config.json", "scene.json", "stats.json", "splats.ply")
+    said = refused("run", scene, "--masks", scene / "masks", "--splats", tmp_path / "far.ply", "--out",
+                   tmp_path / "run", *TINY, may_leave=files)  # fmt: skip
+    assert "Gaussian" in said and ("visible" in said or "reaches" in said)
+    points = scene / "sparse/0/points3D.txt"
+    lines = [line.split(" ") for line in points.read_text().splitlines()]
+    points.write_text(
+        "\n".join(" ".join([w[0], "0", "0", "900", *w[4:]]) if w[0] != "#" else "#" for w in lines) + "\n"
+    )
+    said = refused("run", scene, "--masks", scene / "masks", "--out", tmp_path / "run2", *TINY,
+                   may_leave=("config.json", "scene.json"))  # fmt: skip
+    assert "no Gaussian is visible from any of the 8 training views" in said
+
+
+# ---- bad input: run folders
+
+
+def test_steps_on_what_is_no_run(refused, tmp_path, scene):
+    assert "there is no such folder; make one with `cgc run SCENE --out" in refused("cluster", tmp_path / "nowhere")
+    for command in ("train", "lift", "cluster", "render", "export", "report", "info"):
+        assert "is no run folder (config.json is missing)" in refused(command, scene)
+
+
+def test_a_run_of_another_scene(refused, own_run, scene, tmp_path):
+    (scene / "sparse/0/points3D.txt").write_text("")
+    said = refused("run", scene, "--masks", scene / "masks", "--out", own_run, *TINY)
+    assert "is a run of another scene" in said and "choose another --out" in said
+    said = refused("train", own_run, "--scene", scene, "--quiet")
+    assert "is not the scene that" in said
+
+
+def test_a_run_of_another_version(refused, own_run, scene):
+    config = json.loads((own_run / "config.json").read_text())
+    (own_run / "config.json").write_text(json.dumps({**config, "format": 99}))
+    for words in (["cluster", own_run], ["info", own_run], ["run", scene, "--out", own_run, *TINY]):
+        assert "has format 99 where this version of cgc reads format 1" in refused(*words)
+
+
+def test_out_that_would_lose_something(refused, scene, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    assert "is not empty and not a run folder" in refused("run", scene, "--out", tmp_path / "mine", *TINY)
+    file = tmp_path / "mine/thesis.txt"
+    assert "is a file where a run folder was expected" in refused("run", scene, "--out", file, *TINY)
+    assert "could not be written (Not a directory)" in refused("run", scene, "--out", file / "run", *TINY)
+
+
+def test_broken_results_are_said(refused, own_run):
+    for name, step in (("features.safetensors", "cluster"), ("segments.npz", "render"), ("segments.json", "report")):
+        data = (own_run / name).read_bytes()
+        (own_run / name).write_bytes(data[: len(data) // 2])
+        said = refused(step, own_run, "--quiet")
+        assert name in said and ("is broken" in said or "is not valid JSON" in said)
+        (own_run / name).write_bytes(data)
+
+
+def test_everything_noise(refused, own_run):
+    said = refused("cluster", own_run, "--min-cluster-size", "450", "--quiet")
+    assert "everything is noise" in said and "lower --cluster.min-cluster-size" in said
+
+
+def test_steps_refuse_values_outside_their_limits(refused, own_run):
+    for step, name, value in (("train", "steps", "0"), ("lift", "min-weight", "-1"), ("cluster", "samples", "1")):
+        assert f"{step}.{name.replace('-', '_')} is {value}" in refused(step, own_run, f"--{name}", value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--train.steps -5", "--lift.dim 0", "--downscale 0", "--max-side -1", "--cluster.min-cluster-size 1",
+     "--train.sh-degree 4", "--test-every -1", "--lift.lr nan", "--train.ssim-weight 1.5"],
+)  # fmt: skip
+def test_option_values_outside_their_limits(words, refused, tiny_scene, tmp_path):
+    option, value = words.split()
+    said = refused("run", tiny_scene, "--out", tmp_path / "run", "--quiet", option, value)
+    assert option.lstrip("-").replace("-", "_") in said and f"is {value}" in said and "correct that setting" in said
+
+
+# ---- bad input: disks
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """A folder that nobody may write into, not even the superuser who runs these tests."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+
+    def mkdir(self, *args, **kwargs):
+        if folder in (self, *self.parents):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self, *args, **kwargs)
+
+    real = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    return folder
+
+
+def test_out_that_cannot_be_written(refused, tiny_scene, locked):
+    said = refused("run", tiny_scene, "--out", locked / "run", *TINY)
+    assert "config.json could not be written (Permission denied)" in said and "another --out" in said
+
+
+def test_what_the_system_refuses_to_read(refused, tiny_scene, tmp_path, monkeypatch):
+    def no(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "sparse/0")
+
+    monkeypatch.setattr(pipeline, "read_scene", no)
+    said = refused("run", tiny_scene, "--out", tmp_path / "run", *TINY)
+    assert said.startswith("cgc: sparse/0 could not be read or written (Permission denied)")
+
+
+@contextmanager
+def small_disk(size):
+    """No file may grow beyond `size` bytes: the system then fails as on a full disk, whoever writes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.parametrize(
+    ("step", "size", "file"),
+    [
+        ("train", 500, "splats.ply"),
+        ("lift", 500, "features.safetensors"),
+        ("cluster", 500, "segments.npz"),
+        ("render", 100, "sub/view_04.png"),
+        ("export", 500, "0001.ply"),
+        ("report", 5000, "index.html"),
+    ],
+)
+def test_a_full_disk_in_the_middle_of_a_step(step, size, file, refused, own_run):
+    words = {"train": ["--steps", "12"], "lift": ["--steps", "9"], "cluster": ["--seed", "2"]}.get(step, [])
+    with small_disk(size):
+        said = refused(step, own_run, *words, "--quiet")
+    assert "could not be written" in said and "left as it was" in said
+    assert "the disk is full" in said
+    assert not [p for p in own_run.rglob("*") if "partial" in p.name or p.name.startswith(".")]
+    assert main([step, str(own_run), *words, "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("fails_at", range(3, 30, 4))
+def test_a_full_disk_at_any_file(fails_at, scene, tmp_path, monkeypatch, capsys):
+    """Whatever file it hits: one sentence, whole files only, and the same command then ends as if nothing had been."""
+    out = tmp_path / "run"
+    words = ["run", str(scene), "--masks", str(scene / "masks"), "--out", str(out), *TINY]
+    replace_file, count = os.replace, []
+
+    def full(source, target):
+        if str(target).startswith(str(out)):
+            count.append(target)
+            if len(count) == fails_at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"cgc: the disk is full: {count[-1]} could not be written") and said.count("\n") == 1
+    assert not [p for p in out.rglob("*") if "partial" in p.name]
+    assert not Path(count[-1]).exists() or Path(count[-1]).name == "stats.json"
+    assert main(words) == 0
+    assert (out / "report/index.html").exists()
+
+
+def test_a_bug_of_ours_is_not_hidden(monkeypatch):
+    def bug(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "info", bug)
+    with pytest.raises(ZeroDivisionError):
+        main(["info", "x"])
+
+
+def test_input_errors_are_all_that_is_caught(monkeypatch, capsys):
+    def no(*_, **__):
+        raise InputError("expected this, got that; do so")
+
+    monkeypatch.setattr(cli, "_call", no)
+    assert main(["info", "x"]) == 2
+    assert capsys.readouterr().err == "cgc: expected this, got that; do so\n"
+
+
+def test_photos_of_another_shape(refused, scene, tmp_path):
+    Image.new("RGB", (30, 36)).save(scene / "images" / NAMES[3])
+    said = refused("run", scene, "--out", tmp_path / "run")
+    assert "is 30x36 but its camera in the model is 48x36" in said

@@ -1,0 +1,118 @@
+"""Files: whole or not at all, and one sentence where the system refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from cgc.errors import InputError
+from cgc.files import read_json, sha256, write_beside, write_json, write_text
+
+NOISE = np.random.default_rng(0).integers(0, 60000, (99, 99)).astype(np.uint16)
+
+
+def raw(path):
+    with open(path, "wb") as file:
+        file.write(NOISE.tobytes())
+
+
+WRITERS = {
+    "a.bin": raw,
+    "a.txt": lambda path: path.write_text("x" * 5000),
+    "a.npz": lambda path: np.savez_compressed(path, a=NOISE),
+    "a.npy": lambda path: np.save(path, NOISE),
+    "a.png": lambda path: Image.fromarray(NOISE).save(path),
+    "a.safetensors": lambda path: save_file({"a": torch.zeros(5000)}, path),
+}
+
+
+def test_a_file_appears_whole_and_replaces_the_old(tmp_path):
+    path = tmp_path / "deep/er/a.txt"
+    write_text(path, "old")
+    with write_beside(path) as temporary:
+        assert temporary.parent == path.parent and temporary.suffix == ".txt" and temporary.name.startswith(".")
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, InputError])
+def test_a_failure_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(error), write_beside(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_a_disk_that_is_really_full(tmp_path, name):
+    """The system refuses to let the file grow, whoever writes it."""
+    path, old = tmp_path / name, resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_text("old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+    try:
+        said = rf"the disk is full: .*{name} could not be written and is left as it was"
+        with pytest.raises(InputError, match=said), write_beside(path) as temporary:
+            WRITERS[name](temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO])
+def test_what_the_system_refuses_is_one_sentence(tmp_path, number):
+    with pytest.raises(InputError) as caught, write_beside(tmp_path / "a.txt"):
+        raise OSError(number, os.strerror(number))
+    said = str(caught.value)
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    assert said.startswith("the disk is full: ") == full and str(tmp_path / "a.txt") in said and "\n" not in said
+    assert full or f"({os.strerror(number)})" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_are_no_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file/a.txt", tmp_path / "file/b/a.txt"):
+        with pytest.raises(InputError, match="could not be written"):
+            write_text(path, "y")
+    (tmp_path / "folder/in").mkdir(parents=True)
+    with pytest.raises(InputError, match="could not be written"):
+        write_text(tmp_path / "folder", "y")
+    with pytest.raises(InputError, match=r"could not be written \(File name too long\)"):
+        write_text(tmp_path / ("a" * 300), "y")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder", "in"]
+
+
+def test_json_comes_back_and_holds_no_nan(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [1, None, "ü"]})
+    assert read_json(path, "it") == {"a": [1, None, "ü"]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path, "it") == {"a": [1, None, "ü"]}
+
+
+def test_json_that_is_missing_or_broken_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(InputError, match=r"the table is missing: expected .*a\.json"):
+        read_json(path, "the table")
+    for data in (b"", b"{", b"\xff\xfe"):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="the table is not valid JSON"):
+            read_json(path, "the table")
+
+
+def test_sha256(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(data)
+    assert sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()

@@ -1,0 +1,491 @@
+"""The pipeline: the main job on a tiny scene, what it leaves, what it keeps, what it does again."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from tiny import NAMES, SETTINGS, cameras, clumps, make_scene, snapshot
+
+from cgc import pipeline, progress
+from cgc.appearance import trainer
+from cgc.errors import InputError
+from cgc.masks.id_maps import read_id_map, write_id_map
+from cgc.pipeline import load_features, run_all, run_step
+from cgc.progress import progress_bar
+from cgc.rasterize.cpu import CpuRasterizer
+from cgc.run_folder import STEPS, Source, create_run, open_run
+from cgc.segmentation.labels import render_labels
+from cgc.segmentation.segments import Segmentation, load_labels, load_table
+from cgc.settings import LIMITS, PRESETS, ClusterSettings, RunSettings, SceneSettings, check, from_json, to_json
+from cgc.splats.ply import read_ply, write_ply
+
+STEMS = [name.rsplit(".", 1)[0] for name in NAMES]
+TEST_STEMS = sorted(STEMS)[::8]  # every eighth view, from the first, is held back
+FAST = replace(SETTINGS, train=replace(SETTINGS.train, steps=20, coarse=1.0), lift=replace(SETTINGS.lift, steps=10))
+
+
+def run(scene, out, settings=SETTINGS, masks="masks", splats=None):
+    return run_all(scene, out, settings, masks=scene / masks if masks else None, splats=splats, quiet=True)
+
+
+@pytest.fixture
+def own_run(tiny_run, tmp_path):
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def own_scene(tiny_scene, tmp_path):
+    return Path(shutil.copytree(tiny_scene, tmp_path / "scene"))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the steps that are done, in order; they are really done."""
+    done = []
+
+    def counted(name, function):
+        def step(work):
+            done.append(name)
+            return function(work)
+
+        return step
+
+    monkeypatch.setattr(pipeline, "FUNCTIONS", {k: counted(k, f) for k, f in pipeline.FUNCTIONS.items()})
+    return done
+
+
+def stats(out):
+    return json.loads((out / "stats.json").read_text())
+
+
+# ---- what a run leaves
+
+
+def test_a_run_leaves_every_file_of_the_design(tiny_run, tiny_scene):
+    assert from_json(RunSettings, {k: v for k, v in json.loads((tiny_run / "config.json").read_text()).items()
+                                   if k != "format"}, "here") == SETTINGS  # fmt: skip
+    scene = json.loads((tiny_run / "scene.json").read_text())
+    assert scene["scene"] == str(tiny_scene) and scene["masks"] == str(tiny_scene / "masks")
+    assert scene["fingerprint"]["views"] == len(NAMES) and scene["splats"] is None
+    facts = stats(tiny_run)
+    assert set(facts["seconds"]) == set(facts["steps"]) == set(STEPS)
+    assert all(0 <= s < 60 for s in facts["seconds"].values()) and facts["peak_rss_bytes"] > 1e8
+    splats = read_ply(tiny_run / "splats.ply")
+    assert facts["gaussians"] == len(splats) > 300
+    assert facts["segments"] == len(facts["instances"]) + 1 == 7  # six things and the floor
+    assert facts["psnr_test"] > 22 and facts["psnr_train"] > 22 and 0.7 < facts["ssim_test"] <= 1
+    assert facts["miou_things"] > 0.7 and facts["pq"] > 0.7 and facts["boundary_iou"] > 0.3
+    assert (tiny_run / "report/index.html").read_text().count("<img") > 10
+    features, mass = load_features(open_run(tiny_run))
+    assert features.shape == (len(splats), 8) and mass.shape == (len(splats),)
+    present = {p.name for p in tiny_run.iterdir()}
+    assert present == {"config.json", "scene.json", "stats.json", "splats.ply", "features.safetensors",
+                       "segments.npz", "segments.json", "segments", "masks", "weights", "report"}  # fmt: skip
+
+
+def test_masks_cover_every_view_with_ids_that_are_labels(tiny_run):
+    labels, _ = load_labels(tiny_run)
+    splats = read_ply(tiny_run / "splats.ply")
+    assert sorted(p.relative_to(tiny_run / "masks").as_posix() for p in (tiny_run / "masks").rglob("*.png")) == sorted(
+        f"{stem}.png" for stem in STEMS
+    )
+    pixels = np.zeros(labels.max() + 1, int)
+    for stem, camera in zip(STEMS, cameras()):
+        with Image.open(tiny_run / f"masks/{stem}.png") as image:
+            assert image.mode == "I;16"
+        ids = read_id_map(tiny_run / f"masks/{stem}.png")
+        assert np.isin(ids, [0, *labels]).all()
+        picture = render_labels(splats, labels, camera, CpuRasterizer())
+        assert (picture.ids == ids).mean() > 0.999  # the camera went through a text file
+        with Image.open(tiny_run / f"weights/{stem}.png") as weight:
+            assert weight.mode == "L" and weight.size == (48, 36)
+            assert np.abs(np.asarray(weight) - 255 * picture.weight).max() <= 1
+        pixels += np.bincount(ids.ravel(), minlength=len(pixels))
+    table = load_table(tiny_run)
+    assert [s.id for s in table] == list(range(1, len(pixels)))
+    assert [s.pixels for s in table] == pixels[1:].tolist()
+    assert [s.gaussians for s in table] == [int((labels == s.id).sum()) for s in table]
+    assert [s.gaussians for s in table] == sorted((s.gaussians for s in table), reverse=True)
+    assert all(s.views == 10 and s.best_view in NAMES and 0 < s.confidence <= 1 for s in table)
+
+
+def test_segments_are_the_objects_bit_for_bit(tiny_run):
+    labels, confidences = load_labels(tiny_run)
+    segmentation = Segmentation(read_ply(tiny_run / "splats.ply"), labels, confidences)
+    paths = sorted((tiny_run / "segments").iterdir())
+    assert [p.name for p in paths] == [f"{i:04d}.ply" for i in range(1, labels.max() + 1)]
+    for i, path in enumerate(paths, 1):
+        part, own = read_ply(path), segmentation.object(i, clean=True)
+        assert torch.equal(part.means, own.means) and torch.equal(part.sh, own.sh)
+        assert len(part) > 0.8 * (labels == i).sum()
+
+
+# ---- what it keeps, and what it does again
+
+
+def test_the_same_command_again_keeps_all_and_touches_nothing(tiny_scene, own_run, calls, capsys):
+    times = {p: p.stat().st_mtime_ns for p in own_run.rglob("*")}
+    run_all(tiny_scene, own_run, SETTINGS, masks=tiny_scene / "masks", splats=None)
+    assert calls == [] and {p: p.stat().st_mtime_ns for p in own_run.rglob("*")} == times
+    said = capsys.readouterr().out
+    assert all(f"{step}: done before, kept" in said for step in STEPS)
+    assert "Things mIoU" in said and "Test PSNR" in said and f"result: {own_run / 'report' / 'index.html'}" in said
+
+
+def test_without_masks_given_a_run_keeps_those_it_has(tiny_scene, own_run, calls):
+    before = snapshot(own_run)
+    run(tiny_scene, own_run, masks=None)
+    assert calls == [] and snapshot(own_run) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        (replace(SETTINGS, cluster=replace(SETTINGS.cluster, revote=0)), STEPS[2:]),
+        (replace(SETTINGS, lift=replace(SETTINGS.lift, dim=4)), STEPS[1:]),
+        (replace(SETTINGS, train=replace(SETTINGS.train, steps=20)), STEPS),
+        (replace(SETTINGS, train=replace(SETTINGS.train, checkpoint_every=7)), ()),
+    ],
+)
+def test_changed_settings_redo_only_what_depends_on_them(tiny_scene, own_run, calls, changed, again):
+    run(tiny_scene, own_run, changed)
+    assert calls == list(again)
+    assert open_run(own_run).settings == changed
+    run(tiny_scene, own_run, changed)
+    assert calls == list(again)
+
+
+def test_changed_masks_are_noticed_although_their_folder_is_the_same(own_scene, own_run, calls):
+    mask = own_scene / f"masks/{STEMS[1]}.png"
+    write_id_map(mask, 0 * read_id_map(mask))
+    run(own_scene, own_run)
+    assert calls == list(STEPS[1:])
+
+
+def test_a_moved_scene_is_the_same_scene(own_scene, own_run, calls):
+    run(own_scene, own_run)
+    assert calls == [] and open_run(own_run).source.scene == str(own_scene)
+    moved = own_scene.rename(own_scene.with_name("moved"))
+    with pytest.raises(InputError, match="scene was expected to be the folder of a scene, but there is no such folder"):
+        run_step(own_run, "cluster", quiet=True)
+    run(moved, own_run)
+    assert calls == ["cluster"]
+
+
+def test_a_deleted_result_is_made_again(tiny_scene, own_run, calls):
+    before = snapshot(own_run)
+    (own_run / "splats.ply").unlink()
+    (own_run / "segments.npz").unlink()
+    run(tiny_scene, own_run)
+    assert calls == ["train", "cluster"]
+    after = snapshot(own_run)
+    del before["stats.json"], after["stats.json"]
+    assert after == before
+
+
+def test_each_step_can_be_done_again_alone_and_names_what_it_made_stale(own_run, capsys):
+    def states():
+        pipeline.info(own_run)
+        lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+        return {words[0]: words[1] for words in lines if words[0] in STEPS}
+
+    assert all(s.startswith("done in ") for s in states().values())
+    for step in ("render", "export", "report"):
+        run_step(own_run, step)
+        assert "out of date" not in capsys.readouterr().out
+    run_step(own_run, "cluster", cluster=replace(SETTINGS.cluster, seed=3))
+    assert "now out of date: render, export, report (run `cgc render" in capsys.readouterr().out
+    assert states()["render"] == "out of date" and states()["lift"].startswith("done")
+    run_step(own_run, "lift", lift=replace(SETTINGS.lift, dim=5))
+    assert "now out of date: cluster, render, export, report" in capsys.readouterr().out
+    run_step(own_run, "train", train=FAST.train)
+    assert "now out of date: lift, cluster, render, export, report" in capsys.readouterr().out
+    kept = open_run(own_run).settings
+    assert (kept.train, kept.lift.dim, kept.cluster.seed) == (FAST.train, 5, 3)
+    for step in STEPS[1:]:
+        run_step(own_run, step, quiet=True)
+    assert all(s.startswith("done in ") for s in states().values())
+
+
+def test_a_step_refuses_to_build_on_what_is_out_of_date(own_run):
+    run_step(own_run, "train", quiet=True, train=FAST.train)
+    before = snapshot(own_run)
+    for step in ("cluster", "render", "export", "report"):
+        with pytest.raises(InputError, match=r"features.safetensors is out of date: run `cgc lift .*` first"):
+            run_step(own_run, step, quiet=True)
+    assert snapshot(own_run) == before
+
+
+def test_a_step_that_fails_leaves_the_settings_as_they_were(own_run):
+    before = snapshot(own_run)
+    with pytest.raises(InputError, match="everything is noise: HDBSCAN found no cluster of at least 400"):
+        run_step(own_run, "cluster", quiet=True, cluster=replace(SETTINGS.cluster, min_cluster_size=400))
+    assert snapshot(own_run) == before
+
+
+# ---- repeatability
+
+
+def test_two_runs_with_one_seed_are_the_same_byte_for_byte(tiny_scene, tiny_run, tmp_path):
+    run(tiny_scene, tmp_path / "run")
+    first, second = snapshot(tiny_run), snapshot(tmp_path / "run")
+    for name in first:
+        if name not in ("stats.json", "report/index.html"):  # which hold times
+            assert first[name] == second[name], name
+
+
+def test_a_killed_training_goes_on_to_the_same_splats(tiny_scene, tiny_run, tmp_path, monkeypatch):
+    saved = []
+
+    def save_and_die(folder, checkpoint, identity):
+        saved.append(trainer_save(folder, checkpoint, identity))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    trainer_save = trainer.save_checkpoint
+    monkeypatch.setattr(trainer, "save_checkpoint", save_and_die)
+    settings = replace(SETTINGS, train=replace(SETTINGS.train, checkpoint_every=13))
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_scene, tmp_path / "run", settings)
+    assert saved[-1].exists() and not (tmp_path / "run/splats.ply").exists()
+    assert not [p for p in (tmp_path / "run").rglob("*") if "partial" in p.name]
+    with pytest.raises(InputError, match="another settings"):
+        run_step(tmp_path / "run", "train", quiet=True, train=FAST.train)
+    monkeypatch.setattr(trainer, "save_checkpoint", trainer_save)
+    stepped = []
+    step = trainer._Run.step
+    monkeypatch.setattr(trainer._Run, "step", lambda self, i: (stepped.append(i), step(self, i))[1])
+    run_step(tmp_path / "run", "train", quiet=True)
+    assert stepped == list(range(26, 60))
+    assert (tmp_path / "run/splats.ply").read_bytes() == (tiny_run / "splats.ply").read_bytes()
+    assert not (tmp_path / "run/checkpoints").exists()
+    run_step(tmp_path / "run", "train", quiet=True, train=FAST.train)  # nothing is left to collide with
+
+
+def test_test_views_influence_nothing_but_their_measures(own_scene, tiny_run, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (36, 48, 3), np.uint8)
+    for stem in TEST_STEMS:
+        Image.fromarray(noise).save(own_scene / f"images/{stem}.png")
+        write_id_map(own_scene / f"masks/{stem}.png", noise[..., 0] % 5 + 1)
+    run(own_scene, tmp_path / "run")
+    clean, corrupt = snapshot(tiny_run), snapshot(tmp_path / "run")
+    for name in clean:
+        if name not in ("scene.json", "stats.json", "report/index.html"):
+            assert clean[name] == corrupt[name], name
+    assert stats(tmp_path / "run")["psnr_test"] < 12 < stats(tmp_path / "run")["psnr_train"]
+    assert stats(tmp_path / "run")["steps"] == stats(tiny_run)["steps"]
+
+
+# ---- other ways in
+
+
+def test_given_splats_replace_training_and_keep_their_extras(tiny_scene, tmp_path, calls):
+    splats, labels = clumps()
+    extras = {"age": np.arange(len(splats), dtype=np.float32), "kind": labels}
+    write_ply(tmp_path / "given.ply", splats, extras)
+    run(tiny_scene, tmp_path / "run", splats=tmp_path / "given.ply")
+    made = read_ply(tmp_path / "run/splats.ply")
+    assert torch.equal(made.means, splats.means)
+    assert (made.extras["age"] == extras["age"]).all() and (made.extras["kind"] == labels).all()
+    facts = stats(tmp_path / "run")
+    assert facts["gaussians"] == len(splats) and facts["segments"] == 7 and facts["miou_things"] > 0.8
+    assert facts["psnr_test"] > 40  # they are the truth
+    write_ply(tmp_path / "given.ply", splats.select(torch.arange(1, len(splats))))
+    calls.clear()
+    run(tiny_scene, tmp_path / "run", splats=tmp_path / "given.ply")
+    assert calls == list(STEPS) and stats(tmp_path / "run")["gaussians"] == len(splats) - 1
+
+
+def test_without_masks_the_run_ends_with_splats_and_a_report(tiny_scene, tmp_path, capsys, calls):
+    out = tmp_path / "run"
+    run_all(tiny_scene, out, FAST, masks=None, splats=None)
+    said = capsys.readouterr().out
+    assert "no masks were given" in said and "Test PSNR" in said
+    assert calls == ["train", "report"]
+    assert {p.name for p in out.iterdir()} == {"config.json", "scene.json", "stats.json", "splats.ply", "report"}
+    assert stats(out)["psnr_test"] > 10 and len(stats(out)["quality"]) == len(NAMES)
+    with pytest.raises(InputError, match=r"has no masks: .* --masks DIR"):
+        run_step(out, "lift", quiet=True)
+    run_step(out, "lift", quiet=True, masks=tiny_scene / "masks")
+    run(tiny_scene, out, FAST, masks=None)  # it has masks now
+    assert calls == ["train", "report", "lift", "lift", "cluster", "render", "export", "report"]
+
+
+def test_truth_is_scored_at_its_own_size(tiny_scene, tmp_path):
+    splats, _ = clumps()
+    write_ply(tmp_path / "given.ply", splats)
+    settings = replace(SETTINGS, scene=SceneSettings(max_side=32))
+    run(tiny_scene, tmp_path / "run", settings, splats=tmp_path / "given.ply")
+    facts = stats(tmp_path / "run")
+    assert read_id_map(tmp_path / f"run/masks/{STEMS[0]}.png").shape == (24, 32)
+    assert facts["miou_things"] > 0.6
+    assert sum(row["pixels"] for row in facts["instances"]) > 2 * 6 * 40  # pixels of the truth, 48 wide
+
+
+def test_broken_truth_is_said_before_the_long_steps(own_scene, tmp_path):
+    (own_scene / f"instance/{TEST_STEMS[1]}.png").unlink()
+    with pytest.raises(InputError, match="1 of 2 true id maps are missing"):
+        run(own_scene, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_views_that_share_a_stem_do_not_share_a_mask(tmp_path):
+    names = (*NAMES[:-2], "a_view_00.jpg", "z.png")
+    assert names[0] == "a_view_00.png"
+    scene = make_scene(tmp_path / "scene", names)
+    splats, _ = clumps()
+    write_ply(tmp_path / "given.ply", splats)
+    for name in ("a_view_00.jpg", "a_view_00.png"):  # masks and truth by whole name, as the run writes them
+        for folder in ("masks", "instance"):
+            shutil.copy(scene / folder / "a_view_00.png", scene / folder / f"{name}.png")
+    (scene / "masks/a_view_00.png").unlink()
+    for name in names:
+        stem = name.rsplit(".", 1)[0]
+        if not (scene / f"instance/{name}.png").exists():
+            shutil.copy(scene / f"instance/{stem}.png", scene / f"instance/{name}.png")
+    run(scene, tmp_path / "run", FAST, splats=tmp_path / "given.ply")
+    for folder in ("masks", "weights"):
+        found = {
+            p.relative_to(tmp_path / "run" / folder).as_posix() for p in (tmp_path / "run" / folder).rglob("*.png")
+        }
+        assert found == {f"{name}.png" for name in names}
+    one, other = (read_id_map(tmp_path / f"run/masks/a_view_00.{end}.png") for end in ("png", "jpg"))
+    assert (one != other).mean() > 0.05
+
+
+# ---- the run folder
+
+
+def test_keys_hash_what_a_step_depends_on_and_nothing_else(tmp_path):
+    fingerprint = {"root": "/here", "views": 2}
+    source = Source("/here", "/masks", None, fingerprint, masks_hash="m")
+    made = create_run(tmp_path / "run", RunSettings(), source)
+    keys = {step: made.key(step) for step in STEPS}
+    assert len(set(keys.values())) == len(STEPS)
+
+    def changed(**source_changes):
+        other = create_run(tmp_path / "run", RunSettings(), replace(source, **source_changes))
+        return [step for step in STEPS if other.key(step) != keys[step]]
+
+    assert changed(scene="/there", masks="/others", fingerprint={"root": "/there", "views": 2}) == []
+    assert changed(masks_hash="n") == list(STEPS[1:])
+    assert changed(splats_hash="s") == changed(fingerprint={"views": 3}) == list(STEPS)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.json", '{"format": 1, "colour": 3}', "settings this version does not know: colour"),
+        ("config.json", '{"format": 1, "train": 3}', "holds int where TrainSettings was expected"),
+        (
+            "config.json",
+            '{"format": 1, "train": {"steps": "many"}}',
+            "train.steps is 'many' where a whole number of at least 1 was expected",
+        ),
+        ("config.json", '{"format": 2}', "has format 2 where this version of cgc reads format 1"),
+        ("config.json", "[]", "has format None"),
+        ("config.json", "{", "is not valid JSON"),
+        ("config.json", None, "the run's config.json is missing"),
+        ("scene.json", '{"format": 1, "scene": "x"}', "is not what this version writes"),
+        ("stats.json", "[]", "is not what this version writes"),
+        ("stats.json", '{"steps": {}}', "is not what this version writes"),
+    ],
+)
+def test_broken_run_folders_are_said(own_run, name, text, said):
+    (own_run / name).unlink()
+    if text is not None:
+        (own_run / name).write_text(text)
+    with pytest.raises(InputError, match=said):
+        open_run(own_run)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "said"),
+    [
+        ("train", "steps", -5, "train.steps is -5 where a whole number of at least 1 was expected; correct that"),
+        ("train", "sh_degree", 4, "train.sh_degree is 4 where a whole number of 0 to 3 was expected"),
+        ("train", "means_lr", float("nan"), "train.means_lr is nan where a number of at least 0 was"),
+        ("train", "background", "pink", "train.background is 'pink' where black or white or random was"),
+        ("train", "steps", True, "train.steps is True where a whole number"),
+        ("lift", "dim", 0, "lift.dim is 0 where"),
+        ("lift", "lr", "fast", "lift.lr is 'fast' where a number of"),
+        ("cluster", "min_cluster_size", 1, "cluster.min_cluster_size is 1 where a whole number of at least 2"),
+        ("cluster", "samples", 1.5, "cluster.samples is 1.5 where a whole number"),
+        ("scene", "downscale", 0, "scene.downscale is 0 where"),
+        ("scene", "max_side", -1, "scene.max_side is -1"),
+    ],
+)
+def test_settings_outside_their_limits_are_refused(kind, name, value, said):
+    settings = replace(RunSettings(), **{kind: replace(getattr(RunSettings(), kind), **{name: value})})
+    with pytest.raises(InputError) as error:
+        check(settings)
+    assert said in str(error.value)
+
+
+def test_every_number_has_a_limit_and_every_preset_is_within():
+    for step, limits in LIMITS.items():
+        part = getattr(RunSettings(), step)
+        assert set(limits) == {f.name for f in fields(part) if not isinstance(getattr(part, f.name), str)}
+    for settings in PRESETS.values():
+        check(settings)
+
+
+def test_settings_survive_json():
+    settings = replace(SETTINGS, cluster=ClusterSettings(selection="leaf", min_confidence=0.25))
+    assert from_json(RunSettings, json.loads(json.dumps(to_json(settings))), "here") == settings
+
+
+# ---- progress
+
+
+def logged(monkeypatch, between=0.0, terminal=False):
+    text = io.StringIO()
+    monkeypatch.setattr(
+        progress, "console", Console(file=text, force_terminal=terminal, soft_wrap=True, highlight=False)
+    )
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", between)
+    return text
+
+
+def test_a_log_gets_a_line_every_tenth(monkeypatch):
+    text = logged(monkeypatch)
+    with progress_bar("train", 1800) as bar:
+        for step in range(1800):
+            bar.advance(1, **({"loss": 0.05, "gaussians": 31022} if step % 10 == 9 else {}))
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "train 10 % step 180/1800 loss 0.05 gaussians 31,022, 0:00:00 left"
+    assert lines[-1].startswith("train 100 % step 1800/1800 ")
+
+
+def test_a_log_of_quick_steps_gets_their_last_line_only(monkeypatch):
+    text = logged(monkeypatch, between=100.0)
+    for total, start, by in ((50, 0, 1), (48, 40, 3), (1, 0, 1), (0, 0, 1)):
+        with progress_bar("render", total, start=start) as bar:
+            for _ in range(start, total, by):
+                bar.advance(by)
+    with progress_bar("silent", 5, quiet=True) as bar:
+        bar.advance(5)
+    ends = [line.split(",")[0] for line in text.getvalue().splitlines()]
+    assert ends == ["render 100 % step 50/50", "render 102 % step 49/48", "render 100 % step 1/1"]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    text = logged(monkeypatch, terminal=True)
+    with progress_bar("train", 4) as bar:
+        for _ in range(4):
+            bar.advance(1, psnr=25.123)
+    assert "4/4" in text.getvalue() and "psnr 25.12" in text.getvalue()
