@@ -202,7 +202,7 @@ def test_a_half_written_mask_is_never_seen(tmp_path, monkeypatch):
         raise OSError("killed")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="killed"):
+    with pytest.raises(InputError, match="killed"):
         write_id_map(tmp_path / "a.png", IDS + 1)
     assert np.array_equal(read_id_map(tmp_path / "a.png"), IDS)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -93,9 +93,8 @@ def best(run: Callable[[], Tensor], repeats: int) -> tuple[float, float]:
 def main(benchmark: Benchmark) -> None:
     """Print a Markdown table."""
     rasterizer = CpuRasterizer()
-    print(
-        f"{torch.get_num_threads()} threads, {benchmark.width} x {benchmark.width * 3 // 4}, {benchmark.channels} channels"
-    )
+    size = f"{benchmark.width} x {benchmark.width * 3 // 4}"
+    print(f"{torch.get_num_threads()} threads, {size}, {benchmark.channels} channels")
     print("| Gaussians | renderer | forward, s | forward + backward, s | ratio |")
     print("|---|---|---|---|---|")
     for index, n in enumerate(benchmark.gaussians):
