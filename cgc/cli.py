@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -165,8 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         name, rest = arguments[0], arguments[1:]
         if name in STEPS and rest and not rest[0].startswith("-"):
             rest = ["--out", *rest]
-        config = tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=rest, default=_defaults(name, rest))
-        _call(config)
+        _call(_parse(name, rest))
         return 0
     except InputError as error:
         print(f"cgc: {error}", file=sys.stderr)
@@ -191,8 +190,7 @@ def _call(config: object) -> None:
             pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet)
         case Run(folder, masks, out, splats, _, scene, train, lift, cluster, quiet):
             settings = RunSettings(scene, train, lift, cluster)
-            out = out or Path("runs") / folder.resolve().name
-            pipeline.run_all(folder, out, settings, masks=masks, splats=splats, quiet=quiet)
+            pipeline.run_all(folder, out or _default_out(folder), settings, masks=masks, splats=splats, quiet=quiet)
         case Train(out, Path() as folder, _, train, quiet) if not (out / "scene.json").exists():
             settings = RunSettings(train=train)
             pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet)
@@ -217,36 +215,48 @@ __doc_main__ = (
 )
 
 
-def _peek(arguments: list[str], flag: str) -> str | None:
-    """Return the value of `--flag VALUE` or `--flag=VALUE` without parsing the rest."""
+def _default_out(scene_folder: Path) -> Path:
+    return Path("runs") / scene_folder.resolve().name
+
+
+def _parse(name: str, arguments: list[str]) -> object:
+    """Parse a command. What is not given is as in the run it is called on, or as in the preset where there is none."""
+
+    def parse(settings: RunSettings) -> object:
+        default = _with_defaults(name, settings)
+        return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments, default=default)
+
+    preset = _preset(arguments)
+    settings = PRESETS.get(preset or "default", RunSettings())
+    config = parse(settings)
+    out = config.out or _default_out(config.scene_folder)  # pyright: ignore[reportAttributeAccessIssue]
+    if not (out / "config.json").exists():
+        return config
+    from cgc.run_folder import open_run
+
+    made_with = open_run(out).settings
+    return parse(replace(made_with, train=settings.train) if preset else made_with)
+
+
+def _preset(arguments: list[str]) -> str | None:
+    """Return the value of `--preset` without parsing the rest: the defaults of the parse depend on it."""
     for i, word in enumerate(arguments):
-        if word == flag and i + 1 < len(arguments):
+        if word == "--preset" and i + 1 < len(arguments):
             return arguments[i + 1]
-        if word.startswith(flag + "="):
-            return word[len(flag) + 1 :]
+        if word.startswith("--preset="):
+            return word.partition("=")[2]
     return None
 
 
-def _defaults(name: str, arguments: list[str]) -> object:
-    """What a command's settings are before the command line: its preset's, or those of the run it is called on."""
-    preset = _peek(arguments, "--preset")
-    settings = PRESETS.get(preset or "default", RunSettings())
-    if name == "demo":
-        return Demo(train=settings.train, lift=settings.lift, cluster=settings.cluster)
-    if name == "run":
-        return Run(scene_folder=tyro.MISSING, train=settings.train, lift=settings.lift, cluster=settings.cluster)
-    out = _peek(arguments, "--out")
-    if out and (Path(out) / "config.json").exists() and not {"-h", "--help"} & set(arguments):
-        from cgc.run_folder import open_run
-
-        made_with = open_run(Path(out)).settings
-        settings = RunSettings(
-            made_with.scene, settings.train if preset else made_with.train, made_with.lift, made_with.cluster
-        )
+def _with_defaults(name: str, settings: RunSettings) -> object:
+    """Return the command with these settings, and all else as yet missing."""
     kind = COMMANDS[name]
-    if name in ("train", "lift", "cluster"):
-        return kind(out=tyro.MISSING, **{name: getattr(settings, name)})
-    return kind(out=tyro.MISSING)
+    known = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in ("train", "lift", "cluster")}
+    if kind is Demo:
+        return Demo(**known)
+    if kind is Run:
+        return Run(scene_folder=tyro.MISSING, scene=settings.scene, **known)
+    return kind(out=tyro.MISSING, **{k: v for k, v in known.items() if k == name})
 
 
 if __name__ == "__main__":

@@ -166,6 +166,14 @@ def test_steps_take_the_run_alone_or_as_out_and_start_from_its_settings(place, o
     assert [s for s, _ in steps[3:]] == ["render", "export", "report"] and called[-1][0] == "info"
 
 
+def test_run_again_keeps_the_runs_settings_unless_a_preset_is_asked_for(own_run, called):
+    assert main(["run", "s", "--out", str(own_run), "--cluster.revote", "0"]) == 0
+    assert main(["run", "s", "--out", str(own_run), "--preset", "quick"]) == 0
+    (_, (_, _, first), _), (_, (_, _, second), _) = called
+    assert first == replace(SETTINGS, cluster=replace(SETTINGS.cluster, revote=0))
+    assert second == replace(SETTINGS, train=PRESETS["quick"].train)
+
+
 def test_training_with_a_preset_leaves_the_runs_settings(own_run, called):
     assert main(["train", str(own_run), "--preset", "full"]) == 0
     assert called[0][2]["train"] == PRESETS["full"].train
