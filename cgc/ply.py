@@ -146,4 +146,4 @@ def write_vertices(path: Path, table: np.ndarray) -> None:
     lines += [f"property {_NAMES[table.dtype[name].newbyteorder('=')]} {name}" for name in names]
     with write_beside(path) as temporary, open(temporary, "wb") as file:
         file.write("\n".join([*lines, "end_header\n"]).encode("ascii"))
-        file.write(table.view(np.uint8))
+        file.write(table.tobytes())
