@@ -19,7 +19,7 @@ from cgc import __version__
 from cgc.errors import InputError
 from cgc.settings import PRESETS, ClusterSettings, LiftSettings, RunSettings, SceneSettings, TrainSettings
 
-Preset = Literal["quick", "default", "full"]
+Preset = Literal["quick", "short", "default", "full"]
 RunArgument = Annotated[Path, arg(metavar="RUN", help="The run folder; the name alone, without --out, will do.")]
 
 
@@ -29,8 +29,8 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """The run folder. A run that was stopped goes on where it was."""
-    preset: Preset = "default"
-    """How much time to spend: quick, default or full."""
+    preset: Preset = "short"
+    """How much time to spend training: quick, short, default or full."""
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
@@ -53,7 +53,7 @@ class Run:
     splats: Path | None = None
     """An existing 3DGS .ply of this scene, in place of training."""
     preset: Preset = "default"
-    """How much time to spend: quick, default or full."""
+    """How much time to spend training: quick, short, default or full."""
     scene: OmitArgPrefixes[SceneSettings] = field(default_factory=SceneSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
@@ -70,7 +70,7 @@ class Train:
     scene_folder: Annotated[Path | None, arg(name="scene", metavar="SCENE")] = None
     """The scene of a run that does not exist yet, or where the scene of a run lies now."""
     preset: Preset | None = None
-    """Take the training settings of a preset: quick, default or full."""
+    """Take the training settings of a preset: quick, short, default or full."""
     train: OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
     quiet: bool = False
     """Show no progress."""
@@ -227,7 +227,7 @@ def _parse(name: str, arguments: list[str]) -> object:
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments, default=default)
 
     preset = _preset(arguments)
-    settings = PRESETS.get(preset or "default", RunSettings())
+    settings = PRESETS.get(preset or ("short" if name == "demo" else "default"), RunSettings())
     config = parse(settings)
     out = config.out or _default_out(config.scene_folder)  # pyright: ignore[reportAttributeAccessIssue]
     if not (out / "config.json").exists():

@@ -66,8 +66,8 @@ def cluster(features: Tensor, mass: Tensor, batches: Sequence[Weighing], setting
     if not clustered.any():
         raise InputError(
             f"everything is noise: HDBSCAN found no cluster of at least {settings.min_cluster_size} among "
-            f"{len(sample)} sampled Gaussians; lower --cluster.min-cluster-size, raise --cluster.samples, or train "
-            "the features longer (--lift.steps)"
+            f"{len(sample)} sampled Gaussians; lower min-cluster-size, raise samples, or train "
+            "the features longer (steps of `cgc lift`)"
         )
     labels, confidences = propagate(unit, unit[sample[clustered]], sample_labels[clustered])
     if settings.noise == "keep":

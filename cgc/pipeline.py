@@ -134,6 +134,11 @@ class Workspace:
         """The true nearest neighbours of each Gaussian."""
         return nearest_neighbours(self.splats.means, self.run.settings.lift.neighbours)
 
+    @property
+    def background(self) -> torch.Tensor | None:
+        """What shows where nothing is, as in training; None is black."""
+        return torch.ones(3) if self.run.settings.train.background == "white" else None
+
     def segmentation(self) -> Segmentation:
         """The run's splats with their labels."""
         self.run.require("cluster")
@@ -165,7 +170,10 @@ def train(work: Workspace) -> str:
             test_every=run.settings.scene.test_every, checkpoint_dir=run.root / "checkpoints", quiet=work.quiet,
         )  # fmt: skip
         said = f"{len(splats):,} Gaussians trained"
-    write_ply(target, splats, splats.extras)
+    write_ply(target, splats)
+    if splats.extras:
+        with write_beside(run.root / "extras.npz") as path:
+            np.savez_compressed(path, **splats.extras)  # pyright: ignore[reportArgumentType]
     work.splats = splats
     run.finish("train", time.perf_counter() - start, gaussians=len(splats))
     shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # what they would resume is done
@@ -218,10 +226,16 @@ def cluster_features(work: Workspace) -> str:
             f"{run.root} has {len(features):,} features for {len(work.splats):,} Gaussians: they are of different "
             f"trainings; run `cgc lift {run.root}` again"
         )
-    work.say(f"clustering {min(run.settings.cluster.samples, len(features)):,} of {len(features):,} Gaussians")
-    smooth = smooth_features(features, work.neighbours, mass)
-    found = cluster(smooth, mass, work.batches, run.settings.cluster)
-    save_labels(run.root, found.labels, found.confidences, found.tree)
+    if hash_masks(work.masks, work.train_views) != run.source.masks_hash:
+        raise InputError(f"the masks have changed since the features were learned; run `cgc lift {run.root}` again")
+    batches = work.batches
+    with progress_bar("cluster", 3, quiet=work.quiet) as bar:
+        smooth = smooth_features(features, work.neighbours, mass)
+        bar.advance(1, samples=min(run.settings.cluster.samples, len(features)))
+        found = cluster(smooth, mass, batches, run.settings.cluster)
+        bar.advance(1, segments=found.n_segments)
+        save_labels(run.root, found.labels, found.confidences, found.tree)
+        bar.advance(1)
     noise = int((found.labels == NOISE).sum())
     run.finish("cluster", time.perf_counter() - start, segments=found.n_segments, noise=noise)
     return f"{found.n_segments} segments, {noise:,} Gaussians in none: {target}"
@@ -236,6 +250,7 @@ def render(work: Workspace) -> str:
     pixels: dict[str, np.ndarray] = {}
     quality: Quality = {}
     predicted: dict[int, np.ndarray] = {}
+    tests = work.test_views
     with progress_bar("render", len(work.scene.views), quiet=work.quiet) as bar:
         for index, (view, name) in enumerate(zip(work.scene.views, work.picture_names)):
             picture = render_labels(work.splats, segmentation.labels, view.camera, work.rasterizer)
@@ -243,12 +258,13 @@ def render(work: Workspace) -> str:
             _write_weight(run.root / "weights" / f"{name}.png", picture.weight)
             pixels[view.name] = np.bincount(picture.ids.ravel(), minlength=n_ids)
             quality[view.name] = _view_quality(work, index)
-            predicted[index] = picture.ids
+            if index in tests and work.truth is not None:
+                predicted[index] = picture.ids
             bar.advance(1, psnr=quality[view.name]["psnr"])
     facts = quality_facts(quality)
     if work.truth is not None:
-        tests = [predicted[i] for i in work.test_views]
-        same_size = [resize_nearest(p, t.shape[1], t.shape[0]) for p, t in zip(tests, work.truth.maps)]
+        pairs = zip([predicted[i] for i in tests], work.truth.maps)
+        same_size = [resize_nearest(p, t.shape[1], t.shape[0]) for p, t in pairs]
         facts |= score_facts(score_instances(work.truth.maps, same_size, work.truth.stuff_ids), work.truth)
     save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)})
     run.finish("render", time.perf_counter() - start, **facts)
@@ -266,7 +282,7 @@ def _view_quality(work: Workspace, index: int) -> dict[str, float | str]:
     """Render a view's photo and measure it against the photo."""
     view = work.scene.views[index]
     photo = load_image(view).astype(np.float32) / 255
-    shown = render_rgb(work.splats, view.camera, work.rasterizer)
+    shown = render_rgb(work.splats, view.camera, work.rasterizer, work.background)
     split = "test" if index in set(work.test_views) else "train"
     return {"split": split, "psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
 
@@ -366,7 +382,7 @@ def _evenly(items: list[int], n: int) -> list[int]:
 def _report_view(work: Workspace, index: int, segmentation: Segmentation | None, quality: Quality) -> ReportView:
     view = work.scene.views[index]
     photo = load_image(view)
-    shown = (255 * render_rgb(work.splats, view.camera, work.rasterizer)).round().astype(np.uint8)
+    shown = (255 * render_rgb(work.splats, view.camera, work.rasterizer, work.background)).round().astype(np.uint8)
     colored = None
     if segmentation is not None:
         path = work.run.root / "masks" / f"{work.picture_names[index]}.png"
@@ -491,8 +507,8 @@ def run_all(
         run.source = replace(run.source, splats_hash=sha256(splats))
     if not run.is_done("train"):
         check_images(scene.views)
-    if not run.stats["steps"]:
-        run.save_settings()
+    if not (out / "config.json").exists() or not (out / "scene.json").exists():
+        run.save_settings()  # a stopped training needs them; later ones are kept once their step has succeeded
     for note in notes:
         work.say(f"note: {note}")
     steps = STEPS if run.source.masks else ("train", "report")
@@ -524,10 +540,11 @@ def run_step(
     if scene is not None:
         run.source = replace(run.source, scene=str(scene.resolve()))
         _ = work.scene
-    work.say(f"{step}: {FUNCTIONS[step](work)}")
+    said = FUNCTIONS[step](work)
     stale = [s for s in STEPS if s in run.stats["steps"] and not run.is_done(s)]
     if stale:
         work.say(f"now out of date: {', '.join(stale)} (run `cgc {stale[0]} {out}`, or `cgc run` for all of them)")
+    work.say(f"{step}: {said}")
     return run
 
 

@@ -62,9 +62,9 @@ def read_header(path: Path) -> Header:
         with open(path, "rb") as file:
             head = file.read(_MAX_HEADER).decode("latin-1")
     except FileNotFoundError as error:
-        raise InputError(f"there is no splat file {path}; check the path") from error
+        raise InputError(f"there is no PLY file {path}; check the path") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read as a splat file: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read as a PLY file: {error.strerror}") from error
     newline = re.match("ply(\r\n|\n|\r)", head)
     if newline is None:
         raise InputError(f"{path} is not a PLY file (it does not start with 'ply'); give a 3DGS .ply")

@@ -86,11 +86,3 @@ def _lines(title: str, total: int, start: int) -> Callable[[int, str], None]:
             console.print(f"{' '.join(words)}, {timedelta(seconds=round(left))} left")
 
     return move
-
-
-@contextlib.contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the wall time of the block to `seconds[stage]`."""
-    start = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

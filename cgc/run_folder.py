@@ -26,6 +26,10 @@ FORMAT = 1
 """Version of the folder's layout; a folder of another version is refused, not misread."""
 
 STEPS = ("train", "lift", "cluster", "render", "export", "report")
+_QUALITY = ("quality", "psnr_train", "psnr_test", "ssim_train", "ssim_test")
+_SCORES = ("miou_things", "boundary_iou", "pq", "instances")
+FACTS = {"cluster": ("segments", "noise"), "render": (*_QUALITY, *_SCORES)}
+"""What a step adds to stats.json beside its time."""
 _OUTPUTS = {
     "train": "splats.ply",
     "lift": "features.safetensors",
@@ -99,6 +103,11 @@ class RunFolder:
     def finish(self, step: str, seconds: float, **facts: Any) -> None:
         """Record that a step is done, with which settings, how long it took and what it found."""
         self.save_settings()
+        for later in STEPS[STEPS.index(step) + 1 :]:
+            if not self.is_done(later):  # what it found is of something that is gone
+                self.stats["seconds"].pop(later, None)
+                for name in FACTS.get(later, ()):
+                    self.stats.pop(name, None)
         self.stats["steps"][step] = self.key(step)
         self.stats["seconds"][step] = round(seconds, 3)
         self.stats.update(facts)
@@ -120,14 +129,14 @@ def peak_rss_bytes() -> int:
 
 
 def create_run(root: Path, settings: RunSettings, source: Source) -> RunFolder:
-    """Open `root` as the run of `source` with `settings`; done steps are kept, and masks if `source` has none.
+    """Open `root` as the run of `source` with `settings`; done steps are kept, and masks or splats that `source` lacks.
 
     Nothing is written yet. InputError if it is a run of another scene, or a folder with other things in it.
     """
     stats: dict[str, Any] = {"steps": {}, "seconds": {}}
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file where a run folder was expected; choose another --out")
-    if (root / "scene.json").exists():
+    if (root / "scene.json").exists() and (root / "config.json").exists():
         old = open_run(root)
         if old.source.scene_identity() != source.scene_identity():
             raise InputError(
@@ -137,9 +146,16 @@ def create_run(root: Path, settings: RunSettings, source: Source) -> RunFolder:
         stats = old.stats
         if source.masks is None:
             source = replace(source, masks=old.source.masks, masks_hash=old.source.masks_hash)
-    elif root.exists() and any(root.iterdir()):
+        if source.splats is None:
+            source = replace(source, splats=old.source.splats, splats_hash=old.source.splats_hash)
+    elif root.exists() and not all(is_unfinished(path) for path in root.iterdir()):
         raise InputError(f"{root} is not empty and not a run folder; choose another --out, so that nothing is lost")
     return RunFolder(root, settings, source, stats)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Say whether a file is what a command leaves that was stopped while it wrote the first two files of a run."""
+    return path.name in ("config.json", "scene.json") or ".partial" in path.name
 
 
 def open_run(root: Path) -> RunFolder:

@@ -23,7 +23,7 @@ class SceneSettings:
     max_side: int = 0
     """Shrink images so that neither side is longer than this, in pixels; 0 keeps their size."""
     test_every: int = 8
-    """Hold back every n-th view, from the first, for measuring: neither its image nor its mask is used. 0: none."""
+    """Hold back every n-th view, from the first, for measuring: nothing is learned from its photo or mask. 0: none."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainSettings:
     """How the splats are trained (3D Gaussian Splatting, arXiv 2308.04079).
 
     Fractions are of the whole run, so that changing `steps` alone stretches everything that is planned. The
-    learning rates are four to six times the paper's: they suit a few thousand steps; `full` has the paper's.
+    learning rates are up to six times the paper's: they suit a few thousand steps; `full` starts at the paper's.
     """
 
     steps: int = 1800
@@ -90,6 +90,7 @@ class TrainSettings:
 
 TRAIN_PRESETS: dict[str, TrainSettings] = {
     "quick": TrainSettings(steps=800, max_gaussians=40_000),
+    "short": TrainSettings(steps=1500, max_gaussians=50_000),
     "default": TrainSettings(),
     "full": TrainSettings(
         steps=15_000,
@@ -105,7 +106,7 @@ TRAIN_PRESETS: dict[str, TrainSettings] = {
         sh_rest_lr=1.25e-4,
     ),
 }
-"""Trainings by budget: a glance, a good scene on two cores, and as good as it gets."""
+"""Trainings by budget: a glance, the demo's, a good scene on two cores, and as good as it gets."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,13 @@ class LiftSettings:
 
     dim: int = 16
     """Length of a feature."""
-    steps: int = 500
+    steps: int = 250
     """Optimiser steps."""
     pixels_per_view: int = 16_384
     """Pixels sampled a view, once, whose blending weights are kept."""
     pixels_per_step: int = 8192
-    """Pixels drawn a step, over all views of the step."""
-    views_per_step: int = 1
+    """Pixels of one view that a step learns from; a view has several such batches."""
+    views_per_step: int = 2
     """Views a step."""
     min_weight: float = 5e-3
     """Blending weights under this are left out."""

@@ -61,7 +61,7 @@ def slow_picture(dense, labels):
 
 @pytest.mark.parametrize("at_once", [1 << 18, 37])
 def test_label_pictures_equal_the_slow_one_hot(rasterizer, monkeypatch, at_once):
-    monkeypatch.setattr(label_room, "MAX_ENTRIES_AT_ONCE", at_once)  # pieces make no difference
+    monkeypatch.setattr(label_room, "MAX_PIXELS_AT_ONCE", at_once)  # pieces make no difference
     splats, camera = cloud(), some_camera()
     labels = np.random.default_rng(2).integers(-1, 5, len(splats)).astype(np.int32)
     labels[labels == 0] = -1

@@ -171,7 +171,7 @@ def test_files_that_are_not_splats(tmp_path):
     path = tmp_path / "bad.ply"
     columns = columns_of(make_splats(5, 1))
     whole = ply_bytes(columns)
-    assert "no splat file" in refused(path)
+    assert "no PLY file" in refused(path)
     assert "cannot be read" in refused(tmp_path)
     assert "not a PLY" in refused(path, b"")
     assert "not a PLY" in refused(path, b"\x89PNG\r\n\x1a\n" * 9)

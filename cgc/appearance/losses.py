@@ -30,7 +30,7 @@ _taps = np.exp(-0.5 * (np.arange(RADIUS + 1) / 1.5) ** 2)
 TAPS = tuple(np.float32(t) for t in _taps / (_taps[0] + 2 * _taps[1:].sum()))  # centre first
 
 
-@njit(cache=True, fastmath=FAST)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 def _window_row(padded, out):
     """Window a row along itself: out [L] from padded [L + 2 PAD]."""
     step = CHANNELS
@@ -46,7 +46,7 @@ def _window_row(padded, out):
         )
 
 
-@njit(cache=True, fastmath=FAST)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 def _window_column(rows, top, out):
     """Window across rows: out [L] from rows [.., L], the 11 rows from `top` on."""
     t0, t1, t2, t3, t4, t5 = TAPS
@@ -65,7 +65,7 @@ def _window_column(rows, top, out):
         )
 
 
-@njit(cache=True, fastmath=FAST)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 def _products(x, y, padded):
     """Fill padded [4, L + 2 PAD] with x, y, x^2 + y^2 and x y; the padding stays as it is."""
     for j in range(x.shape[0]):
@@ -74,7 +74,7 @@ def _products(x, y, padded):
         padded[2, PAD + j], padded[3, PAD + j] = a * a + b * b, a * b
 
 
-@njit(cache=True, fastmath=FAST)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 def _ssim_row(m, n, s, p, slopes):
     """Return a row's sum of SSIM; fill slopes [3, L + 2 PAD] with its derivatives by m, s and p."""
     c1, c2, one, two = np.float32(C1), np.float32(C2), np.float32(1.0), np.float32(2.0)
@@ -92,7 +92,7 @@ def _ssim_row(m, n, s, p, slopes):
     return total
 
 
-@njit(cache=True, fastmath=FAST)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 def _gradient_row(x, y, vm, vs, vp, l1_scale, ssim_scale, out):
     """Return a row's sum of |x - y|; fill `out` with the gradient of the whole loss."""
     total = 0.0
@@ -104,7 +104,7 @@ def _gradient_row(x, y, vm, vs, vp, l1_scale, ssim_scale, out):
     return total
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def photometric_kernel(x, y, ssim_weight, maps, slope_maps, gradient):
     """Return (L1, SSIM) of x, y [H, 3 W] and fill `gradient` with that of the loss by x.
 

@@ -85,9 +85,7 @@ def train(
     start = time.perf_counter()
     train_views, _ = scene.split(test_every)
     if not train_views:
-        raise InputError(
-            f"no view of {scene.root} is left to train on; give more photos, or a larger --scene.test-every"
-        )
+        raise InputError(f"no view of {scene.root} is left to train on; give more photos, or a larger --test-every")
     photos = {i: _read_photo(scene.views[i], load_image) for i in train_views}
     run = _Run(scene, photos, rasterizer, settings, capture or IdentityCapture())
     identity = identify(settings, scene, train_views, [photos[i].pixels for i in train_views])
@@ -259,7 +257,7 @@ class _Run:
             limit = schedule.gaussian_limit(s, step)
             self._densifier.refine(self.params, self._optimizers, step, plan, limit)
             if not len(self.params["means"]):
-                raise InputError(f"every Gaussian had faded by step {step}; lower --train.prune-opacity")
+                raise InputError(f"every Gaussian had faded by step {step}; lower the setting prune_opacity")
         if schedule.resets(s, step):
             self._densifier.reset_opacities(self.params, self._optimizers, s.prune_opacity)
 

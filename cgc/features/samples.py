@@ -2,7 +2,7 @@
 
 A `Batch` is a few thousand pixels of one view, each inside a mask and off its border, and their rows of the
 contribution matrix. Everything later (learning, votes, clustering by visible mass) reads these rows only, so its
-cost depends neither on the size of the image nor, nearly, on the number of Gaussians.
+cost does not grow with the size of the image.
 """
 
 from __future__ import annotations

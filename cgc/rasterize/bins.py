@@ -37,7 +37,7 @@ class Bins(NamedTuple):
     tiles_y: int
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _sort_by_depth(depths, radii):
     """Return visible Gaussians from near to far, [V] int32; equal depths keep their order (LSD radix sort)."""
     n = depths.shape[0]
@@ -68,7 +68,7 @@ def _sort_by_depth(depths, radii):
     return ids
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _make_records(order, means2d, ellipses, opacities, records):
     for r in prange(order.shape[0]):
         i = order[r]
@@ -81,7 +81,7 @@ def _make_records(order, means2d, ellipses, opacities, records):
         records[at + 7] = 1.0 / A
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _tile_rows(record, tiles_y):
     """Return the first and last tile row that the ellipse meets (last < first: none)."""
     reach = math.sqrt(max(record[6], 0.0) / record[4]) + 0.01
@@ -90,7 +90,7 @@ def _tile_rows(record, tiles_y):
     return int(max(first, 0)), int(min(last, tiles_y - 1))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _tile_columns(record, row, tiles_x):
     """Return the first and last tile of tile row `row` that the ellipse meets (last < first: none)."""
     mx, my, A, k, G, level = record[0], record[1], record[2], record[3], record[4], max(record[6], 0.0)
@@ -110,7 +110,7 @@ def _tile_columns(record, row, tiles_x):
     return int(max(first, 0)), int(min(last, tiles_x - 1))
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _count_pairs(records, count, tiles_x, tiles_y, per_rank, per_chunk_tile):
     for chunk in prange(CHUNKS):
         mine = per_chunk_tile[chunk]
@@ -126,7 +126,7 @@ def _count_pairs(records, count, tiles_x, tiles_y, per_rank, per_chunk_tile):
             per_rank[r] = pairs
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _starts(per_rank, per_chunk_tile, first_pair, tile_start):
     """Turn counts into starts; per_chunk_tile becomes the slot where a chunk writes its next pair of a tile."""
     for r in range(per_rank.shape[0]):
@@ -141,7 +141,7 @@ def _starts(per_rank, per_chunk_tile, first_pair, tile_start):
     tile_start[-1] = slot
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _fill(records, count, tiles_x, tiles_y, first_pair, next_slot, slot_rank, slot_pair):
     for chunk in prange(CHUNKS):
         mine = next_slot[chunk]

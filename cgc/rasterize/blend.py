@@ -56,7 +56,7 @@ MOMENTS = 6
 ALPHA_MAX, ALPHA_MIN, T_MIN = 0.999, 1.0 / 255.0, 1e-4
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _strips(records, at, x0, y0):
     """Return the strips of the tile at (x0, y0) that the ellipse of the record at `at` meets, one bit each."""
     mx, my, k = broadcast(records, at), broadcast(records, at + 1), broadcast(records, at + 3)
@@ -77,7 +77,7 @@ def _strips(records, at, x0, y0):
     return found
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _alpha(records, at, x, y):
     """Return (alpha unclamped, u, dy) of the record at `at` for pixel centres x, y (Lanes)."""
     dy = y - broadcast(records, at + 1)
@@ -86,7 +86,7 @@ def _alpha(records, at, x, y):
     return exp2(power - broadcast(records, at + 2) * u * u), u, dy
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _inside(x0, y0, width, height, T):
     """Write 1 to T [PIXELS] for pixels inside the image, -1 (finished) for those outside."""
     for j in range(STRIPS):
@@ -95,7 +95,7 @@ def _inside(x0, y0, width, height, T):
             T[8 * j + lane] = f(1.0) if y < height and x + lane < width else f(-1.0)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _any_live(T):
     live = splat(f(-1.0))
     for j in range(STRIPS):
@@ -103,7 +103,7 @@ def _any_live(T):
     return bits(greater(live, splat(f(0.0)))) != 0
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def blend(
     workers,
     records,
@@ -175,7 +175,7 @@ def blend(
                             image[y, x, c] = out[PIXELS * c + 8 * j + lane]
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def blend_backward(
     workers, records, values, channels, tile_start, slot_rank, slot_pair, tiles_x, width, height,
     final_T, last_slot, v_image, v_final_T, pair_moments, pair_values,
@@ -259,7 +259,7 @@ def blend_backward(
                     pair_values[slot_pair[slot] * channels + c] = total(load(v_value, 8 * c))
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def gather_gradients(
     order, first_pair, pair_moments, pair_values, channels, ellipses, opacities,
     v_means2d, v_ellipses, v_opacities, v_values,
@@ -280,17 +280,19 @@ def gather_gradients(
         v_opacities[i] = m / opacities[i]
 
 
-@njit(cache=True)
-def _grown(array, used, wanted):
-    if used + wanted <= array.shape[0]:
-        return array
-    bigger = np.empty(max(2 * array.shape[0], used + wanted), array.dtype)
-    bigger[:used] = array[:used]
-    return bigger
+@njit(cache=True, error_model="numpy")
+def _grown(ranks, weights, used, wanted):
+    """Return both arrays with room for `wanted` more than `used` entries."""
+    if used + wanted <= ranks.shape[0]:
+        return ranks, weights
+    size = max(2 * ranks.shape[0], used + wanted)
+    more_ranks, more_weights = np.empty(size, np.int32), np.empty(size, np.float32)
+    more_ranks[:used], more_weights[:used] = ranks[:used], weights[:used]
+    return more_ranks, more_weights
 
 
-@njit(cache=True)
-def _weights_of_tiles(
+@njit(cache=True, error_model="numpy", nogil=True)
+def weights_of_tiles(
     worker, workers, records, tile_start, slot_rank, tiles_x, width, pixel_start, pixel_order, pixels, min_weight,
     row_start, row_count,
 ):  # fmt: skip
@@ -342,7 +344,7 @@ def _weights_of_tiles(
                     break
             for lane in range(lanes):
                 n = lane_count[lane]
-                ranks, weights = _grown(ranks, used, n), _grown(weights, used, n)
+                ranks, weights = _grown(ranks, weights, used, n)
                 at = lane * length
                 ranks[used : used + n] = lane_rank[at : at + n]
                 weights[used : used + n] = lane_weight[at : at + n]
@@ -352,44 +354,15 @@ def _weights_of_tiles(
     return ranks[:used], weights[:used]
 
 
-@njit(cache=True, parallel=True)
-def weigh(
-    workers,
-    records,
-    order,
-    tile_start,
-    slot_rank,
-    tiles_x,
-    width,
-    pixel_start,
-    pixel_order,
-    pixels,
-    min_weight,
+@njit(cache=True, error_model="numpy", nogil=True)
+def copy_rows(
+    worker, workers, order, pixel_start, pixel_order, row_start, row_count, indptr, ranks, weights, out_ids, out_weights
 ):
-    """Return CSR (indptr [P+1] int64, ids [nnz] int32, weights [nnz] float32) of `pixels` [P], flat indices.
-
-    pixel_order lists the pixels tile by tile, pixel_start [T + 1] says where each tile's begin.
-    """
-    count = pixels.shape[0]
-    row_start, row_count = np.empty(count, np.int64), np.zeros(count, np.int64)
-    ranks = [np.empty(0, np.int32) for _ in range(workers)]
-    weights = [np.empty(0, np.float32) for _ in range(workers)]
-    for worker in prange(workers):
-        ranks[worker], weights[worker] = _weights_of_tiles(
-            worker, workers, records, tile_start, slot_rank, tiles_x, width, pixel_start, pixel_order, pixels,
-            min_weight, row_start, row_count,
-        )  # fmt: skip
-    indptr = np.zeros(count + 1, np.int64)
-    for row in range(count):
-        indptr[row + 1] = indptr[row] + row_count[row]
-    ids, out = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    for worker in prange(workers):
-        my_ranks, my_weights = ranks[worker], weights[worker]
-        for tile in range(worker, tile_start.shape[0] - 1, workers):
-            for k in range(pixel_start[tile], pixel_start[tile + 1]):
-                row = pixel_order[k]
-                a, b = row_start[row], indptr[row]
-                for e in range(row_count[row]):
-                    ids[b + e] = order[my_ranks[a + e]]
-                    out[b + e] = my_weights[a + e]
-    return indptr, ids, out
+    """Copy what `weights_of_tiles` gave `worker` to its rows of the CSR matrix, ranks turned into Gaussians."""
+    for tile in range(worker, pixel_start.shape[0] - 1, workers):
+        for k in range(pixel_start[tile], pixel_start[tile + 1]):
+            row = pixel_order[k]
+            a, b = row_start[row], indptr[row]
+            for e in range(row_count[row]):
+                out_ids[b + e] = order[ranks[a + e]]
+                out_weights[b + e] = weights[a + e]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cgc.errors import InputError
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -59,12 +60,12 @@ def check_values(values: Tensor, n: int, cameras: int, backgrounds: Tensor | Non
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise ValueError that counts the NaN and infinite entries of `tensor`, if it has any."""
+    """Raise InputError that counts the NaN and infinite entries of `tensor`, if it has any."""
     if torch.isfinite(tensor.detach().sum()):  # fast: no temporary; a sum that overflows is looked at again
         return
     nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
     if nan or infinite:
-        raise ValueError(
+        raise InputError(
             f"{name} must be finite, but of its {tensor.numel()} entries {nan} are NaN and {infinite} "
             "infinite; remove them, or lower the learning rate that made them"
         )

@@ -11,6 +11,7 @@ adds 4 (6 + D) B a pair. Threads follow NUMBA_NUM_THREADS (and numba.set_num_thr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from cgc.rasterize.base import Contributions, Render
 from cgc.rasterize.bins import TILE, Bins, bin_gaussians
-from cgc.rasterize.blend import GROUP, MOMENTS, blend, blend_backward, gather_gradients, weigh
+from cgc.rasterize.blend import GROUP, MOMENTS, blend, blend_backward, copy_rows, gather_gradients, weights_of_tiles
 from cgc.rasterize.checks import check_cameras, check_indices, check_splats, check_values
 from cgc.rasterize.project import POSE_CHUNKS, project, project_backward
 from cgc.scene.types import Camera
@@ -180,12 +181,41 @@ class CpuRasterizer:
         tile = (flat // width // TILE) * bins.tiles_x + (flat % width) // TILE
         pixel_order = np.argsort(tile, kind="stable")
         pixel_start = np.searchsorted(tile[pixel_order], np.arange(bins.tiles_x * bins.tiles_y + 1))
-        indptr, ids, weights = weigh(
-            get_num_threads(), bins.records, bins.order, bins.tile_start, bins.slot_rank, bins.tiles_x, width,
-            pixel_start, pixel_order, flat, np.float32(min_weight),
-        )  # fmt: skip
+        indptr, ids, weights = _weigh(bins, width, pixel_start, pixel_order, flat, min_weight)
         made = (torch.from_numpy(v) for v in (indptr, ids, weights))
         return Contributions(*made, pixels=wanted, width=width, height=height, n_gaussians=len(splats))
+
+
+def _weigh(
+    bins: Bins, width: int, pixel_start: np.ndarray, pixel_order: np.ndarray, pixels: np.ndarray, min_weight: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return CSR (indptr [P+1] int64, ids [nnz] int32, weights [nnz] float32) of `pixels` [P], flat indices.
+
+    pixel_order lists the pixels tile by tile, pixel_start [T + 1] says where each tile's begin. Besides the result it
+    holds a second copy of it, in the order of the tiles.
+    """
+    workers = get_num_threads()
+    row_start, row_count = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.int64)
+
+    def weigh(worker: int) -> tuple[np.ndarray, np.ndarray]:
+        return weights_of_tiles(
+            worker, workers, bins.records, bins.tile_start, bins.slot_rank, bins.tiles_x, width, pixel_start,
+            pixel_order, pixels, np.float32(min_weight), row_start, row_count,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(workers) as pool:  # the kernels let go of the GIL
+        found = list(pool.map(weigh, range(workers)))
+        indptr = np.concatenate([[0], np.cumsum(row_count)])
+        ids, weights = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+
+        def copy(worker: int) -> None:
+            copy_rows(
+                worker, workers, bins.order, pixel_start, pixel_order, row_start, row_count, indptr, *found[worker],
+                ids, weights,
+            )  # fmt: skip
+
+        list(pool.map(copy, range(workers)))
+    return indptr, ids, weights
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:

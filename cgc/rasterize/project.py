@@ -22,7 +22,7 @@ NEAR, FAR = 0.01, 1e10
 POSE_CHUNKS = 64  # pose gradients are summed in this many fixed pieces: the same bits for any number of threads
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _rotation(q, out):
     """Write R(q / |q|) to out[0..8]; return 1 / |q| (0 for a zero quaternion, taken as the identity)."""
     n = math.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3])
@@ -36,7 +36,7 @@ def _rotation(q, out):
     return inv
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _jacobian(px, py, pz, K, width, height, V, view):
     """Write V = J W to V[0..5]; return the clamped (x, y) it was taken at."""
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -50,7 +50,7 @@ def _jacobian(px, py, pz, K, width, height, V, view):
     return x, y
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _half_covariance(V, R, s, P):
     """Write P = V R diag(s) to P[0..5]."""
     for j in range(3):
@@ -58,7 +58,7 @@ def _half_covariance(V, R, s, P):
         P[3 + j] = (V[3] * R[j] + V[4] * R[3 + j] + V[5] * R[6 + j]) * s[j]
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def project(means, quats, scales, opacities, view, K, width, height, means2d, ellipses, depths, radii):
     """Project N Gaussians; fills means2d [N, 2], ellipses [N, 3], depths [N], radii [N, 2] (0 = not in the picture).
 
@@ -100,7 +100,7 @@ def project(means, quats, scales, opacities, view, K, width, height, means2d, el
             radii[i, 0], radii[i, 1] = max(rx, 1), max(ry, 1)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def project_backward(
     means, quats, scales, view, K, width, height, ellipses, radii,
     v_means2d, v_ellipses, v_depths, v_means, v_quats, v_scales, v_view_chunks,

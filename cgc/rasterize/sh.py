@@ -21,7 +21,7 @@ from cgc.splats.types import Splats
 EXACT = {"contract", "nsz"}
 
 
-@njit(cache=True, fastmath=EXACT)
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
 def _rest_basis(x, y, z, terms, basis):
     """Fill basis[:terms] with Y_1.. (without the DC term) at the unit direction (x, y, z)."""
     if terms >= 3:
@@ -37,7 +37,7 @@ def _rest_basis(x, y, z, terms, basis):
             basis[14] = _C3[6] * x * (xx - 3 * yy)
 
 
-@njit(cache=True, fastmath=EXACT)
+@njit(cache=True, error_model="numpy", fastmath=EXACT)
 def _direction_gradient(x, y, z, terms, w):
     """Return the gradient by (x, y, z) of sum_k w_k Y_k."""
     gx, gy, gz = -_C1 * w[2], -_C1 * w[0], _C1 * w[1]
@@ -58,7 +58,7 @@ def _direction_gradient(x, y, z, terms, w):
     return gx, gy, gz
 
 
-@njit(cache=True, parallel=True, fastmath=EXACT)
+@njit(cache=True, error_model="numpy", parallel=True, fastmath=EXACT)
 def _colors(workers, means, position, dc, rest, terms, colors):
     """Fill colors [N, 3] from means [N, 3], dc [N, 3] and the first `terms` of rest [N, K - 1, 3]."""
     n = means.shape[0]
@@ -78,7 +78,7 @@ def _colors(workers, means, position, dc, rest, terms, colors):
             colors[i, 0], colors[i, 1], colors[i, 2] = max(r, zero), max(g, zero), max(b, zero)
 
 
-@njit(cache=True, parallel=True, fastmath=EXACT)
+@njit(cache=True, error_model="numpy", parallel=True, fastmath=EXACT)
 def _colors_backward(workers, means, position, rest, terms, colors, v_colors, v_means, v_dc, v_rest):
     """Turn the gradient by colors into those by means, dc and rest; all are written."""
     n = means.shape[0]

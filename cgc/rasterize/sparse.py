@@ -35,7 +35,7 @@ class Csr(NamedTuple):
     weights: np.ndarray
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _row_at(indptr, goal):
     """Return the first row before which lie at least `goal` rows and entries together."""
     low, high = 0, indptr.shape[0] - 1
@@ -48,7 +48,7 @@ def _row_at(indptr, goal):
     return low
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _multiply(indptr, ids, weights, x, channels, out):
     """Write the matrix times x [columns * D] to out [R * D], sixteen channels at a time."""
     work = indptr[-1] + indptr.shape[0] - 1
@@ -79,7 +79,7 @@ def _multiply(indptr, ids, weights, x, channels, out):
                 c += 1
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _transpose(indptr, ids, weights, start, rows, out):
     """Counting sort of the entries by column; start [columns + 1] holds zeros on entry."""
     for e in range(ids.shape[0]):
@@ -96,7 +96,7 @@ def _transpose(indptr, ids, weights, start, rows, out):
     start[0] = 0
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _take_rows(indptr, ids, weights, rows, new_indptr, new_ids, new_weights):
     for k in prange(rows.shape[0]):
         begin, to = indptr[rows[k]], new_indptr[k]

@@ -114,7 +114,7 @@ class Scene:
 
     @property
     def extent(self) -> float:
-        """The radius of the camera centres about their mean: the length every setting is relative to."""
+        """1.1 times the radius of the camera centres about their mean: the length every setting is relative to."""
         centres = np.stack([v.camera.position.cpu().numpy() for v in self.views]).astype(float)
         radius = float(np.linalg.norm(centres - centres.mean(0), axis=1).max())
         return max(radius * 1.1, 1e-6)

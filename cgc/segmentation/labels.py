@@ -16,8 +16,8 @@ from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
-MAX_ENTRIES_AT_ONCE = 1 << 18
-"""Pixels whose blending weights are held at once; with some 30 entries a pixel this is about 60 MB."""
+MAX_PIXELS_AT_ONCE = 1 << 18
+"""Pixels whose blending weights are held at once; with some 30 entries a pixel this is about 120 MB."""
 
 
 class LabelPicture(NamedTuple):
@@ -27,7 +27,7 @@ class LabelPicture(NamedTuple):
     weight: np.ndarray
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _winners(indptr, ids, weights, labels, n_labels, out_ids, out_weight):
     """Per row: sum the weights by label (column 0 holds noise and what is left of the background); keep the largest."""
     pieces = 64
@@ -60,8 +60,8 @@ def render_labels(splats: Splats, labels: np.ndarray, camera: Camera, rasterizer
     size = camera.width * camera.height
     out_ids, out_weight = np.zeros(size, np.int32), np.zeros(size, np.float32)
     n_labels = int(labels.max(initial=0))
-    for begin in range(0, size, MAX_ENTRIES_AT_ONCE):
-        end = min(begin + MAX_ENTRIES_AT_ONCE, size)
+    for begin in range(0, size, MAX_PIXELS_AT_ONCE):
+        end = min(begin + MAX_PIXELS_AT_ONCE, size)
         rows = rasterizer.contributions(splats, camera, torch.arange(begin, end))
         parts = (t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights))
         _winners(*parts, labels, n_labels, out_ids[begin:end], out_weight[begin:end])
