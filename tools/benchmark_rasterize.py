@@ -26,7 +26,7 @@ from cgc.splats.types import Splats
 class Benchmark:
     """What is rendered."""
 
-    gaussians: tuple[int, ...] = (2_000, 20_000)
+    gaussians: tuple[int, ...] = (500, 20_000)
     """Numbers of Gaussians; the peer is measured on the first only."""
     width: int = 400
     """Image width in pixels; the height is three quarters of it."""
