@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
+
+from cgc.kernels import kernel, spread
 
 RADIUS = 5
 CHANNELS = 3  # a constant: with a variable step between neighbours the compiler does not vectorise
@@ -30,7 +31,7 @@ _taps = np.exp(-0.5 * (np.arange(RADIUS + 1) / 1.5) ** 2)
 TAPS = tuple(np.float32(t) for t in _taps / (_taps[0] + 2 * _taps[1:].sum()))  # centre first
 
 
-@njit(cache=True, error_model="numpy", fastmath=FAST)
+@kernel(fastmath=FAST)
 def _window_row(padded, out):
     """Window a row along itself: out [L] from padded [L + 2 PAD]."""
     step = CHANNELS
@@ -46,7 +47,7 @@ def _window_row(padded, out):
         )
 
 
-@njit(cache=True, error_model="numpy", fastmath=FAST)
+@kernel(fastmath=FAST)
 def _window_column(rows, top, out):
     """Window across rows: out [L] from rows [.., L], the 11 rows from `top` on."""
     t0, t1, t2, t3, t4, t5 = TAPS
@@ -65,7 +66,7 @@ def _window_column(rows, top, out):
         )
 
 
-@njit(cache=True, error_model="numpy", fastmath=FAST)
+@kernel(fastmath=FAST)
 def _products(x, y, padded):
     """Fill padded [4, L + 2 PAD] with x, y, x^2 + y^2 and x y; the padding stays as it is."""
     for j in range(x.shape[0]):
@@ -74,7 +75,7 @@ def _products(x, y, padded):
         padded[2, PAD + j], padded[3, PAD + j] = a * a + b * b, a * b
 
 
-@njit(cache=True, error_model="numpy", fastmath=FAST)
+@kernel(fastmath=FAST)
 def _ssim_row(m, n, s, p, slopes):
     """Return a row's sum of SSIM; fill slopes [3, L + 2 PAD] with its derivatives by m, s and p."""
     c1, c2, one, two = np.float32(C1), np.float32(C2), np.float32(1.0), np.float32(2.0)
@@ -92,7 +93,7 @@ def _ssim_row(m, n, s, p, slopes):
     return total
 
 
-@njit(cache=True, error_model="numpy", fastmath=FAST)
+@kernel(fastmath=FAST)
 def _gradient_row(x, y, vm, vs, vp, l1_scale, ssim_scale, out):
     """Return a row's sum of |x - y|; fill `out` with the gradient of the whole loss."""
     total = 0.0
@@ -104,46 +105,61 @@ def _gradient_row(x, y, vm, vs, vp, l1_scale, ssim_scale, out):
     return total
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
-def photometric_kernel(x, y, ssim_weight, maps, slope_maps, gradient):
-    """Return (L1, SSIM) of x, y [H, 3 W] and fill `gradient` with that of the loss by x.
-
-    maps [4, H + 10, 3 W] and slope_maps [3, H + 10, 3 W] are scratch whose first and last five
-    rows are 0.
-    """
+@kernel
+def _window_rows(worker, workers, x, y, maps):
+    """Window x, y, x^2 + y^2 and x y along their rows."""
     height, length = x.shape
-    ssim_sums, l1_sums = np.empty(height), np.empty(height)
-    for row in prange(height):
-        padded = np.zeros((4, length + 2 * PAD), np.float32)
+    padded = np.zeros((4, length + 2 * PAD), np.float32)
+    for row in range(worker * height // workers, (worker + 1) * height // workers):
         _products(x[row], y[row], padded)
         for k in range(4):
             _window_row(padded[k], maps[k, row + RADIUS])
-    for row in prange(height):
-        mnsp = np.empty((4, length), np.float32)
+
+
+@kernel
+def _ssim_slopes(worker, workers, maps, slope_maps, ssim_sums):
+    """Window the maps across rows; sum SSIM and window its slopes along rows."""
+    height, length = ssim_sums.shape[0], maps.shape[2]
+    mnsp, slopes = np.empty((4, length), np.float32), np.zeros((3, length + 2 * PAD), np.float32)
+    for row in range(worker * height // workers, (worker + 1) * height // workers):
         for k in range(4):
             _window_column(maps[k], row, mnsp[k])
-        slopes = np.zeros((3, length + 2 * PAD), np.float32)
         ssim_sums[row] = _ssim_row(mnsp[0], mnsp[1], mnsp[2], mnsp[3], slopes)
         for k in range(3):
             _window_row(slopes[k], slope_maps[k, row + RADIUS])
-    count = height * length
-    l1_scale, ssim_scale = np.float32((1.0 - ssim_weight) / count), np.float32(ssim_weight / count)
-    for row in prange(height):
-        v = np.empty((3, length), np.float32)
+
+
+@kernel
+def _gradients(worker, workers, x, y, slope_maps, l1_scale, ssim_scale, gradient, l1_sums):
+    """Window the slopes across rows; sum |x - y| and fill the gradient."""
+    height, length = x.shape
+    v = np.empty((3, length), np.float32)
+    for row in range(worker * height // workers, (worker + 1) * height // workers):
         for k in range(3):
             _window_column(slope_maps[k], row, v[k])
         l1_sums[row] = _gradient_row(x[row], y[row], v[0], v[1], v[2], l1_scale, ssim_scale, gradient[row])
-    return l1_sums.sum() / count, ssim_sums.sum() / count
+
+
+def photometric_arrays(x: np.ndarray, y: np.ndarray, ssim_weight: float) -> tuple[float, float, np.ndarray]:
+    """Return (L1, SSIM, gradient of the loss by x) of x, y [H, 3 W]; rows are summed in their order."""
+    height, length = x.shape
+    maps = np.empty((7, height + 2 * RADIUS, length), np.float32)
+    maps[:, :RADIUS] = maps[:, height + RADIUS :] = 0.0
+    ssim_sums, l1_sums, gradient = np.empty(height), np.empty(height), np.empty_like(x)
+    spread(_window_rows, x, y, maps[:4])
+    spread(_ssim_slopes, maps[:4], maps[4:], ssim_sums)
+    count = height * length
+    scales = np.float32((1.0 - ssim_weight) / count), np.float32(ssim_weight / count)
+    spread(_gradients, x, y, maps[4:], *scales, gradient, l1_sums)
+    return l1_sums.sum() / count, ssim_sums.sum() / count, gradient
 
 
 class _Photometric(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, predicted: Tensor, photo: Tensor, ssim_weight: float) -> Tensor:
-        height, width, _ = predicted.shape
+        height = predicted.shape[0]
         x, y = (t.detach().contiguous().view(height, -1).numpy() for t in (predicted, photo))
-        maps = np.zeros((7, height + 2 * RADIUS, width * CHANNELS), np.float32)
-        gradient = np.empty_like(x)
-        l1, ssim = photometric_kernel(x, y, ssim_weight, maps[:4], maps[4:], gradient)
+        l1, ssim, gradient = photometric_arrays(x, y, ssim_weight)
         ctx.gradient = torch.from_numpy(gradient).view_as(predicted)
         return predicted.new_tensor((1.0 - ssim_weight) * l1 + ssim_weight * (1.0 - ssim))
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+
+from cgc.kernels import kernel
 
 DILATION = 0.3
 ALPHA_MIN = 1.0 / 255.0
@@ -22,7 +23,7 @@ NEAR, FAR = 0.01, 1e10
 POSE_CHUNKS = 64  # pose gradients are summed in this many fixed pieces: the same bits for any number of threads
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def _rotation(q, out):
     """Write R(q / |q|) to out[0..8]; return 1 / |q| (0 for a zero quaternion, taken as the identity)."""
     n = math.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3])
@@ -36,7 +37,7 @@ def _rotation(q, out):
     return inv
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def _jacobian(px, py, pz, K, width, height, V, view):
     """Write V = J W to V[0..5]; return the clamped (x, y) it was taken at."""
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -50,7 +51,7 @@ def _jacobian(px, py, pz, K, width, height, V, view):
     return x, y
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def _half_covariance(V, R, s, P):
     """Write P = V R diag(s) to P[0..5]."""
     for j in range(3):
@@ -58,14 +59,14 @@ def _half_covariance(V, R, s, P):
         P[3 + j] = (V[3] * R[j] + V[4] * R[3 + j] + V[5] * R[6 + j]) * s[j]
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
-def project(means, quats, scales, opacities, view, K, width, height, means2d, ellipses, depths, radii):
+@kernel
+def project(worker, workers, means, quats, scales, opacities, view, K, width, height, means2d, ellipses, depths, radii):
     """Project N Gaussians; fills means2d [N, 2], ellipses [N, 3], depths [N], radii [N, 2] (0 = not in the picture).
 
     A Gaussian is in the picture if it is past the near plane and the box around {alpha >= 1/255} meets the image.
     """
     n = means.shape[0]
-    for chunk in prange(POSE_CHUNKS):
+    for chunk in range(worker, POSE_CHUNKS, workers):
         R, V, P = np.empty(9), np.empty(6), np.empty(6)
         for i in range(chunk * n // POSE_CHUNKS, (chunk + 1) * n // POSE_CHUNKS):
             radii[i, 0] = radii[i, 1] = 0
@@ -100,9 +101,9 @@ def project(means, quats, scales, opacities, view, K, width, height, means2d, el
             radii[i, 0], radii[i, 1] = max(rx, 1), max(ry, 1)
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
+@kernel
 def project_backward(
-    means, quats, scales, view, K, width, height, ellipses, radii,
+    worker, workers, means, quats, scales, view, K, width, height, ellipses, radii,
     v_means2d, v_ellipses, v_depths, v_means, v_quats, v_scales, v_view_chunks,
 ):  # fmt: skip
     """Turn gradients of project's outputs into those of its inputs; v_view_chunks [POSE_CHUNKS, 3, 4] float64.
@@ -111,7 +112,7 @@ def project_backward(
     """
     n = means.shape[0]
     fx, fy = K[0, 0], K[1, 1]
-    for chunk in prange(POSE_CHUNKS):
+    for chunk in range(worker, POSE_CHUNKS, workers):
         R, V, P, vP, vV, vM = np.empty(9), np.empty(6), np.empty(6), np.empty(6), np.empty(6), np.empty(9)
         vJ, vp = np.empty(6), np.empty(3)
         v_view = v_view_chunks[chunk]

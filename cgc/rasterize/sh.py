@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import get_num_threads, njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cgc.geometry import _C1, _C2, _C3, SH_C0
+from cgc.kernels import kernel, spread
 from cgc.splats.types import Splats
 
 EXACT = {"contract", "nsz"}
 
 
-@njit(cache=True, error_model="numpy", fastmath=EXACT)
+@kernel(fastmath=EXACT)
 def _rest_basis(x, y, z, terms, basis):
     """Fill basis[:terms] with Y_1.. (without the DC term) at the unit direction (x, y, z)."""
     if terms >= 3:
@@ -37,7 +37,7 @@ def _rest_basis(x, y, z, terms, basis):
             basis[14] = _C3[6] * x * (xx - 3 * yy)
 
 
-@njit(cache=True, error_model="numpy", fastmath=EXACT)
+@kernel(fastmath=EXACT)
 def _direction_gradient(x, y, z, terms, w):
     """Return the gradient by (x, y, z) of sum_k w_k Y_k."""
     gx, gy, gz = -_C1 * w[2], -_C1 * w[0], _C1 * w[1]
@@ -58,52 +58,50 @@ def _direction_gradient(x, y, z, terms, w):
     return gx, gy, gz
 
 
-@njit(cache=True, error_model="numpy", parallel=True, fastmath=EXACT)
-def _colors(workers, means, position, dc, rest, terms, colors):
+@kernel(fastmath=EXACT)
+def _colors(worker, workers, means, position, dc, rest, terms, colors):
     """Fill colors [N, 3] from means [N, 3], dc [N, 3] and the first `terms` of rest [N, K - 1, 3]."""
     n = means.shape[0]
     c0, half, zero = np.float32(SH_C0), np.float32(0.5), np.float32(0.0)
-    for worker in prange(workers):
-        basis = np.empty(15, np.float32)
-        for i in range(worker * n // workers, (worker + 1) * n // workers):
-            r, g, b = half + c0 * dc[i, 0], half + c0 * dc[i, 1], half + c0 * dc[i, 2]
-            if terms > 0:
-                x, y, z = means[i, 0] - position[0], means[i, 1] - position[1], means[i, 2] - position[2]
-                inverse = np.float32(1.0 / max(math.sqrt(x * x + y * y + z * z), 1e-12))
-                _rest_basis(x * inverse, y * inverse, z * inverse, terms, basis)
-                for k in range(terms):
-                    r += basis[k] * rest[i, k, 0]
-                    g += basis[k] * rest[i, k, 1]
-                    b += basis[k] * rest[i, k, 2]
-            colors[i, 0], colors[i, 1], colors[i, 2] = max(r, zero), max(g, zero), max(b, zero)
-
-
-@njit(cache=True, error_model="numpy", parallel=True, fastmath=EXACT)
-def _colors_backward(workers, means, position, rest, terms, colors, v_colors, v_means, v_dc, v_rest):
-    """Turn the gradient by colors into those by means, dc and rest; all are written."""
-    n = means.shape[0]
-    for worker in prange(workers):
-        basis, w = np.empty(15, np.float32), np.empty(15, np.float32)
-        for i in range(worker * n // workers, (worker + 1) * n // workers):
-            r = v_colors[i, 0] if colors[i, 0] > 0 else np.float32(0.0)
-            g = v_colors[i, 1] if colors[i, 1] > 0 else np.float32(0.0)
-            b = v_colors[i, 2] if colors[i, 2] > 0 else np.float32(0.0)
-            v_dc[i, 0], v_dc[i, 1], v_dc[i, 2] = SH_C0 * r, SH_C0 * g, SH_C0 * b
-            v_means[i, 0] = v_means[i, 1] = v_means[i, 2] = 0.0
-            v_rest[i] = 0.0
-            if terms == 0 or (r == 0 and g == 0 and b == 0):
-                continue
+    basis = np.empty(15, np.float32)
+    for i in range(worker * n // workers, (worker + 1) * n // workers):
+        r, g, b = half + c0 * dc[i, 0], half + c0 * dc[i, 1], half + c0 * dc[i, 2]
+        if terms > 0:
             x, y, z = means[i, 0] - position[0], means[i, 1] - position[1], means[i, 2] - position[2]
             inverse = np.float32(1.0 / max(math.sqrt(x * x + y * y + z * z), 1e-12))
-            x, y, z = x * inverse, y * inverse, z * inverse
-            _rest_basis(x, y, z, terms, basis)
+            _rest_basis(x * inverse, y * inverse, z * inverse, terms, basis)
             for k in range(terms):
-                v_rest[i, k, 0], v_rest[i, k, 1], v_rest[i, k, 2] = basis[k] * r, basis[k] * g, basis[k] * b
-                w[k] = rest[i, k, 0] * r + rest[i, k, 1] * g + rest[i, k, 2] * b
-            gx, gy, gz = _direction_gradient(x, y, z, terms, w)
-            along = gx * x + gy * y + gz * z  # a direction of unit length moves sideways only
-            v_means[i, 0], v_means[i, 1] = (gx - along * x) * inverse, (gy - along * y) * inverse
-            v_means[i, 2] = (gz - along * z) * inverse
+                r += basis[k] * rest[i, k, 0]
+                g += basis[k] * rest[i, k, 1]
+                b += basis[k] * rest[i, k, 2]
+        colors[i, 0], colors[i, 1], colors[i, 2] = max(r, zero), max(g, zero), max(b, zero)
+
+
+@kernel(fastmath=EXACT)
+def _colors_backward(worker, workers, means, position, rest, terms, colors, v_colors, v_means, v_dc, v_rest):
+    """Turn the gradient by colors into those by means, dc and rest; all are written."""
+    n = means.shape[0]
+    basis, w = np.empty(15, np.float32), np.empty(15, np.float32)
+    for i in range(worker * n // workers, (worker + 1) * n // workers):
+        r = v_colors[i, 0] if colors[i, 0] > 0 else np.float32(0.0)
+        g = v_colors[i, 1] if colors[i, 1] > 0 else np.float32(0.0)
+        b = v_colors[i, 2] if colors[i, 2] > 0 else np.float32(0.0)
+        v_dc[i, 0], v_dc[i, 1], v_dc[i, 2] = SH_C0 * r, SH_C0 * g, SH_C0 * b
+        v_means[i, 0] = v_means[i, 1] = v_means[i, 2] = 0.0
+        v_rest[i] = 0.0
+        if terms == 0 or (r == 0 and g == 0 and b == 0):
+            continue
+        x, y, z = means[i, 0] - position[0], means[i, 1] - position[1], means[i, 2] - position[2]
+        inverse = np.float32(1.0 / max(math.sqrt(x * x + y * y + z * z), 1e-12))
+        x, y, z = x * inverse, y * inverse, z * inverse
+        _rest_basis(x, y, z, terms, basis)
+        for k in range(terms):
+            v_rest[i, k, 0], v_rest[i, k, 1], v_rest[i, k, 2] = basis[k] * r, basis[k] * g, basis[k] * b
+            w[k] = rest[i, k, 0] * r + rest[i, k, 1] * g + rest[i, k, 2] * b
+        gx, gy, gz = _direction_gradient(x, y, z, terms, w)
+        along = gx * x + gy * y + gz * z  # a direction of unit length moves sideways only
+        v_means[i, 0], v_means[i, 1] = (gx - along * x) * inverse, (gy - along * y) * inverse
+        v_means[i, 2] = (gz - along * z) * inverse
 
 
 class _ViewColors(torch.autograd.Function):
@@ -113,7 +111,7 @@ class _ViewColors(torch.autograd.Function):
         place = position.detach().to(torch.float32).contiguous().numpy()
         colors = np.empty_like(arrays[1])
         terms = (degree + 1) ** 2 - 1
-        _colors(get_num_threads(), arrays[0], place, arrays[1], arrays[2], terms, colors)
+        spread(_colors, arrays[0], place, arrays[1], arrays[2], terms, colors)
         ctx.saved = (arrays[0], place, arrays[2], terms, colors)
         return torch.from_numpy(colors)
 
@@ -123,7 +121,7 @@ class _ViewColors(torch.autograd.Function):
         means, position, rest, terms, colors = ctx.saved
         v = v_colors.contiguous().numpy()
         v_means, v_dc, v_rest = np.empty_like(means), np.empty_like(colors), np.empty_like(rest)
-        _colors_backward(get_num_threads(), means, position, rest, terms, colors, v, v_means, v_dc, v_rest)
+        spread(_colors_backward, means, position, rest, terms, colors, v, v_means, v_dc, v_rest)
         made = [torch.from_numpy(array) for array in (v_means, v_dc, v_rest)]
         if terms == 0:  # only the DC term mattered; Adam skips what has no gradient
             return None, made[1], None, None, None

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
 
+from cgc.kernels import kernel, spread
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
@@ -27,29 +27,27 @@ class LabelPicture(NamedTuple):
     weight: np.ndarray
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
-def _winners(indptr, ids, weights, labels, n_labels, out_ids, out_weight):
+@kernel
+def _winners(worker, workers, indptr, ids, weights, labels, n_labels, out_ids, out_weight):
     """Per row: sum the weights by label (column 0 holds noise and what is left of the background); keep the largest."""
-    pieces = 64
     rows = indptr.shape[0] - 1
-    for piece in prange(pieces):
-        sums = np.zeros(n_labels + 1, np.float32)
-        for row in range(piece * rows // pieces, (piece + 1) * rows // pieces):
-            left = np.float32(1.0)
-            for e in range(indptr[row], indptr[row + 1]):
-                sums[max(labels[ids[e]], 0)] += weights[e]
-                left -= weights[e]
-            sums[0] += max(left, np.float32(0.0))
-            best = 0
-            for e in range(indptr[row], indptr[row + 1]):
-                label = max(labels[ids[e]], 0)
-                if sums[label] > sums[best] or (sums[label] == sums[best] and label < best):
-                    best = label
-            out_ids[row] = best
-            out_weight[row] = sums[best]
-            sums[0] = 0.0
-            for e in range(indptr[row], indptr[row + 1]):
-                sums[max(labels[ids[e]], 0)] = 0.0
+    sums = np.zeros(n_labels + 1, np.float32)
+    for row in range(worker * rows // workers, (worker + 1) * rows // workers):
+        left = np.float32(1.0)
+        for e in range(indptr[row], indptr[row + 1]):
+            sums[max(labels[ids[e]], 0)] += weights[e]
+            left -= weights[e]
+        sums[0] += max(left, np.float32(0.0))
+        best = 0
+        for e in range(indptr[row], indptr[row + 1]):
+            label = max(labels[ids[e]], 0)
+            if sums[label] > sums[best] or (sums[label] == sums[best] and label < best):
+                best = label
+        out_ids[row] = best
+        out_weight[row] = sums[best]
+        sums[0] = 0.0
+        for e in range(indptr[row], indptr[row + 1]):
+            sums[max(labels[ids[e]], 0)] = 0.0
 
 
 def render_labels(splats: Splats, labels: np.ndarray, camera: Camera, rasterizer: Rasterizer) -> LabelPicture:
@@ -64,7 +62,7 @@ def render_labels(splats: Splats, labels: np.ndarray, camera: Camera, rasterizer
         end = min(begin + MAX_PIXELS_AT_ONCE, size)
         rows = rasterizer.contributions(splats, camera, torch.arange(begin, end))
         parts = (t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights))
-        _winners(*parts, labels, n_labels, out_ids[begin:end], out_weight[begin:end])
+        spread(_winners, *parts, labels, n_labels, out_ids[begin:end], out_weight[begin:end])
     shape = (camera.height, camera.width)
     return LabelPicture(out_ids.reshape(shape), out_weight.reshape(shape))
 
