@@ -9,7 +9,6 @@ from numba import njit
 
 from cgc.rasterize import lanes
 from cgc.rasterize.lanes import (
-    absolute,
     bits,
     both,
     divide,
@@ -23,11 +22,15 @@ from cgc.rasterize.lanes import (
     lowest_bit,
     maximum,
     minimum,
+    prefetch,
     select,
     splat,
     sqrt,
     store,
+    store_half,
     total,
+    totals,
+    transpose_block,
 )
 
 OPERATIONS = {
@@ -37,8 +40,7 @@ OPERATIONS = {
     "divide": (njit(lambda a, b: divide(a, b)), lambda a, b: a / b),
     "minimum": (njit(lambda a, b: minimum(a, b)), np.minimum),
     "maximum": (njit(lambda a, b: maximum(a, b)), np.maximum),
-    "absolute": (njit(lambda a, b: absolute(a)), lambda a, b: np.abs(a)),
-    "square root": (njit(lambda a, b: sqrt(absolute(b))), lambda a, b: np.sqrt(np.abs(b))),
+    "square root": (njit(lambda a, b: sqrt(b * b)), lambda a, b: np.sqrt(b * b)),
     "greater": (njit(lambda a, b: select(greater(a, b), a, b)), np.maximum),
     "less": (njit(lambda a, b: select(less_equal(a, b), a, b)), np.minimum),
 }
@@ -58,13 +60,33 @@ def _exp2(x, out):
 
 
 @njit
+def _exp2_from(x, least, out):
+    a = load(x, 0)
+    store(out, 0, select(greater_equal(a, splat(least)), exp2(a), splat(f(0.0))))
+
+
+@njit
+def _totals(x, out):
+    parts = (load(x, 0), load(x, 8), load(x, 16), load(x, 24), load(x, 32), load(x, 40), load(x, 48), load(x, 56))
+    a, b, c, d, e, g, h, i = parts
+    prefetch(x, 1 << 40)
+    store(out, 0, totals(a, b, c, d, e, g, h, i))
+    store_half(out, 8, load(x, 8))
+
+
+@njit
+def _transpose(x, at, step, out, to, pace):
+    transpose_block(x, at, step, out, to, pace)
+
+
+@njit
 def _total(x):
     return total(load(x, 0))
 
 
 @njit
 def _lowest_bit(x):
-    return lowest_bit(np.uint32(x))
+    return lowest_bit(np.uint64(x))
 
 
 @njit
@@ -124,12 +146,12 @@ def test_exp2_is_accurate() -> None:
     assert np.abs(out / np.exp2(x.astype(float)) - 1).max() <= 3e-7
 
 
-def test_exp2_of_very_small_exponents_is_clamped() -> None:
-    """Under -126 it is 2^-126, never garbage; -inf too."""
-    x = np.array([-126.0, -126.01, -127.0, -150.0, -1e4, -1e30, -3e38, -np.inf], np.float32)
+def test_exp2_of_very_small_exponents_can_be_selected_away() -> None:
+    """Whatever comes out under -126, -inf and NaN, a select leaves no trace of it."""
+    x = np.array([-126.01, -127.0, -1e4, -1e30, -3e38, -np.inf, np.nan, -1.0], np.float32)
     out = np.empty_like(x)
-    _exp2(x, out)
-    np.testing.assert_allclose(out, 2.0**-126, rtol=1e-6)
+    _exp2_from(x, np.float32(-8.0), out)
+    assert out[:7].tolist() == [0.0] * 7 and out[7] == pytest.approx(0.5, rel=3e-7)
 
 
 def test_exp2_never_grows_towards_smaller_exponents() -> None:
@@ -148,6 +170,29 @@ def test_total_is_a_fixed_tree() -> None:
         four = x[:4] + x[4:]
         two = four[:2] + four[2:]
         assert _total(x) == two[0] + two[1]
+
+
+def test_totals_of_eight_at_once() -> None:
+    """Lane k is the sum of the k-th; half a store leaves what lies behind it alone; a prefetch does nothing."""
+    rng, out = np.random.default_rng(0), np.full(16, -1.0, np.float32)
+    x = rng.standard_normal(64).astype(np.float32)
+    _totals(x, out)
+    pairs = x.reshape(8, 2, 2, 2)  # a half of the register, then pairs of pairs: one fixed tree
+    expected = (pairs[..., 0] + pairs[..., 1])[..., 0] + (pairs[..., 0] + pairs[..., 1])[..., 1]
+    np.testing.assert_array_equal(out[:8], expected[:, 0] + expected[:, 1])
+    assert out[8:12].tolist() == x[8:12].tolist() and (out[12:] == -1).all()
+
+
+@pytest.mark.parametrize(("step", "pace"), [(8, 8), (19, 8), (8, 11)])
+def test_transpose_block(step: int, pace: int) -> None:
+    """Rows become columns, and nothing else is touched."""
+    x, out = np.arange(200, dtype=np.float32), np.full(120, -1.0, np.float32)
+    _transpose(x, 3, step, out, 5, pace)
+    expected = np.full(120, -1.0, np.float32)
+    for i in range(8):
+        for k in range(8):
+            expected[5 + pace * k + i] = x[3 + step * i + k]
+    np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 8])

@@ -556,6 +556,7 @@ def test_projection_is_that_of_gsplat(seed: int) -> None:
     our_depths, our_radii = np.empty(500, np.float32), np.empty((500, 2), np.int32)
     arrays = [t.numpy() for t in (splats.means, splats.quats, splats.scales, splats.opacities)]
     project(
+        0, 1,
         *arrays, camera.viewmat.double().numpy(), camera.K.double().numpy(), 70.0, 50.0,
         ours2d, ellipses, our_depths, our_radii,
     )  # fmt: skip
@@ -730,21 +731,15 @@ def test_same_bits_twice(rasterizer: Rasterizer, generator: torch.Generator, dev
 
 def test_same_bits_for_any_number_of_threads(generator: torch.Generator) -> None:
     """The work is cut into fixed pieces, not into as many as there are threads."""
-    import numba
-
+    from cgc.kernels import threads
     from cgc.rasterize.cpu import CpuRasterizer
 
-    if numba.config.NUMBA_NUM_THREADS < 2:  # pyright: ignore[reportAttributeAccessIssue]
-        pytest.skip("this machine has one core")
     splats, camera = make_splats(2000, generator, opacity=1.0), make_camera(90, 70)
-    values, before, made = torch.randn(2000, 7, generator=generator), numba.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            numba.set_num_threads(threads)
+    values, made = torch.randn(2000, 7, generator=generator), []
+    for count in (1, 2, 3):
+        with threads(count):
             made.append(everything(CpuRasterizer(), splats, camera, values))
-    finally:
-        numba.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*made))
+    assert all(torch.equal(a, c) for b in made[1:] for a, c in zip(made[0], b))
 
 
 # -------------------------------------------------------------------------------------------------- bad input

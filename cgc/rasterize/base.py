@@ -11,7 +11,7 @@ skipped, a pixel stops before its transmittance would fall to 1e-4. w_i = alpha_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cgc.rasterize.checks import check_indices
-from cgc.rasterize.sparse import Csr, Product, take_rows, transpose
+from cgc.rasterize.sparse import Csr, Product, drop_empty_columns, take_rows, transpose
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -44,8 +44,9 @@ class Render:
 class Contributions:
     """The sparse matrix W (pixels x Gaussians) of blending weights of one view, in CSR form.
 
-    indptr [P+1] int64; ids [nnz] int32, front to back within a row; weights [nnz] float32.
-    `pixels` [P] int64 are flat indices y * width + x of the rows.
+    indptr [P+1] int64; ids [nnz] int32, front to back within a row; weights [nnz] float32 or float16.
+    `pixels` [P] int64 are flat indices y * width + x of the rows. `remainder` [P] float32 is the weight of the
+    entries that a row leaves out; None where that is not known. `transposed` is the transpose where it is at hand.
     """
 
     indptr: Tensor
@@ -55,6 +56,8 @@ class Contributions:
     width: int
     height: int
     n_gaussians: int
+    remainder: Tensor | None = None
+    transposed: Csr | None = None
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
@@ -67,13 +70,14 @@ class Contributions:
 
     @cached_property
     def by_pixel(self) -> Csr:
-        """W as arrays, a row a pixel."""
-        return Csr(*(t.detach().cpu().numpy() for t in (self.indptr, self.ids, self.weights)))
+        """W as arrays, a row a pixel, in float32."""
+        weights = self.weights.detach().to("cpu", torch.float32)
+        return Csr(self.indptr.cpu().numpy(), self.ids.cpu().numpy(), weights.numpy())
 
     @cached_property
     def by_gaussian(self) -> Csr:
         """The transpose of W, a row a Gaussian; made on first use and kept."""
-        return transpose(self.by_pixel, self.n_gaussians)
+        return transpose(self.by_pixel, self.n_gaussians) if self.transposed is None else self.transposed
 
     def matmul(self, values: Tensor) -> Tensor:
         """Return W @ values, [N, D] -> [P, D] float32, differentiable: what `render` gives at the pixels."""
@@ -91,10 +95,29 @@ class Contributions:
             rows = rows.nonzero()[:, 0]
         rows = rows.detach().cpu()
         check_indices("rows", rows, len(self))
-        made = take_rows(self.by_pixel, rows.long().contiguous().numpy())
-        tensors = (torch.from_numpy(a).to(self.ids.device) for a in made)
-        pixels = self.pixels[rows.long().to(self.pixels.device)]
-        return Contributions(*tensors, pixels, self.width, self.height, self.n_gaussians)
+        rows = rows.long().contiguous()
+        indptr, ids, weights = (torch.from_numpy(a).to(self.ids.device) for a in take_rows(self.by_pixel, rows.numpy()))
+        rows = rows.to(self.pixels.device)
+        remainder = None if self.remainder is None else self.remainder[rows]
+        return replace(
+            self,
+            indptr=indptr,
+            ids=ids,
+            weights=weights.to(self.weights.dtype),
+            pixels=self.pixels[rows],
+            remainder=remainder,
+            transposed=None,
+        )
+
+    def compact(self) -> tuple[Contributions, Tensor]:
+        """Return W without its empty columns, and the Gaussians that are left, [U] int32, rising.
+
+        What works on the result costs by what the pixels show, not by the number of Gaussians.
+        """
+        matrix, kept = drop_empty_columns(self.by_pixel, self.n_gaussians)
+        ids = torch.from_numpy(matrix.ids).to(self.ids.device)
+        made = replace(self, ids=ids, n_gaussians=len(kept), transposed=None)
+        return made, torch.from_numpy(kept).to(self.ids.device)
 
 
 def _check_rows(name: str, x: Tensor, rows: int, of: str) -> None:
@@ -128,9 +151,14 @@ class Rasterizer(Protocol):
         pixels: Tensor | None = None,
         *,
         min_weight: float = 0.0,
+        heaviest: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> Contributions:
-        """Return the weights of `pixels` [P] (flat indices; None: all), entries under `min_weight` left out.
+        """Return the weights of `pixels` [P] (flat indices; None: all).
 
-        Raises ValueError as `render` does, and for pixels that are not in the image.
+        Left out are entries under `min_weight`, and with `heaviest` K all but the K heaviest of a pixel (of equal
+        ones the nearer stay); what they weighed is the row's remainder. dtype: float32 or float16 weights.
+        Raises ValueError as `render` does and for pixels that are not in the image; InputError where the entries
+        would not fit in the backend's memory limit.
         """
         ...

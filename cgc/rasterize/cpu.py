@@ -1,8 +1,9 @@
 """The CPU backend: numba kernels behind torch autograd.
 
 Two differentiable steps a camera, so that means2d is part of the graph: Project (project.py) and Blend (bins.py,
-blend.py). Memory of a render besides its outputs: 32 B a Gaussian, 8 B a pair (Gaussian, tile); its gradient
-adds 4 (6 + D) B a pair. Threads follow NUMBA_NUM_THREADS (and numba.set_num_threads).
+blend.py). Memory of a render besides its outputs: 48 B + 4 D a Gaussian in the picture, 12 B a pair (Gaussian, tile);
+its gradient adds 4 (8 + D) B a pair. Where that would pass `memory_limit` the picture is made in bands of tile rows.
+Threads: see `cgc.kernels.thread_count`.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportAttributeAccessIssue=false
@@ -11,22 +12,26 @@ adds 4 (6 + D) B a pair. Threads follow NUMBA_NUM_THREADS (and numba.set_num_thr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from numba import get_num_threads
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cgc.errors import InputError
+from cgc.kernels import spread, thread_count
 from cgc.rasterize.base import Contributions, Render
-from cgc.rasterize.bins import TILE, Bins, bin_gaussians
-from cgc.rasterize.blend import GROUP, MOMENTS, blend, blend_backward, copy_rows, gather_gradients, weights_of_tiles
+from cgc.rasterize.bins import TILE, Bins, Spans, bands, bin_gaussians, find_spans
+from cgc.rasterize.blend import GROUP, MOMENTS, STRIPS, blend, blend_backward, gather_gradients, pack_values
 from cgc.rasterize.checks import check_cameras, check_indices, check_splats, check_values
 from cgc.rasterize.project import POSE_CHUNKS, project, project_backward
+from cgc.rasterize.weights import copy_rows, order_pixels, weights_of_tiles
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
+
+MEMORY_LIMIT = 2 << 30
+PAIR_BYTES = 12
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -45,7 +50,7 @@ class _Project(torch.autograd.Function):
         means2d, ellipses = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32)
         depths, radii = np.empty(n, np.float32), np.empty((n, 2), np.int32)
         ctx.camera = (_matrix(viewmat), _matrix(K), float(width), float(height))
-        project(*arrays, _array(opacities), *ctx.camera, means2d, ellipses, depths, radii)
+        spread(project, *arrays, _array(opacities), *ctx.camera, means2d, ellipses, depths, radii)
         ctx.arrays = (*arrays, ellipses, radii)
         radii_tensor = torch.from_numpy(radii)
         ctx.mark_non_differentiable(radii_tensor)
@@ -57,8 +62,8 @@ class _Project(torch.autograd.Function):
         means, quats, scales, ellipses, radii = ctx.arrays
         v_means, v_quats, v_scales = np.empty_like(means), np.empty_like(quats), np.empty_like(scales)
         v_view = np.empty((POSE_CHUNKS, 3, 4))
-        project_backward(
-            means, quats, scales, *ctx.camera, ellipses, radii,
+        spread(
+            project_backward, means, quats, scales, *ctx.camera, ellipses, radii,
             _array(v_means2d), _array(v_ellipses), _array(v_depths), v_means, v_quats, v_scales, v_view,
         )  # fmt: skip
         v_viewmat = torch.zeros(4, 4)
@@ -69,46 +74,58 @@ class _Project(torch.autograd.Function):
 
 class _Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, means2d, ellipses, opacities, values, bins: Bins, width: int, height: int):
-        arrays = (_array(ellipses), _array(opacities))
+    def forward(ctx: Any, means2d, ellipses, opacities, values, spans: Spans, width: int, height: int, limit: int):
         given = values.shape[1]
         channels = -(-given // GROUP) * GROUP
-        sorted_values = np.zeros((len(bins.order), channels), np.float32)
-        sorted_values[:, :given] = _array(values)[bins.order]
-        sorted_values = sorted_values.ravel()
+        packed = np.empty(len(spans.order) * channels, np.float32)
+        spread(pack_values, spans.order, _array(values).ravel(), given, channels, packed)
         image = np.empty((height, width, given), np.float32)
-        final_T, last_slot = np.empty((height, width), np.float32), np.empty((height, width), np.int32)
-        blend(
-            get_num_threads(), bins.records, sorted_values, channels, bins.tile_start, bins.slot_rank, bins.tiles_x,
-            width, height, image, final_T, last_slot,
-        )  # fmt: skip
-        ctx.saved = (*arrays, sorted_values, channels, bins, width, height, final_T, last_slot)
+        final_T, cut = np.empty((height, width), np.float32), np.empty((height, width), np.int32)
+        parts = bands(spans, limit // (PAIR_BYTES + 4 * (MOMENTS + channels)))
+        for band in parts:
+            bins = bin_gaussians(spans, *band)
+            spread(
+                blend, bins.records, packed, channels, given, bins.tile_start, bins.slot_rank, bins.tiles_x,
+                bins.first_row * TILE, width, height, image.ravel(), final_T.ravel(), cut.ravel(),
+            )  # fmt: skip
+        ctx.saved = (_array(ellipses), _array(opacities), packed, channels, width, height, final_T, cut)
+        ctx.spans, ctx.bands = spans, parts
+        ctx.bins = bins if len(parts) == 1 else None  # several are made again, one after the other
         return torch.from_numpy(image), torch.from_numpy(final_T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_image, v_final_T):
-        ellipses, opacities, sorted_values, channels, bins, width, height, final_T, last_slot = ctx.saved
-        pairs, n = len(bins.slot_rank), len(opacities)
-        pair_moments = np.empty(pairs * MOMENTS, np.float32)
-        pair_values = np.empty(pairs * channels, np.float32)
-        blend_backward(
-            get_num_threads(), bins.records, sorted_values, channels, bins.tile_start, bins.slot_rank, bins.slot_pair,
-            bins.tiles_x, width, height, final_T, last_slot, _array(v_image), _array(v_final_T),
-            pair_moments, pair_values,
-        )  # fmt: skip
+        ellipses, opacities, packed, channels, width, height, final_T, cut = ctx.saved
+        n, given = len(opacities), v_image.shape[2]
+        v_image, v_final_T = _array(v_image).ravel(), _array(v_final_T).ravel()
         v_means2d, v_ellipses = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
-        v_opacities, v_values = np.zeros(n, np.float32), np.zeros((n, v_image.shape[2]), np.float32)
-        gather_gradients(
-            bins.order, bins.first_pair, pair_moments, pair_values, channels, ellipses, opacities,
-            v_means2d, v_ellipses, v_opacities, v_values,
-        )  # fmt: skip
+        v_opacities, v_values = np.zeros(n, np.float32), np.zeros((n, given), np.float32)
+        for band in ctx.bands:
+            bins: Bins = ctx.bins or bin_gaussians(ctx.spans, *band)
+            slots = len(bins.slot_rank)
+            moments, sums = np.empty(slots * MOMENTS, np.float32), np.empty(slots * channels + 8, np.float32)
+            spread(
+                blend_backward, bins.records, packed, channels, given, bins.tile_start, bins.slot_rank, bins.tiles_x,
+                bins.first_row * TILE, width, height, final_T.ravel(), cut.ravel(),
+                v_image, v_final_T, moments, sums,
+            )  # fmt: skip
+            spread(
+                gather_gradients, bins.order, bins.first_pair, bins.pair_slot, moments, sums, channels, given,
+                ellipses.ravel(), opacities, v_means2d.ravel(), v_ellipses.ravel(), v_opacities, v_values.ravel(),
+            )  # fmt: skip
         made = (torch.from_numpy(v) for v in (v_means2d, v_ellipses, v_opacities, v_values))
-        return *made, None, None, None
+        return *made, None, None, None, None
 
 
 class CpuRasterizer:
-    """The `Rasterizer` of machines without a GPU; exact, deterministic, parallel over tiles."""
+    """The `Rasterizer` of machines without a GPU; exact, deterministic, parallel over tiles.
+
+    memory_limit: bytes that the pairs of one picture, or the entries of one `contributions`, may take.
+    """
+
+    def __init__(self, memory_limit: int = MEMORY_LIMIT) -> None:
+        self._memory_limit = memory_limit
 
     def render(
         self,
@@ -136,8 +153,10 @@ class CpuRasterizer:
             if depth:
                 shown = torch.cat([shown, z[:, None]], 1)
             arrays = [_array(t) for t in (means2d, ellipses, opacities, z)]
-            bins = bin_gaussians(*arrays, radii.numpy(), camera.width, camera.height)
-            image, final_T = _Blend.apply(means2d, ellipses, opacities, shown, bins, camera.width, camera.height)  # pyright: ignore
+            spans = find_spans(*arrays, radii.numpy(), camera.width, camera.height)
+            image, final_T = _Blend.apply(  # pyright: ignore
+                means2d, ellipses, opacities, shown, spans, camera.width, camera.height, self._memory_limit
+            )
             alpha = 1.0 - final_T
             if depth:
                 image, z_sum = image[..., :-1], image[..., -1]
@@ -162,6 +181,8 @@ class CpuRasterizer:
         pixels: Tensor | None = None,
         *,
         min_weight: float = 0.0,
+        heaviest: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> Contributions:
         """See `Rasterizer.contributions`."""
         check_splats(splats)
@@ -169,6 +190,8 @@ class CpuRasterizer:
         width, height = camera.width, camera.height
         wanted = torch.arange(width * height) if pixels is None else pixels.detach().cpu()
         check_indices("pixels", wanted, width * height)
+        if heaviest < 0 or dtype not in (torch.float32, torch.float16):
+            raise ValueError(f"heaviest >= 0 and dtype float32 or float16 expected, got {heaviest} and {dtype}")
         wanted = wanted.long().contiguous()
         with torch.no_grad():
             opacities = splats.opacities
@@ -176,46 +199,50 @@ class CpuRasterizer:
                 splats.means, splats.quats, splats.scales, camera.viewmat, opacities, camera.K, width, height
             )  # pyright: ignore[reportGeneralTypeIssues]
         arrays = [_array(t) for t in (means2d, ellipses, opacities, z)]
-        bins = bin_gaussians(*arrays, radii.numpy(), width, height)
-        flat = wanted.numpy()
-        tile = (flat // width // TILE) * bins.tiles_x + (flat % width) // TILE
-        pixel_order = np.argsort(tile, kind="stable")
-        pixel_start = np.searchsorted(tile[pixel_order], np.arange(bins.tiles_x * bins.tiles_y + 1))
-        indptr, ids, weights = _weigh(bins, width, pixel_start, pixel_order, flat, min_weight)
-        made = (torch.from_numpy(v) for v in (indptr, ids, weights))
-        return Contributions(*made, pixels=wanted, width=width, height=height, n_gaussians=len(splats))
+        spans = find_spans(*arrays, radii.numpy(), width, height)
+        made = _weigh(spans, width, wanted.numpy(), min_weight, heaviest, self._memory_limit)
+        indptr, ids, weights, remainder = (torch.from_numpy(v) for v in made)
+        return Contributions(indptr, ids, weights.to(dtype), wanted, width, height, len(splats), remainder=remainder)
 
 
 def _weigh(
-    bins: Bins, width: int, pixel_start: np.ndarray, pixel_order: np.ndarray, pixels: np.ndarray, min_weight: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return CSR (indptr [P+1] int64, ids [nnz] int32, weights [nnz] float32) of `pixels` [P], flat indices.
+    spans: Spans, width: int, pixels: np.ndarray, min_weight: float, heaviest: int, limit: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return CSR (indptr [P+1] int64, ids [nnz] int32, weights [nnz] float32) of `pixels` [P] and the remainder [P].
 
-    pixel_order lists the pixels tile by tile, pixel_start [T + 1] says where each tile's begin. Besides the result it
-    holds a second copy of it, in the order of the tiles.
+    Besides the result (8 B an entry) it holds a second copy of it, in the order of the tiles.
     """
-    workers = get_num_threads()
+    tiles_y = len(spans.pairs_of_rows)
+    strip_start = np.zeros(spans.tiles_x * tiles_y * STRIPS + 1, np.int64)
+    pixel_order = order_pixels(pixels, width, spans.tiles_x, spans.tiles_x * tiles_y, strip_start)
     row_start, row_count = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.int64)
-
-    def weigh(worker: int) -> tuple[np.ndarray, np.ndarray]:
-        return weights_of_tiles(
-            worker, workers, bins.records, bins.tile_start, bins.slot_rank, bins.tiles_x, width, pixel_start,
-            pixel_order, pixels, np.float32(min_weight), row_start, row_count,
+    remainder = np.zeros(len(pixels), np.float32)
+    most, found = limit // 16 // thread_count(), []  # entries a worker
+    for band in bands(spans, limit // PAIR_BYTES):
+        bins = bin_gaussians(spans, *band)
+        tiles = (bins.tile_start, bins.tiles_x, bins.first_row, strip_start, pixel_order)
+        entries = spread(
+            weights_of_tiles, bins.records, bins.slot_rank, *tiles, width, pixels, np.float32(min_weight), heaviest,
+            most, row_start, row_count, remainder,
         )  # fmt: skip
+        if (row_count < 0).any():
+            raise InputError(
+                f"the blending weights of {len(pixels):,} pixels need more than {limit / 1e9:.3g} GB; ask for fewer "
+                "pixels, for the heaviest few of each, or leave out the light ones"
+            )
+        most -= max(used for _, _, used in entries)
+        found.append((tiles, entries))
+    indptr = np.concatenate([[0], np.cumsum(row_count)])
+    ids, weights = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
 
-    with ThreadPoolExecutor(workers) as pool:  # the kernels let go of the GIL
-        found = list(pool.map(weigh, range(workers)))
-        indptr = np.concatenate([[0], np.cumsum(row_count)])
-        ids, weights = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    def copy(worker: int, workers: int, tiles: tuple, entries: list) -> None:
+        copy_rows(
+            worker, workers, spans.order, *tiles, row_start, row_count, indptr, *entries[worker][:2], ids, weights
+        )
 
-        def copy(worker: int) -> None:
-            copy_rows(
-                worker, workers, bins.order, pixel_start, pixel_order, row_start, row_count, indptr, *found[worker],
-                ids, weights,
-            )  # fmt: skip
-
-        list(pool.map(copy, range(workers)))
-    return indptr, ids, weights
+    while found:
+        spread(copy, *found.pop())
+    return indptr, ids, weights, remainder
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:

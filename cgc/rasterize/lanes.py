@@ -14,10 +14,12 @@ import operator
 
 from llvmlite import ir
 from numba import float32 as f
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.extending import intrinsic, overload, register_model
+
+from cgc.kernels import kernel
 
 WIDTH = 8
 _F32 = ir.FloatType()
@@ -209,8 +211,7 @@ def _unary_call(llvm_name):
 
 
 minimum, maximum = _binary_call("llvm.minnum.v8f32"), _binary_call("llvm.maxnum.v8f32")
-sqrt, absolute = _unary_call("llvm.sqrt.v8f32"), _unary_call("llvm.fabs.v8f32")
-_round = _unary_call("llvm.nearbyint.v8f32")
+sqrt = _unary_call("llvm.sqrt.v8f32")
 
 
 @intrinsic
@@ -265,19 +266,19 @@ def bits(typingctx, flags):
     """The flags as an integer, lane 0 in the lowest bit."""
 
     def codegen(context, builder, signature, args):
-        return builder.zext(builder.bitcast(args[0], ir.IntType(8)), _I32)
+        return builder.zext(builder.bitcast(args[0], ir.IntType(8)), ir.IntType(64))
 
-    return types.uint32(flags), codegen
+    return types.uint64(flags), codegen
 
 
 @intrinsic
 def lowest_bit(typingctx, x):
-    """Index of the lowest set bit of a uint32 (which is not 0)."""
+    """Index of the lowest set bit of a uint64 (which is not 0)."""
 
     def codegen(context, builder, signature, args):
-        return builder.zext(builder.cttz(args[0], ir.Constant(ir.IntType(1), 1)), ir.IntType(64))
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
-    return types.int64(types.uint32), codegen
+    return types.int64(types.uint64), codegen
 
 
 @intrinsic
@@ -295,26 +296,116 @@ def total(typingctx, a):
 
 
 @intrinsic
-def _scale_by_power_of_two(typingctx, a, n):
-    """a * 2^n for whole n in [-126, 127]: n goes into the exponent's bits."""
+def _add_to_exponent(typingctx, p, n):
+    """p * 2^n, where n is the low bits of a float32 that was rounded by adding _ROUNDER: integers do it."""
 
     def codegen(context, builder, signature, args):
-        whole = builder.fptosi(args[1], _IVEC)
-        exponent = builder.shl(builder.add(whole, ir.Constant(_IVEC, [127] * WIDTH)), ir.Constant(_IVEC, [23] * WIDTH))
-        return builder.fmul(args[0], builder.bitcast(exponent, _VEC))
+        bits_of_p, bits_of_n = builder.bitcast(args[0], _IVEC), builder.bitcast(args[1], _IVEC)
+        exponent = builder.shl(bits_of_n, ir.Constant(_IVEC, [23] * WIDTH))
+        return builder.bitcast(builder.add(bits_of_p, exponent), _VEC)
 
-    return LANES(a, n), codegen
+    return LANES(p, n), codegen
 
 
-@njit
+_ROUNDER = 1.5 * 2**23  # adding it leaves the whole part of a small number in the lowest bits
+
+
+@kernel
 def exp2(x):
-    """2^x for x <= 0 (under -126 it is 2^-126), to 2e-7 relative: range reduction and a minimax polynomial."""
-    x = maximum(x, splat(f(-126.0)))
-    n = _round(x)
-    r = x - n  # in [-0.5, 0.5]
+    """2^x for x in [-126, 0], to 2e-7 relative: range reduction and a minimax polynomial.
+
+    Anything may come out under -126: the caller selects those lanes away.
+    """
+    rounded = x + splat(f(_ROUNDER))
+    r = x - (rounded - splat(f(_ROUNDER)))  # in [-0.5, 0.5]
     p = fma(splat(f(1.327647215e-3)), r, splat(f(9.675541662e-3)))
     p = fma(p, r, splat(f(5.550713276e-2)))
     p = fma(p, r, splat(f(2.402211972e-1)))
     p = fma(p, r, splat(f(6.931469671e-1)))
     p = fma(p, r, splat(f(1.000000072)))
-    return _scale_by_power_of_two(p, n)
+    return _add_to_exponent(p, rounded)
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of array[index], which will be read soon; any index is safe."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], signature.args[1])
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, keep, data = _I32(0), _I32(3), _I32(1)
+        builder.call(function, [builder.bitcast(pointer, byte), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, index), codegen
+
+
+_TRANSPOSED = (0, 2, 1, 3, 4, 6, 5, 7)  # where the butterflies of `transpose_block` leave each column
+
+
+def _shuffled(builder, a, b, order):
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(order)), order))
+
+
+@intrinsic
+def totals(typingctx, a, b, c, d, e, g, h, i):
+    """The sums of eight Lanes as one: lane k is the sum of the k-th argument; summed as a fixed tree."""
+
+    def codegen(context, builder, signature, args):
+        def pairs(x, y):
+            even, odd = [0, 2, 8, 10, 4, 6, 12, 14], [1, 3, 9, 11, 5, 7, 13, 15]
+            return builder.fadd(_shuffled(builder, x, y, even), _shuffled(builder, x, y, odd))
+
+        quads = [pairs(pairs(*args[k : k + 2]), pairs(*args[k + 2 : k + 4])) for k in (0, 4)]
+        low = _shuffled(builder, *quads, [0, 1, 2, 3, 8, 9, 10, 11])
+        return builder.fadd(low, _shuffled(builder, *quads, [4, 5, 6, 7, 12, 13, 14, 15]))
+
+    return LANES(a, b, c, d, e, g, h, i), codegen
+
+
+@intrinsic
+def store_half(typingctx, array, index, lanes):
+    """Write the first four lanes to a contiguous 1-D array from `index` on."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], signature.args[1])
+        half = _shuffled(builder, args[2], args[2], [0, 1, 2, 3])
+        builder.store(half, builder.bitcast(pointer, half.type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, lanes), codegen
+
+
+@intrinsic
+def transpose_block(typingctx, source, at, step, target, to, pace):
+    """target[to + pace k + i] = source[at + step i + k] for i, k in 0 to 7, contiguous 1-D float32 arrays."""
+
+    def codegen(context, builder, signature, args):
+        kinds = signature.args
+
+        def vector(array, first, stride, k):
+            start = context.cast(builder, args[first], kinds[first], types.intp)
+            gap = context.cast(builder, args[stride], kinds[stride], types.intp)
+            where = builder.add(start, builder.mul(gap, ir.IntType(64)(k)))
+            made = context.make_array(kinds[array])(context, builder, args[array])
+            return builder.bitcast(builder.gep(made.data, [where]), _VEC.as_pointer())
+
+        rows = [builder.load(vector(0, 1, 2, k), align=4, typ=_VEC) for k in range(8)]
+        for low, high, apart in (
+            ([0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15], 1),
+            ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15], 2),
+            ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15], 4),
+        ):
+            mixed = list(rows)
+            for k in range(8):
+                if not k & apart:
+                    mixed[k] = _shuffled(builder, rows[k], rows[k + apart], low)
+                    mixed[k + apart] = _shuffled(builder, rows[k], rows[k + apart], high)
+            rows = mixed
+        for k, place in enumerate(_TRANSPOSED):
+            builder.store(rows[place], vector(3, 4, 5, k), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, at, step, target, to, pace), codegen

@@ -1,9 +1,9 @@
-"""Products with a sparse matrix in CSR form, its transpose and its rows: the time of feature learning.
+"""Products with a sparse matrix in CSR form, its transpose, its rows, its columns: the time of feature learning.
 
-Notation: R rows, E entries, D channels; a row's entries are indptr[row] to indptr[row + 1]. A product is one
-kernel, parallel over pieces of equal work (a row costs one, an entry costs one). A row is summed in float32,
-in the order of its entries: the bits do not depend on the number of threads. W^T x is the same kernel on the
-transpose, which a counting sort makes once: no atomics.
+Notation: R rows, E entries, D channels; a row's entries are indptr[row] to indptr[row + 1]. A worker has a run of rows
+with an equal share of the work (a row costs one, an entry costs one). A row is summed in float32, in the order of its
+entries: the bits do not depend on the number of threads. W^T x is the same kernel on the transpose, which a counting
+sort makes once: no atomics.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportAttributeAccessIssue=false
@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numba import float32 as f
-from numba import njit, prange
 from torch import Tensor
 
+from cgc.kernels import kernel, spread
 from cgc.rasterize.lanes import fma, load, splat, store
 
 if TYPE_CHECKING:
     from cgc.rasterize.base import Contributions
-
-PIECES = 64
 
 
 class Csr(NamedTuple):
@@ -35,7 +33,7 @@ class Csr(NamedTuple):
     weights: np.ndarray
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def _row_at(indptr, goal):
     """Return the first row before which lie at least `goal` rows and entries together."""
     low, high = 0, indptr.shape[0] - 1
@@ -48,38 +46,43 @@ def _row_at(indptr, goal):
     return low
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
-def _multiply(indptr, ids, weights, x, channels, out):
-    """Write the matrix times x [columns * D] to out [R * D], sixteen channels at a time."""
+@kernel
+def _share(worker, workers, indptr):
+    """Return the first row of a worker's share, and of the next one's."""
     work = indptr[-1] + indptr.shape[0] - 1
-    for piece in prange(PIECES):
-        first, last = _row_at(indptr, piece * work // PIECES), _row_at(indptr, (piece + 1) * work // PIECES)
-        for row in range(first, last):
-            begin, end, at = indptr[row], indptr[row + 1], row * channels
-            c = 0
-            while c + 16 <= channels:
-                low = high = splat(f(0.0))
-                for e in range(begin, end):
-                    w, column = splat(weights[e]), ids[e] * channels + c
-                    low, high = fma(w, load(x, column), low), fma(w, load(x, column + 8), high)
-                store(out, at + c, low)
-                store(out, at + c + 8, high)
-                c += 16
-            if c + 8 <= channels:
-                low = splat(f(0.0))
-                for e in range(begin, end):
-                    low = fma(splat(weights[e]), load(x, ids[e] * channels + c), low)
-                store(out, at + c, low)
-                c += 8
-            while c < channels:
-                single = f(0.0)
-                for e in range(begin, end):
-                    single += weights[e] * x[ids[e] * channels + c]
-                out[at + c] = single
-                c += 1
+    return _row_at(indptr, worker * work // workers), _row_at(indptr, (worker + 1) * work // workers)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
+def _multiply(worker, workers, indptr, ids, weights, x, channels, out):
+    """Write the matrix times x [columns * D] to out [R * D], sixteen channels at a time."""
+    first, last = _share(worker, workers, indptr)
+    for row in range(first, last):
+        begin, end, at = indptr[row], indptr[row + 1], row * channels
+        c = 0
+        while c + 16 <= channels:
+            low = high = splat(f(0.0))
+            for e in range(begin, end):
+                w, column = splat(weights[e]), ids[e] * channels + c
+                low, high = fma(w, load(x, column), low), fma(w, load(x, column + 8), high)
+            store(out, at + c, low)
+            store(out, at + c + 8, high)
+            c += 16
+        if c + 8 <= channels:
+            low = splat(f(0.0))
+            for e in range(begin, end):
+                low = fma(splat(weights[e]), load(x, ids[e] * channels + c), low)
+            store(out, at + c, low)
+            c += 8
+        while c < channels:
+            single = f(0.0)
+            for e in range(begin, end):
+                single += weights[e] * x[ids[e] * channels + c]
+            out[at + c] = single
+            c += 1
+
+
+@kernel
 def _transpose(indptr, ids, weights, start, rows, out):
     """Counting sort of the entries by column; start [columns + 1] holds zeros on entry."""
     for e in range(ids.shape[0]):
@@ -96,12 +99,18 @@ def _transpose(indptr, ids, weights, start, rows, out):
     start[0] = 0
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
-def _take_rows(indptr, ids, weights, rows, new_indptr, new_ids, new_weights):
-    for k in prange(rows.shape[0]):
+@kernel
+def _take_rows(worker, workers, indptr, ids, weights, rows, new_indptr, new_ids, new_weights):
+    first, last = _share(worker, workers, new_indptr)
+    for k in range(first, last):
         begin, to = indptr[rows[k]], new_indptr[k]
         for e in range(new_indptr[k + 1] - to):
             new_ids[to + e], new_weights[to + e] = ids[begin + e], weights[begin + e]
+
+
+def multiply(matrix: Csr, x: np.ndarray, out: np.ndarray) -> None:
+    """Write the matrix times x [columns, D] to the first R rows of out, both float32 and C-contiguous."""
+    spread(_multiply, *matrix, x.reshape(-1), x.shape[1], out.reshape(-1))
 
 
 def transpose(matrix: Csr, columns: int) -> Csr:
@@ -117,8 +126,17 @@ def take_rows(matrix: Csr, rows: np.ndarray) -> Csr:
     indptr = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(matrix.indptr[rows + 1] - matrix.indptr[rows], out=indptr[1:])
     ids, weights = np.empty(indptr[-1], matrix.ids.dtype), np.empty(indptr[-1], matrix.weights.dtype)
-    _take_rows(*matrix, rows, indptr, ids, weights)
+    spread(_take_rows, *matrix, rows, indptr, ids, weights)
     return Csr(indptr, ids, weights)
+
+
+def drop_empty_columns(matrix: Csr, columns: int) -> tuple[Csr, np.ndarray]:
+    """Return the matrix without its empty columns, and which of the `columns` are left, [U] int32, rising."""
+    present, numbers = np.zeros(columns, bool), np.empty(columns, np.int32)
+    present[matrix.ids] = True
+    kept = np.flatnonzero(present).astype(np.int32)
+    numbers[kept] = np.arange(len(kept))
+    return Csr(matrix.indptr, numbers[matrix.ids], matrix.weights), kept
 
 
 class Product(torch.autograd.Function):
@@ -130,7 +148,7 @@ class Product(torch.autograd.Function):
         matrix = contributions.by_gaussian if flip else contributions.by_pixel
         array = x.detach().to("cpu", torch.float32).contiguous().numpy()
         out = np.empty((len(matrix.indptr) - 1, array.shape[1]), np.float32)
-        _multiply(*matrix, array.ravel(), array.shape[1], out.ravel())
+        multiply(matrix, array, out)
         return torch.from_numpy(out).to(x.device)
 
     @staticmethod

@@ -1,0 +1,229 @@
+"""The blending weights of chosen pixels: rows of the contribution matrix, in one pass over the tiles.
+
+Notation as in blend.py. Pixels are taken eight at a time, a group, wherever they lie in their tile: asking for few
+costs little more than projecting and sorting. A row is written once: counted and collected tile by tile, then copied
+to its place in the CSR matrix. What a row leaves out (entries under a least weight, all but the heaviest) is summed
+into its remainder.
+"""
+
+# pyright: reportCallIssue=false, reportReturnType=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# (numba changes the signatures of what it compiles)
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32 as f
+
+from cgc.kernels import kernel
+from cgc.rasterize.bins import RECORD, TILE
+from cgc.rasterize.blend import (
+    AHEAD,
+    ALPHA_MAX,
+    PIECES,
+    POWER_MIN,
+    STRIPS,
+    T_MIN,
+    fill_rows,
+    find_strips,
+    tile_at,
+)
+from cgc.rasterize.lanes import (
+    bits,
+    both,
+    broadcast,
+    exp2,
+    fma,
+    greater,
+    greater_equal,
+    iota,
+    load,
+    lowest_bit,
+    minimum,
+    prefetch,
+    select,
+    splat,
+    store,
+)
+
+CULLED_FROM = 3  # groups in a tile from which it pays to look first which strips a Gaussian meets
+
+
+@kernel
+def order_pixels(pixels, width, tiles_x, tiles, strip_start):
+    """Return the pixels' rows [P] int64 sorted by tile and strip; strip_start [T * STRIPS + 1] holds zeros on entry."""
+    keys = np.empty(pixels.shape[0], np.int32)
+    for row in range(pixels.shape[0]):
+        x, y = pixels[row] % width, pixels[row] // width
+        tile = (y // TILE) * tiles_x + x // TILE
+        keys[row] = tile * STRIPS + (y % TILE) + TILE * ((x % TILE) // 8)
+        strip_start[keys[row] + 1] += 1
+    for key in range(tiles * STRIPS):
+        strip_start[key + 1] += strip_start[key]
+    order = np.empty(pixels.shape[0], np.int64)
+    for row in range(pixels.shape[0]):
+        order[strip_start[keys[row]]] = row
+        strip_start[keys[row]] += 1
+    for key in range(tiles * STRIPS, 0, -1):  # each start has moved on to the next key's
+        strip_start[key] = strip_start[key - 1]
+    strip_start[0] = 0
+    return order
+
+
+@kernel
+def _group_strips(x, y, lanes):
+    """Return the strips that the group's pixels, at x, y in their tile, lie in, one bit each."""
+    strips = np.uint64(0)
+    for lane in range(lanes):
+        strips |= np.uint64(1) << np.uint64(y[lane] + TILE * (x[lane] // 8))
+    return strips
+
+
+@kernel
+def _keep_heaviest(ranks, weights, first, n, most, largest):
+    """Keep the `most` heaviest of n entries from `first` on, in their order; return the weight of the others.
+
+    Of equal weights the nearer stay. `largest` [most] is scratch.
+    """
+    count = 0
+    for e in range(first, first + n):  # insertion into a list sorted by falling weight
+        place = count
+        while place > 0 and largest[place - 1] < weights[e]:
+            place -= 1
+        if place < most:
+            count = min(count + 1, most)
+            for k in range(count - 1, place, -1):
+                largest[k] = largest[k - 1]
+            largest[place] = weights[e]
+    least, equal = largest[most - 1], most
+    for k in range(most):
+        equal -= largest[k] > least
+    to, left_out = first, 0.0
+    for e in range(first, first + n):
+        if weights[e] > least or (weights[e] == least and equal > 0):
+            equal -= weights[e] == least
+            ranks[to], weights[to] = ranks[e], weights[e]
+            to += 1
+        else:
+            left_out += weights[e]
+    return left_out
+
+
+@kernel
+def _grown(entries, used, wanted):
+    """Return the array with room for `wanted` more than `used` entries."""
+    if used + wanted <= entries.shape[0]:
+        return entries
+    more = np.empty(max(entries.shape[0] + entries.shape[0] // 2, used + wanted), entries.dtype)
+    for e in range(used):
+        more[e] = entries[e]
+    return more
+
+
+@kernel
+def weights_of_tiles(
+    worker, workers, records, slot_rank, tile_start, tiles_x, first_row, strip_start, pixel_order, width, pixels,
+    min_weight, heaviest, most_entries, row_start, row_count, remainder,
+):  # fmt: skip
+    """Return ranks, weights and how many entries they hold, of the pixels in this worker's tiles.
+
+    row_start, row_count [P] say whose they are. heaviest: what a row keeps at most, 0 for all. Past `most_entries` it
+    stops with a row_count of -1.
+    """
+    ranks, weights = np.empty(4096, np.int32), np.empty(4096, np.float32)
+    used = 0
+    lane_rank, lane_weight = np.empty(0, np.int32), np.empty(0, np.float32)
+    lane_count, largest = np.empty(8, np.int64), np.empty(heaviest, np.float32)
+    x, y, row_at = np.empty(8, np.int64), np.empty(8, np.int64), np.empty(8, np.int64)
+    xs, ys = np.empty(8, np.float32), np.empty(8, np.float32)
+    w_of, rests = np.empty(8, np.float32), np.empty(8, np.float32)
+    powers, shifts, met = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(0, np.uint32)
+    zero = splat(f(0.0))
+    for piece in range(worker, PIECES * workers, workers):
+        pieces = PIECES * workers
+        for tile in range(tile_at(tile_start, piece, pieces), tile_at(tile_start, piece + 1, pieces)):
+            begin, length = tile_start[tile], tile_start[tile + 1] - tile_start[tile]
+            x0, y0 = TILE * (tile % tiles_x), TILE * (first_row + tile // tiles_x)
+            key = (first_row * tiles_x + tile) * STRIPS
+            first, end = strip_start[key], strip_start[key + STRIPS]
+            if first == end:
+                continue
+            if 8 * length > lane_rank.shape[0]:
+                lane_rank, lane_weight = np.empty(8 * length, np.int32), np.empty(8 * length, np.float32)
+                met = np.empty(length, np.uint32)
+            culled = end - first > 8 * (CULLED_FROM - 1)
+            for s in range(length):
+                prefetch(records, slot_rank[begin + min(s + AHEAD, length - 1)] * RECORD)
+                met[s] = np.uint64(0xFFFFFFFF)
+                if culled:
+                    fill_rows(records, slot_rank[begin + s] * RECORD, x0, y0, powers, shifts, 0)
+                    met[s] = find_strips(records, slot_rank[begin + s] * RECORD, powers, shifts, 0)
+            for group in range(first, end, 8):
+                lanes = min(8, end - group)
+                for lane in range(8):
+                    row = pixel_order[group + min(lane, lanes - 1)]
+                    x[lane], y[lane] = pixels[row] % width - x0, pixels[row] // width - y0
+                    row_at[lane], lane_count[lane], xs[lane], ys[lane] = row, 0, f(x[lane]), f(y[lane])
+                strips = _group_strips(x, y, lanes)
+                T = select(greater(splat(f(lanes)), iota()), splat(f(1.0)), zero)
+                column, rest = load(xs, 0), zero
+                y_of = load(ys, 0) + splat(f(y0) + f(0.5))
+                for s in range(length):
+                    if met[s] & strips == 0:
+                        continue
+                    rank = slot_rank[begin + s]
+                    at = rank * RECORD
+                    dy = y_of - broadcast(records, at + 1)
+                    u = column + fma(broadcast(records, at + 3), dy, splat(f(x0) + f(0.5)) - broadcast(records, at))
+                    power = broadcast(records, at + 5) - broadcast(records, at + 4) * dy * dy
+                    power = power - broadcast(records, at + 2) * u * u
+                    alpha = minimum(exp2(power), splat(f(ALPHA_MAX)))
+                    alpha = select(greater_equal(power, splat(f(POWER_MIN))), alpha, zero)
+                    w = alpha * T
+                    after = T - w
+                    goes_on = greater(after, splat(f(T_MIN)))
+                    w, T = select(goes_on, w, zero), select(goes_on, after, zero)
+                    heavy = both(greater(w, zero), greater_equal(w, splat(f(min_weight))))
+                    rest = rest + select(heavy, zero, w)
+                    chosen = bits(heavy)
+                    if chosen != 0:
+                        store(w_of, 0, w)
+                        while chosen != 0:
+                            lane = lowest_bit(chosen)
+                            chosen &= chosen - np.uint64(1)
+                            to = lane * length + lane_count[lane]
+                            lane_rank[to], lane_weight[to] = rank, w_of[lane]
+                            lane_count[lane] += 1
+                    if bits(goes_on) == 0:
+                        break
+                store(rests, 0, rest)
+                for lane in range(lanes):
+                    n, at, row = lane_count[lane], lane * length, row_at[lane]
+                    if heaviest > 0 and n > heaviest:
+                        rests[lane] += f(_keep_heaviest(lane_rank, lane_weight, at, n, heaviest, largest))
+                        n = heaviest
+                    if used + n > most_entries:
+                        row_count[row] = -1
+                        return ranks, weights, used
+                    ranks, weights = _grown(ranks, used, n), _grown(weights, used, n)
+                    for e in range(n):
+                        ranks[used + e], weights[used + e] = lane_rank[at + e], lane_weight[at + e]
+                    row_start[row], row_count[row], remainder[row] = used, n, rests[lane]
+                    used += n
+    return ranks, weights, used
+
+
+@kernel
+def copy_rows(
+    worker, workers, order, tile_start, tiles_x, first_row, strip_start, pixel_order, row_start, row_count, indptr,
+    ranks, weights, out_ids, out_weights,
+):  # fmt: skip
+    """Copy what `weights_of_tiles` gave this worker to its rows of the CSR matrix, ranks turned into Gaussians."""
+    for piece in range(worker, PIECES * workers, workers):
+        pieces = PIECES * workers
+        first_tile = first_row * tiles_x + tile_at(tile_start, piece, pieces)
+        last_tile = first_row * tiles_x + tile_at(tile_start, piece + 1, pieces)
+        for k in range(strip_start[first_tile * STRIPS], strip_start[last_tile * STRIPS]):
+            row = pixel_order[k]
+            a, b = row_start[row], indptr[row]
+            for e in range(row_count[row]):
+                out_ids[b + e], out_weights[b + e] = order[ranks[a + e]], weights[a + e]
