@@ -13,6 +13,7 @@ import torch
 from reference import double, double_camera
 from torch import Tensor
 
+from cgc.errors import InputError
 from cgc.geometry import covariances
 from cgc.rasterize.base import Contributions, Rasterizer
 from cgc.scene.types import Camera
@@ -640,6 +641,67 @@ def test_min_weight_leaves_out_the_lighter_entries(
         heavy = [(i, w) for i, w in zip(ids, weights) if w >= at]
         assert heavy == list(zip(kept_ids, kept))
     assert sum(len(r[0]) for r in some) == sum(len(r[0]) for r in every) - 5000
+
+
+def test_remainder_is_what_is_left_out(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor]) -> None:
+    """Entries and remainder of a row add up to its alpha, however the entries were chosen."""
+    splats, camera, _ = scene
+    alphas = rasterizer.render(splats, splats.means, [camera]).alphas.reshape(-1)
+    for options in ({}, {"min_weight": 0.02}, {"heaviest": 3}, {"min_weight": 0.01, "heaviest": 2}):
+        W = rasterizer.contributions(splats, camera, **options)
+        assert W.remainder is not None
+        kept = torch.zeros(len(W)).index_add(0, W.rows.cpu(), W.weights.cpu())
+        torch.testing.assert_close(kept + W.remainder.cpu(), alphas.detach().cpu(), rtol=0, atol=2e-6)
+        assert bool((W.remainder > 0).any()) == bool(options)
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 1000])
+def test_heaviest_entries(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor], most: int) -> None:
+    """The K largest of each row, front to back; of equal ones the nearer."""
+    splats, camera, _ = scene
+    every = rows_of(rasterizer.contributions(splats, camera))
+    some = rows_of(rasterizer.contributions(splats, camera, heaviest=most))
+    for (ids, weights), kept in zip(every, some):
+        order = sorted(sorted(range(len(ids)), key=lambda e: -weights[e])[:most])  # noqa: B023
+        assert kept == ([ids[e] for e in order], [weights[e] for e in order])
+
+
+def test_half_weights(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor]) -> None:
+    """Two bytes a weight: the same entries, rounded to half, and products that know it."""
+    splats, camera, values = scene
+    full, half = (rasterizer.contributions(splats, camera, dtype=d) for d in (torch.float32, torch.float16))
+    assert half.weights.dtype == torch.float16 and torch.equal(half.ids, full.ids)
+    assert torch.equal(half.weights, full.weights.half())
+    torch.testing.assert_close(half.matmul(values), full.matmul(values), rtol=0, atol=5e-3)
+
+
+# ----------------------------------------------------------------------------------------- bounds on memory
+
+
+def test_bands_give_the_same_picture(generator: torch.Generator) -> None:
+    """With too little memory for all pairs, tile rows are done in turn: same values, same gradients."""
+    from cgc.rasterize.cpu import CpuRasterizer
+
+    splats, camera = make_splats(400, generator, opacity=1.0), make_camera(90, 70)
+    values = torch.randn(400, 7, generator=generator)
+    whole = everything(CpuRasterizer(), splats, camera, values)
+    for limit in (1, 30_000):  # a band a tile row; two or three bands
+        rasterizer = CpuRasterizer()
+        rasterizer.pair_limit = limit
+        parts = everything(rasterizer, splats, camera, values)
+        for a, b in zip(whole, parts):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_contributions_past_the_memory_limit_are_refused(scene: tuple[Splats, Camera, Tensor]) -> None:
+    """One sentence that says what to do; fewer entries still fit."""
+    from cgc.rasterize.cpu import CpuRasterizer
+
+    splats, camera, _ = scene
+    rasterizer = CpuRasterizer(memory_limit=60_000)
+    with pytest.raises(InputError, match="1,530 pixels need more than .* ask for fewer pixels"):
+        rasterizer.contributions(splats.to("cpu"), camera.to("cpu"))
+    assert len(rasterizer.contributions(splats.to("cpu"), camera.to("cpu"), heaviest=1)) == 45 * 34
 
 
 # -------------------------------------------------------------------------------------- the matrix's products

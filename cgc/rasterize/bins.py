@@ -45,7 +45,7 @@ class Bins(NamedTuple):
     order: np.ndarray  # [V] int32: rank -> Gaussian
     records: np.ndarray  # [V * RECORD] float32
     first_pair: np.ndarray  # [V + 1] int64: rank -> its first pair
-    pair_slot: np.ndarray  # [pairs] int32: pair -> slot
+    pair_slot: np.ndarray  # [pairs] int32: pair -> slot; empty unless asked for
     tile_start: np.ndarray  # [T + 1] int64: tile -> its first slot
     slot_rank: np.ndarray  # [pairs] int32: slot -> rank, front to back within a tile
     tiles_x: int
@@ -181,7 +181,8 @@ def _starts(per_rank, per_chunk_tile, first_pair, tile_start):
 def _fill(
     worker, workers, top, first_span, columns, first_row, last_row, tiles_x, first_pair, next_slot, slot_rank, pair_slot
 ):
-    count = top.shape[0]
+    """Fill slot_rank, and pair_slot where it has room for the pairs."""
+    count, numbered = top.shape[0], pair_slot.shape[0] > 0
     for chunk in range(worker, CHUNKS, workers):
         mine = next_slot[chunk]
         for r in range(chunk * count // CHUNKS, (chunk + 1) * count // CHUNKS):
@@ -192,8 +193,10 @@ def _fill(
                 for column in range(columns[span, 0], columns[span, 1] + 1):
                     slot = mine[base + column]
                     mine[base + column] = slot + 1
-                    slot_rank[slot], pair_slot[pair] = r, slot
-                    pair += 1
+                    slot_rank[slot] = r
+                    if numbered:
+                        pair_slot[pair] = slot
+                        pair += 1
 
 
 def find_spans(means2d, ellipses, opacities, depths, radii, width: int, height: int) -> Spans:
@@ -221,8 +224,11 @@ def bands(spans: Spans, most_pairs: int) -> list[tuple[int, int]]:
     return list(zip(cuts, [*cuts[1:], len(spans.pairs_of_rows)]))
 
 
-def bin_gaussians(spans: Spans, first_row: int, end_row: int) -> Bins:
-    """List the Gaussians of each tile in tile rows first_row to end_row - 1, front to back."""
+def bin_gaussians(spans: Spans, first_row: int, end_row: int, *, numbered: bool = False) -> Bins:
+    """List the Gaussians of each tile in tile rows first_row to end_row - 1, front to back.
+
+    numbered: say also which pairs are whose, as the gradient wants to know.
+    """
     tiles = (end_row - first_row) * spans.tiles_x
     count, lists = len(spans.order), (spans.top, spans.first_span, spans.columns, first_row, end_row, spans.tiles_x)
     per_rank, per_chunk_tile = np.zeros(count, np.int64), np.zeros((CHUNKS, tiles), np.int64)
@@ -230,7 +236,7 @@ def bin_gaussians(spans: Spans, first_row: int, end_row: int) -> Bins:
     first_pair, tile_start = np.zeros(count + 1, np.int64), np.zeros(tiles + 1, np.int64)
     _starts(per_rank, per_chunk_tile, first_pair, tile_start)
     pairs = int(first_pair[-1])
-    slot_rank, pair_slot = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
+    slot_rank, pair_slot = np.empty(pairs, np.int32), np.empty(pairs if numbered else 0, np.int32)
     spread(_fill, *lists, first_pair, per_chunk_tile, slot_rank, pair_slot)
     lists = (first_pair, pair_slot, tile_start, slot_rank)
     return Bins(spans.order, spans.records, *lists, spans.tiles_x, first_row)

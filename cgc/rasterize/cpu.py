@@ -83,7 +83,7 @@ class _Blend(torch.autograd.Function):
         final_T, cut = np.empty((height, width), np.float32), np.empty((height, width), np.int32)
         parts = bands(spans, limit // (PAIR_BYTES + 4 * (MOMENTS + channels)))
         for band in parts:
-            bins = bin_gaussians(spans, *band)
+            bins = bin_gaussians(spans, *band, numbered=any(ctx.needs_input_grad))
             spread(
                 blend, bins.records, packed, channels, given, bins.tile_start, bins.slot_rank, bins.tiles_x,
                 bins.first_row * TILE, width, height, image.ravel(), final_T.ravel(), cut.ravel(),
@@ -102,7 +102,7 @@ class _Blend(torch.autograd.Function):
         v_means2d, v_ellipses = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
         v_opacities, v_values = np.zeros(n, np.float32), np.zeros((n, given), np.float32)
         for band in ctx.bands:
-            bins: Bins = ctx.bins or bin_gaussians(ctx.spans, *band)
+            bins: Bins = ctx.bins or bin_gaussians(ctx.spans, *band, numbered=True)
             slots = len(bins.slot_rank)
             moments, sums = np.empty(slots * MOMENTS, np.float32), np.empty(slots * channels + 8, np.float32)
             spread(
@@ -121,11 +121,11 @@ class _Blend(torch.autograd.Function):
 class CpuRasterizer:
     """The `Rasterizer` of machines without a GPU; exact, deterministic, parallel over tiles.
 
-    memory_limit: bytes that the pairs of one picture, or the entries of one `contributions`, may take.
+    memory_limit: bytes that the entries of one `contributions` may take, and the pairs of one picture.
     """
 
     def __init__(self, memory_limit: int = MEMORY_LIMIT) -> None:
-        self._memory_limit = memory_limit
+        self.entry_limit = self.pair_limit = memory_limit
 
     def render(
         self,
@@ -155,7 +155,7 @@ class CpuRasterizer:
             arrays = [_array(t) for t in (means2d, ellipses, opacities, z)]
             spans = find_spans(*arrays, radii.numpy(), camera.width, camera.height)
             image, final_T = _Blend.apply(  # pyright: ignore
-                means2d, ellipses, opacities, shown, spans, camera.width, camera.height, self._memory_limit
+                means2d, ellipses, opacities, shown, spans, camera.width, camera.height, self.pair_limit
             )
             alpha = 1.0 - final_T
             if depth:
@@ -200,7 +200,7 @@ class CpuRasterizer:
             )  # pyright: ignore[reportGeneralTypeIssues]
         arrays = [_array(t) for t in (means2d, ellipses, opacities, z)]
         spans = find_spans(*arrays, radii.numpy(), width, height)
-        made = _weigh(spans, width, wanted.numpy(), min_weight, heaviest, self._memory_limit)
+        made = _weigh(spans, width, wanted.numpy(), min_weight, heaviest, self.entry_limit)
         indptr, ids, weights, remainder = (torch.from_numpy(v) for v in made)
         return Contributions(indptr, ids, weights.to(dtype), wanted, width, height, len(splats), remainder=remainder)
 
@@ -218,7 +218,7 @@ def _weigh(
     row_start, row_count = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.int64)
     remainder = np.zeros(len(pixels), np.float32)
     most, found = limit // 16 // thread_count(), []  # entries a worker
-    for band in bands(spans, limit // PAIR_BYTES):
+    for band in bands(spans, max(limit // PAIR_BYTES, 1)):
         bins = bin_gaussians(spans, *band)
         tiles = (bins.tile_start, bins.tiles_x, bins.first_row, strip_start, pixel_order)
         entries = spread(

@@ -80,6 +80,14 @@ def project(worker, workers, means, quats, scales, opacities, view, K, width, he
             px = view[0, 0] * x + view[0, 1] * y + view[0, 2] * z + view[0, 3]
             py = view[1, 0] * x + view[1, 1] * y + view[1, 2] * z + view[1, 3]
             _jacobian(px, py, pz, K, width, height, V, view)
+            mx = K[0, 0] * px / pz + K[0, 2]
+            my = K[1, 1] * py / pz + K[1, 2]
+            reach = min(3.33, math.sqrt(2.0 * math.log(opacities[i] / ALPHA_MIN)))
+            largest = max(scales[i, 0], scales[i, 1], scales[i, 2]) ** 2  # P P^T <= largest V V^T: cheap to cull with
+            rx = reach * math.sqrt(largest * (V[0] * V[0] + V[1] * V[1] + V[2] * V[2]) + DILATION) + 1.0
+            ry = reach * math.sqrt(largest * (V[3] * V[3] + V[4] * V[4] + V[5] * V[5]) + DILATION) + 1.0
+            if mx + rx <= 0 or mx - rx >= width or my + ry <= 0 or my - ry >= height:
+                continue
             _rotation(quats[i], R)
             _half_covariance(V, R, scales[i], P)
             xx = P[0] * P[0] + P[1] * P[1] + P[2] * P[2] + DILATION
@@ -88,9 +96,6 @@ def project(worker, workers, means, quats, scales, opacities, view, K, width, he
             det = xx * yy - xy * xy
             if not det > 0.0:
                 continue
-            mx = K[0, 0] * px / pz + K[0, 2]
-            my = K[1, 1] * py / pz + K[1, 2]
-            reach = min(3.33, math.sqrt(2.0 * math.log(opacities[i] / ALPHA_MIN)))
             rx, ry = math.ceil(reach * math.sqrt(xx)), math.ceil(reach * math.sqrt(yy))
             if mx + rx <= 0 or mx - rx >= width or my + ry <= 0 or my - ry >= height:
                 continue

@@ -29,7 +29,6 @@ from cgc.rasterize.blend import (
 )
 from cgc.rasterize.lanes import (
     bits,
-    both,
     broadcast,
     exp2,
     fma,
@@ -37,7 +36,6 @@ from cgc.rasterize.lanes import (
     greater_equal,
     iota,
     load,
-    lowest_bit,
     minimum,
     prefetch,
     select,
@@ -120,6 +118,43 @@ def _grown(entries, used, wanted):
 
 
 @kernel
+def _weigh_group(records, slot_rank, begin, length, met, strips, x0, y0, xs, ys, lanes, powers, weights, slots):
+    """Write the weights of a group's eight pixels, front to back, and the slots they are of; return how many.
+
+    weights [8 * length], one Lanes a slot; slots [length]; powers [8 * length] is scratch; xs, ys are in the tile.
+    """
+    column, y = load(xs, 0), load(ys, 0) + splat(f(y0) + f(0.5))
+    left = splat(f(x0) + f(0.5))
+    met_some = 0
+    for s in range(length):
+        slots[met_some] = s
+        met_some += met[s] & strips != 0
+    n = 0
+    for q in range(met_some):
+        s = slots[q]
+        at = slot_rank[begin + s] * RECORD
+        dy = y - broadcast(records, at + 1)
+        u = column + fma(broadcast(records, at + 3), dy, left - broadcast(records, at))
+        power = broadcast(records, at + 5) - broadcast(records, at + 4) * dy * dy
+        power = power - broadcast(records, at + 2) * u * u
+        store(powers, 8 * n, power)
+        slots[n] = s
+        n += bits(greater_equal(power, splat(f(POWER_MIN)))) != 0
+    T = select(greater(splat(f(lanes)), iota()), splat(f(1.0)), splat(f(0.0)))
+    for q in range(n):
+        power = load(powers, 8 * q)
+        alpha = minimum(exp2(power), splat(f(ALPHA_MAX)))
+        w = select(greater_equal(power, splat(f(POWER_MIN))), alpha, splat(f(0.0))) * T
+        after = T - w
+        goes_on = greater(after, splat(f(T_MIN)))
+        store(weights, 8 * q, select(goes_on, w, splat(f(0.0))))
+        T = select(goes_on, after, splat(f(0.0)))
+        if bits(goes_on) == 0:
+            return q
+    return n
+
+
+@kernel
 def weights_of_tiles(
     worker, workers, records, slot_rank, tile_start, tiles_x, first_row, strip_start, pixel_order, width, pixels,
     min_weight, heaviest, most_entries, row_start, row_count, remainder,
@@ -131,13 +166,11 @@ def weights_of_tiles(
     """
     ranks, weights = np.empty(4096, np.int32), np.empty(4096, np.float32)
     used = 0
-    lane_rank, lane_weight = np.empty(0, np.int32), np.empty(0, np.float32)
-    lane_count, largest = np.empty(8, np.int64), np.empty(heaviest, np.float32)
-    x, y, row_at = np.empty(8, np.int64), np.empty(8, np.int64), np.empty(8, np.int64)
     xs, ys = np.empty(8, np.float32), np.empty(8, np.float32)
-    w_of, rests = np.empty(8, np.float32), np.empty(8, np.float32)
-    powers, shifts, met = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(0, np.uint32)
-    zero = splat(f(0.0))
+    x, y = np.empty(8, np.int64), np.empty(8, np.int64)
+    powers, shifts, largest = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(heaviest, np.float32)
+    met, slots = np.empty(0, np.uint64), np.empty(0, np.int64)
+    scratch, group_weights = np.empty(0, np.float32), np.empty(0, np.float32)
     for piece in range(worker, PIECES * workers, workers):
         pieces = PIECES * workers
         for tile in range(tile_at(tile_start, piece, pieces), tile_at(tile_start, piece + 1, pieces)):
@@ -147,68 +180,44 @@ def weights_of_tiles(
             first, end = strip_start[key], strip_start[key + STRIPS]
             if first == end:
                 continue
-            if 8 * length > lane_rank.shape[0]:
-                lane_rank, lane_weight = np.empty(8 * length, np.int32), np.empty(8 * length, np.float32)
-                met = np.empty(length, np.uint32)
+            if length >= met.shape[0]:
+                met, slots = np.empty(length + 1, np.uint64), np.empty(length + 1, np.int64)
+                scratch, group_weights = np.empty(8 * length + 8, np.float32), np.empty(8 * length + 8, np.float32)
             culled = end - first > 8 * (CULLED_FROM - 1)
             for s in range(length):
+                at = slot_rank[begin + s] * RECORD
                 prefetch(records, slot_rank[begin + min(s + AHEAD, length - 1)] * RECORD)
                 met[s] = np.uint64(0xFFFFFFFF)
                 if culled:
-                    fill_rows(records, slot_rank[begin + s] * RECORD, x0, y0, powers, shifts, 0)
-                    met[s] = find_strips(records, slot_rank[begin + s] * RECORD, powers, shifts, 0)
+                    fill_rows(records, at, x0, y0, powers, shifts, 0)
+                    met[s] = find_strips(records, at, powers, shifts, 0)
             for group in range(first, end, 8):
                 lanes = min(8, end - group)
                 for lane in range(8):
-                    row = pixel_order[group + min(lane, lanes - 1)]
-                    x[lane], y[lane] = pixels[row] % width - x0, pixels[row] // width - y0
-                    row_at[lane], lane_count[lane], xs[lane], ys[lane] = row, 0, f(x[lane]), f(y[lane])
-                strips = _group_strips(x, y, lanes)
-                T = select(greater(splat(f(lanes)), iota()), splat(f(1.0)), zero)
-                column, rest = load(xs, 0), zero
-                y_of = load(ys, 0) + splat(f(y0) + f(0.5))
-                for s in range(length):
-                    if met[s] & strips == 0:
-                        continue
-                    rank = slot_rank[begin + s]
-                    at = rank * RECORD
-                    dy = y_of - broadcast(records, at + 1)
-                    u = column + fma(broadcast(records, at + 3), dy, splat(f(x0) + f(0.5)) - broadcast(records, at))
-                    power = broadcast(records, at + 5) - broadcast(records, at + 4) * dy * dy
-                    power = power - broadcast(records, at + 2) * u * u
-                    alpha = minimum(exp2(power), splat(f(ALPHA_MAX)))
-                    alpha = select(greater_equal(power, splat(f(POWER_MIN))), alpha, zero)
-                    w = alpha * T
-                    after = T - w
-                    goes_on = greater(after, splat(f(T_MIN)))
-                    w, T = select(goes_on, w, zero), select(goes_on, after, zero)
-                    heavy = both(greater(w, zero), greater_equal(w, splat(f(min_weight))))
-                    rest = rest + select(heavy, zero, w)
-                    chosen = bits(heavy)
-                    if chosen != 0:
-                        store(w_of, 0, w)
-                        while chosen != 0:
-                            lane = lowest_bit(chosen)
-                            chosen &= chosen - np.uint64(1)
-                            to = lane * length + lane_count[lane]
-                            lane_rank[to], lane_weight[to] = rank, w_of[lane]
-                            lane_count[lane] += 1
-                    if bits(goes_on) == 0:
-                        break
-                store(rests, 0, rest)
+                    pixel = pixels[pixel_order[group + min(lane, lanes - 1)]]
+                    x[lane], y[lane] = pixel % width - x0, pixel // width - y0
+                    xs[lane], ys[lane] = f(x[lane]), f(y[lane])
+                found = _weigh_group(
+                    records, slot_rank, begin, length, met, _group_strips(x, y, lanes), x0, y0, xs, ys, lanes,
+                    scratch, group_weights, slots,
+                )  # fmt: skip
+                ranks, weights = _grown(ranks, used, 8 * found + 1), _grown(weights, used, 8 * found + 1)
                 for lane in range(lanes):
-                    n, at, row = lane_count[lane], lane * length, row_at[lane]
-                    if heaviest > 0 and n > heaviest:
-                        rests[lane] += f(_keep_heaviest(lane_rank, lane_weight, at, n, heaviest, largest))
-                        n = heaviest
-                    if used + n > most_entries:
+                    row, to, left_out = pixel_order[group + lane], used, f(0.0)
+                    for q in range(found):  # written always, kept where it counts: no branch to guess
+                        w = group_weights[8 * q + lane]
+                        ranks[to], weights[to] = slot_rank[begin + slots[q]], w
+                        kept = (w > f(0.0)) & (w >= min_weight)
+                        left_out += f(0.0) if kept else w
+                        to += kept
+                    if heaviest > 0 and to - used > heaviest:
+                        left_out += f(_keep_heaviest(ranks, weights, used, to - used, heaviest, largest))
+                        to = used + heaviest
+                    if to > most_entries:
                         row_count[row] = -1
                         return ranks, weights, used
-                    ranks, weights = _grown(ranks, used, n), _grown(weights, used, n)
-                    for e in range(n):
-                        ranks[used + e], weights[used + e] = lane_rank[at + e], lane_weight[at + e]
-                    row_start[row], row_count[row], remainder[row] = used, n, rests[lane]
-                    used += n
+                    row_start[row], row_count[row], remainder[row] = used, to - used, left_out
+                    used = to
     return ranks, weights, used
 
 
