@@ -9,11 +9,14 @@ into the same number, so the bits of a result do not depend on how many there ar
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -38,7 +41,9 @@ def kernel(function: Callable | None = None, **options: Any) -> Any:
         compiled = njit(cache=True, **settings)(function)
     except RuntimeError as error:  # numba found no folder to write to
         return _without_cache(njit(**settings)(function), error)
-    save = compiled._cache.save_overload  # pyright: ignore[reportAttributeAccessIssue]
+    machine_code: Any = compiled._cache  # pyright: ignore[reportAttributeAccessIssue]
+    machine_code._cache_file._source_stamp = _source_stamp(function)
+    save = machine_code.save_overload
 
     def save_or_go_on(signature: Any, result: Any) -> None:
         try:
@@ -46,8 +51,32 @@ def kernel(function: Callable | None = None, **options: Any) -> Any:
         except OSError as error:  # a full disk, say: the kernel itself is fine
             _without_cache(compiled, error)
 
-    compiled._cache.save_overload = save_or_go_on  # pyright: ignore[reportAttributeAccessIssue]
+    machine_code.save_overload = save_or_go_on
     return compiled
+
+
+def _source_stamp(function: Callable) -> bytes:
+    """Hash the file of a kernel and all of ours that it imports from: their code and constants become part of its own.
+
+    numba itself looks at the one file only, and would go on with the old code of the others after an update.
+    """
+    here = Path(__file__).parent
+    names, hashes = [function.__module__], {}
+    while names:
+        name = names.pop()
+        file = here.joinpath(*name.split(".")[1:]).with_suffix(".py")
+        if name not in hashes and name.startswith("cgc.") and file.exists():
+            hashes[name], imported = _read_source(file, file.stat().st_mtime_ns)
+            names += imported
+    own = hashlib.sha256(Path(function.__code__.co_filename).read_bytes()).hexdigest()
+    return hashlib.sha256(repr((own, sorted(hashes.items()))).encode()).digest()
+
+
+@cache
+def _read_source(file: Path, _modified: int) -> tuple[str, list[str]]:
+    """Return the hash of a source file and the modules of ours it imports from."""
+    text = file.read_text(encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest(), re.findall(r"^from (cgc\.[\w.]+) import", text, re.MULTILINE)
 
 
 def _without_cache(compiled: Any, error: Exception) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,16 @@ assert order.tolist() == [1, 0]
 """
 
 
-def run(folder: Path, *, quiet: bool = False, nowhere: bool = False) -> str:
+ROOT = Path(__file__).parent.parent
+
+
+def run(folder: Path, *, quiet: bool = False, nowhere: bool = False, root: Path = ROOT) -> str:
     """Sort two depths in a new process that keeps machine code under `folder`; return what it prints."""
-    root = Path(__file__).parent.parent
     settings = {**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(root)}
     program = PROGRAM.format(quiet=quiet, nowhere=nowhere)
-    done = subprocess.run([sys.executable, "-c", program], env=settings, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=settings, cwd=root, capture_output=True, text=True, check=True
+    )
     return done.stdout + done.stderr
 
 
@@ -40,6 +45,18 @@ def test_compiled_once_for_all_processes(tmp_path: Path) -> None:
     assert "compiling the CPU kernels, once on this machine" in run(tmp_path / "a")
     assert run(tmp_path / "a") == ""
     assert run(tmp_path / "b", quiet=True) == ""
+
+
+def test_compiled_anew_when_any_of_its_sources_changes(tmp_path: Path) -> None:
+    """Also one that a kernel only takes code or constants from: no old machine code after an update."""
+    shutil.copytree(ROOT / "cgc", tmp_path / "cgc", ignore=shutil.ignore_patterns("__pycache__"))
+    assert "compiling" in run(tmp_path / "cache", root=tmp_path)
+    with open(tmp_path / "cgc" / "rasterize" / "checks.py", "a") as file:
+        file.write("# bins.py takes nothing from here\n")
+    assert run(tmp_path / "cache", root=tmp_path) == ""
+    with open(tmp_path / "cgc" / "kernels.py", "a") as file:
+        file.write("# which it imports\n")
+    assert "compiling" in run(tmp_path / "cache", root=tmp_path)
 
 
 def test_a_cache_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
