@@ -1,0 +1,114 @@
+"""The benchmark tools: the peers blend as the slow reference does, and tables go where they belong."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from cgc.errors import InputError
+from cgc.scene.types import Camera
+from cgc.splats.types import Splats
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+def load(name: str) -> ModuleType:
+    """Import a script of tools/, and keep it so that another finds it."""
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    assert spec and spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+peers = load("rasterize_peers")
+benchmark = load("benchmark_rasterize")
+
+
+def make_splats(n: int, generator: torch.Generator) -> Splats:
+    """Gaussians of all shapes, some behind the camera."""
+    xy, z = 0.8 * torch.randn(n, 2, generator=generator), 1.5 + 3.5 * torch.rand(n, 1, generator=generator)
+    behind = torch.rand(n, 1, generator=generator) < 0.1
+    return Splats(
+        means=torch.cat([xy, torch.where(behind, -z, z)], 1),
+        quats=2 * torch.randn(n, 4, generator=generator),
+        log_scales=math.log(0.1) + 0.8 * torch.randn(n, 3, generator=generator),
+        logit_opacities=1.0 + 2 * torch.randn(n, generator=generator),
+        sh=torch.zeros(n, 1, 3),
+    )
+
+
+def make_camera(width: int, height: int) -> Camera:
+    """A camera at the origin that looks along +z; what `make_splats` gives is in its upper left."""
+    return Camera(torch.eye(4), torch.tensor([[30.0, 0, 20], [0, 28, 16], [0, 0, 1]]), width, height)
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [peers.TorchTiles(entries=2048), peers.TorchTiles(again=False), peers.GsplatReference(rows=2)],
+    ids=["tiles", "tiles-whole-graph", "gsplat"],
+)
+def test_peers_match_the_reference(peer: Any, generator: torch.Generator) -> None:
+    camera = reference.double_camera(make_camera(43, 101))  # the lowest rows of tiles are empty
+    splats, values = make_splats(90, generator), torch.randn(90, 5, generator=generator).double()
+    v_image = torch.randn(101, 43, 5, generator=generator).double()
+
+    theirs, their_values = reference.double(splats), values.clone().requires_grad_()
+    expected, _ = reference.render(theirs, their_values, [camera])
+    assert expected.alphas[0, 64:].max() == 0 < expected.alphas[0, :16].max()
+    expected.values[0].backward(v_image)
+
+    ours, our_values = peers.leaves(splats, torch.float64), values.clone().requires_grad_()
+    image = peer.forward_backward(ours, our_values, camera, v_image)
+    torch.testing.assert_close(image, expected.values[0].detach(), atol=1e-10, rtol=0)
+    for name in peers.GEOMETRY:
+        want = getattr(theirs, name).grad
+        torch.testing.assert_close(getattr(ours, name).grad, want, atol=1e-10 * float(want.abs().max()), rtol=0)
+    torch.testing.assert_close(our_values.grad, their_values.grad, atol=1e-10, rtol=0)
+
+
+def test_clear_pixels_are_those_of_the_reference(generator: torch.Generator) -> None:
+    camera = make_camera(43, 37)
+    splats = peers.leaves(make_splats(90, generator), torch.float64)
+    *_, clear = reference.contributions(splats, reference.double_camera(camera), margin=1e-3)
+    assert 3 < (~clear).sum() < 100
+    assert torch.equal(peers.clear_pixels(splats, camera, margin=1e-3).flatten(), clear)
+
+
+def test_part_replaces_what_is_between_the_markers() -> None:
+    before = "# Title\n\n## The rasteriser\n\nold text\n\n## Next\n\nkept\n"
+    first = benchmark.with_part(before, "new")
+    assert "old text" not in first and first.startswith("# Title\n\n## The rasteriser\n")
+    assert first.endswith(f"{benchmark.BEGIN}\nnew\n{benchmark.END}\n\n## Next\n\nkept\n")
+    assert benchmark.with_part(first, "newer") == first.replace("\nnew\n", "\nnewer\n")
+    assert benchmark.with_part("## The rasteriser\n\nlast", "new").endswith(f"new\n{benchmark.END}\n")
+    with pytest.raises(InputError, match="neither"):
+        benchmark.with_part("# Title\n", "new")
+
+
+def test_fixed_scene_is_read_and_refused(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    sizes = {"means": 3, "quats": 4, "scales": 3, "rgb": 3, "feat": 16}
+    arrays: dict[str, Any] = {f"7_{name}": generator.random((7, d)).astype(np.float32) for name, d in sizes.items()}
+    arrays |= {"7_opac": generator.random(7), "viewmats": np.eye(4)[None], "K_80x60": np.eye(3)}
+    np.savez(tmp_path / "scene.npz", **arrays)
+    stage = benchmark.read_scene(tmp_path / "scene.npz", 0, 0)[7]
+    assert stage.camera.width == 80 and stage.values.shape == (7, benchmark.MOST_CHANNELS)
+    np.testing.assert_allclose(stage.splats.scales.numpy(), arrays["7_scales"], rtol=1e-5)
+    np.testing.assert_allclose(stage.splats.opacities.numpy(), arrays["7_opac"], rtol=1e-5)
+
+    del arrays["7_quats"]
+    np.savez(tmp_path / "broken.npz", **arrays)
+    (tmp_path / "text.npz").write_text("no array")
+    for name, view in (("broken.npz", 0), ("text.npz", 0), ("none.npz", 0), ("scene.npz", 1)):
+        with pytest.raises(InputError, match="no scene to measure"):
+            benchmark.read_scene(tmp_path / name, view, 0)
