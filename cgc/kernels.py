@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from cgc.progress import console
 _threads = 0  # 0: as the environment says
 _uncached = ""  # why kernels are compiled anew in every process; said once, if at all
 _quiet = False
+_seconds: dict[str, float] | None = None  # of kernels, while someone measures
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEPT = 1 << 30
@@ -114,12 +116,32 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 def spread(work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call work(worker, workers, *arguments) for every worker, each on a thread; return what they give, in order."""
+    if _seconds is None:
+        return _spread(work, arguments)
+    start = time.perf_counter()
+    results = _spread(work, arguments)
+    _seconds[work.__name__] = _seconds.get(work.__name__, 0.0) + time.perf_counter() - start
+    return results
+
+
+def _spread(work: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
     workers = thread_count()
     if workers == 1:
         return [work(0, 1, *arguments)]
     others = [_pool(workers).submit(work, worker, workers, *arguments) for worker in range(1, workers)]
     first = work(0, workers, *arguments)  # this thread is one of them
     return [first, *(other.result() for other in others)]
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, float]]:
+    """Add up the seconds of every kernel that `spread` runs inside the block, by its name."""
+    global _seconds
+    before, _seconds = _seconds, {}
+    try:
+        yield _seconds
+    finally:
+        _seconds = before
 
 
 class _SayOnce(event.Listener):

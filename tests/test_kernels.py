@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cgc.kernels import kernel, spread, thread_count, threads
+from cgc.kernels import kernel, measured, spread, thread_count, threads
 
 PROGRAM = """
 import os
@@ -94,6 +94,15 @@ def test_spread_does_every_share_once(count: int) -> None:
     with threads(count):
         assert thread_count() == count and spread(_share, out) == list(range(count))
     np.testing.assert_array_equal(out, np.arange(23))
+
+
+def test_kernels_can_be_measured() -> None:
+    """By name, inside the block only."""
+    with measured() as seconds:
+        spread(_share, np.zeros(3))
+        spread(_share, np.zeros(3))
+    spread(_share, np.zeros(3))
+    assert list(seconds) == ["_share"] and seconds["_share"] > 0
 
 
 def test_errors_of_a_share_are_raised() -> None:
