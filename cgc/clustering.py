@@ -25,8 +25,13 @@ NOISE = -1
 
 
 class Weighing(Protocol):
-    """Sampled pixels of one view: rows of W with the mask of each (features.samples.Batch is one)."""
+    """Sampled pixels of one view: rows of W, whose columns are `gaussians`, with the mask of each pixel.
 
+    features.samples.Batch is one.
+    """
+
+    @property
+    def gaussians(self) -> Tensor: ...
     @property
     def weights(self) -> Any: ...
     @property
@@ -146,7 +151,7 @@ def revote(labels: np.ndarray, batches: Sequence[Weighing], mass: Tensor) -> tup
     for batch in batches:
         rows, ids, weights = (
             batch.weights.rows.numpy(),
-            batch.weights.ids.numpy(),
+            batch.gaussians.numpy()[batch.weights.ids.numpy()],
             batch.weights.weights.numpy(),
         )
         mask_of_entry = batch.masks.numpy()[rows]

@@ -35,7 +35,8 @@ def a_batch(pixels, masks, n, n_masks):
         weights=torch.from_numpy(dense[rows, ids]),
     )
     assert dense.shape[1] == n
-    return SimpleNamespace(weights=weights, masks=torch.tensor(masks), mask_ids=torch.arange(n_masks) + 1)
+    ids = torch.arange(n_masks) + 1
+    return SimpleNamespace(gaussians=torch.arange(n), weights=weights, masks=torch.tensor(masks), mask_ids=ids)
 
 
 SETTINGS = ClusterSettings(samples=300, min_cluster_size=10, revote=0)

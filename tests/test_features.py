@@ -1,15 +1,23 @@
-"""Features: losses against loops, sampling against its promises, learning on a scene whose answer is known."""
+"""Features: losses against loops, kernels against torch, sampling against its promises, learning of a known answer."""
 
 import math
+import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from cgc.errors import InputError
-from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
+from cgc.features.cache import Cache
+from cgc.features.contrast import Contrast, contrast
+from cgc.features.frozen import Learner, learn_features, nearest_neighbours, smooth_features
 from cgc.features.losses import contrastive_loss, smoothness_loss
+from cgc.features.rows import Rows
 from cgc.features.samples import sample_batches, visible_mass
+from cgc.kernels import threads
+from cgc.masks.id_maps import border_mask
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
 from cgc.settings import LiftSettings
@@ -49,6 +57,70 @@ def test_contrastive_loss_equals_the_loops(reduction):
     torch.testing.assert_close(fast.grad, slow.grad)
 
 
+def some_features(pixels, n_masks, channels, seed=0):
+    """Features around a direction a mask, and the masks, every one of them present."""
+    g = torch.Generator().manual_seed(seed)
+    masks = torch.cat([torch.arange(n_masks), torch.randint(n_masks, (pixels - n_masks,), generator=g)])
+    centres = torch.randn(n_masks, channels, generator=g)
+    return 0.3 * centres[masks] + 0.2 * torch.randn(pixels, channels, generator=g), masks
+
+
+def by_autograd(features, masks, n_masks, reduction):
+    """The loss that defines it, and its gradient, in float64."""
+    leaf = features.double().requires_grad_()
+    loss = contrastive_loss(leaf, masks, n_masks, reduction)
+    loss.backward()
+    return float(loss.detach()), leaf.grad
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    ("pixels", "n_masks", "channels"),
+    [(1, 1, 1), (9, 9, 3), (40, 1, 16), (257, 6, 5), (600, 23, 16), (1000, 300, 8), (523, 4, 33)],
+)
+def test_the_kernels_of_the_contrastive_loss_equal_autograd(pixels, n_masks, channels, reduction):
+    """One pixel a mask, one mask, any number of each."""
+    features, masks = some_features(pixels, n_masks, channels)
+    expected, expected_gradient = by_autograd(features, masks, n_masks, reduction)
+    loss, gradient = contrast(features.numpy(), masks.numpy(), n_masks, reduction)
+    slope = 1 / n_masks if reduction == "sum" else 1 / pixels  # about that of one pixel's logits
+    assert abs(loss - expected) < 1e-6 * slope * pixels
+    torch.testing.assert_close(torch.from_numpy(gradient).double(), expected_gradient, rtol=1e-5, atol=3e-5 * slope)
+
+
+def test_contrast_of_features_near_and_at_zero():
+    """Pixels that no Gaussian reaches have the feature 0: nothing to divide by."""
+    features, masks = some_features(50, 3, 8)
+    features[10:20] = 0
+    features[20] *= 1e-9
+    _, expected = by_autograd(features, masks, 3, "mean")
+    loss, gradient = contrast(features.numpy(), masks.numpy(), 3)
+    used = np.r_[0:10, 20:50]
+    assert math.isfinite(loss) and np.isfinite(gradient).all()
+    torch.testing.assert_close(torch.from_numpy(gradient[used]).double(), expected[used], rtol=1e-4, atol=1e-7)
+
+
+def test_contrast_has_the_same_bits_for_any_number_of_threads():
+    features, masks = some_features(3000, 17, 16)
+    made = []
+    for count in (1, 2, 3):
+        with threads(count):
+            made.append(contrast(features.numpy(), masks.numpy(), 17))
+    assert all(loss == made[0][0] and np.array_equal(gradient, made[0][1]) for loss, gradient in made)
+
+
+def test_contrast_forgets_the_view_before():
+    """Its buffers have room for more than it is given."""
+    made = Contrast(pixels=700, masks=40, stride=8)
+    for pixels, n_masks in ((700, 40), (261, 7)):
+        features, masks = some_features(pixels, n_masks, 8)
+        made.features[:pixels] = features
+        loss = made.step(masks.numpy(), np.bincount(masks), weight=0.5)
+    expected, gradient = contrast(features.numpy(), masks.numpy(), 7)
+    assert loss == pytest.approx(0.5 * expected)
+    np.testing.assert_allclose(made.gradient[:261], 0.5 * gradient, rtol=1e-5, atol=1e-9)
+
+
 def test_contrastive_loss_laws():
     g = torch.Generator().manual_seed(2)
     features = torch.randn(60, 4, generator=g)
@@ -76,6 +148,78 @@ def test_smoothness_loss_known_values():
     neighbours = torch.tensor([[1, 2], [0, 3]])
     loss = smoothness_loss(features, torch.tensor([0, 1]), neighbours)
     torch.testing.assert_close(loss, torch.tensor(1 - (1 + 0 + 1 - 1) / 4))
+
+
+def rows_seen(n, channels, most, steps=50, seed=0):
+    """Rows of N random Gaussians, and what they start from."""
+    start = torch.randn(n, channels, generator=torch.Generator().manual_seed(seed))
+    return Rows(start.numpy(), most, steps), start
+
+
+def test_rows_take_the_steps_of_adam_each_by_its_own_count():
+    """A Gaussian moves as if the steps that see it were all there are; the others stay as they are."""
+    rows, start = rows_seen(30, 5, 20)
+    g = torch.Generator().manual_seed(1)
+    leaves = [f.clone().requires_grad_() for f in start]
+    optimizers = [torch.optim.Adam([leaf], lr=0.1, betas=(0.9, 0.99), eps=1e-15) for leaf in leaves]
+    for _ in range(12):
+        seen = torch.randperm(29, generator=g)[:11].sort().values
+        gradient = torch.zeros(11, 8)
+        gradient[:, :5] = torch.randn(11, 5, generator=g)
+        rows.add(seen.int().numpy(), gradient.numpy())
+        rows.update(0.1)
+        for i, of in zip(seen.tolist(), gradient):
+            leaves[i].grad = of[:5]
+            optimizers[i].step()
+    expected = torch.stack([leaf.detach() for leaf in leaves])
+    torch.testing.assert_close(torch.from_numpy(rows.features[:, :5].copy()), expected, rtol=1e-5, atol=1e-5)
+    assert not rows.features[:, 5:].any() and np.array_equal(rows.features[29, :5], start[29].numpy())
+
+
+def test_rows_of_several_views_add_up():
+    """Gaussians of one view, of the other, of both; twice, for what a step leaves must not reach the next."""
+    rows, _ = rows_seen(10, 8, 6)
+    for offset in (0, 1):
+        first, second = np.array([0, 2, 5], np.int32) + offset, np.array([2, 3, 5, 7], np.int32) + offset
+        a, b = np.full((3, 8), 1.0, np.float32), np.full((4, 8), 10.0, np.float32)
+        rows.add(first, a)
+        rows.add(second, b)
+        assert rows.count == 5 and rows.gradient[:5, 0].tolist() == [1, 11, 11, 10, 10]
+        rows.update(0.0)
+
+
+def test_the_spatial_kernel_equals_autograd_with_the_neighbours_held():
+    rows, start = rows_seen(40, 6, 40)
+    neighbours = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(i))[:4] for i in range(40)])
+    seen = np.arange(0, 40, 2, dtype=np.int32)
+    rows.add(np.arange(40, dtype=np.int32), np.zeros((40, 8), np.float32))
+    rows.update(0.0)  # every one was seen once
+    before = np.full((20, 8), 3.0, np.float32)
+    rows.add(seen, before)
+    loss = rows.smooth(np.full(7, 0.5, np.float32), neighbours.numpy(), 0.3)
+    anchors = torch.from_numpy(seen[[1, 3, 6, 9, 12, 15, 18]]).long()  # the middle of each seventh
+    leaf = start.double().requires_grad_()
+    held = torch.cat([leaf, leaf.detach()])
+    expected = 0.3 * smoothness_loss(held, anchors, neighbours[anchors] + 40)
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    got = torch.from_numpy(rows.gradient[:20] - before).double()
+    torch.testing.assert_close(got[:, :6], leaf.grad[::2], rtol=1e-4, atol=1e-6)
+    assert (got[:, 0] != 0).sum() == 7 and not got[:, 6:].any()
+
+
+def test_neighbours_that_no_step_has_seen_say_nothing():
+    rows, _ = rows_seen(6, 8, 6)
+    neighbours = np.array([[i for i in range(6) if i != j] for j in range(6)])
+    rows.add(np.arange(2, dtype=np.int32), np.zeros((2, 8), np.float32))
+    assert rows.smooth(np.zeros(2, np.float32), neighbours, 1.0) == 0 and not rows.gradient[:2].any()
+    rows.update(0.0)
+    rows.add(np.arange(3, dtype=np.int32), np.zeros((3, 8), np.float32))
+    assert rows.smooth(np.zeros(3, np.float32), neighbours, 1.0) > 0
+    unit = torch.nn.functional.normalize(torch.from_numpy(rows.features.copy()), dim=1)
+    across = unit[:2].sum(0) - unit[2] * (unit[2] @ unit[:2].sum(0))
+    cosine = torch.nn.functional.cosine_similarity(torch.from_numpy(rows.gradient[2]), -across, dim=0)
+    assert float(cosine) == pytest.approx(1, abs=1e-5)
 
 
 def test_neighbours_are_true_and_never_oneself():
@@ -133,13 +277,139 @@ def test_samples_are_inside_masks_off_borders_and_repeatable():
     torch.testing.assert_close(mass.sum(), torch.stack([b.weights.weights.sum() for b in batches]).sum())
 
 
-def test_small_masks_are_drawn_more_densely():
+def test_a_batch_has_its_own_gaussians_and_their_columns_of_w():
     splats, cameras, maps = two_walls()
-    maps[0][:4, :8] = 9
-    settings = LiftSettings(pixels_per_view=400, pixels_per_step=400, border=0, min_mask_pixels=1)
-    (batch,) = sample_batches(splats, cameras[:1], maps[:1], CpuRasterizer(), settings, quiet=True)
-    share = (batch.mask_ids[batch.masks] == 9).float().mean()
-    assert share > 1.5 * 32 / (64 * 40)
+    settings = replace(SETTINGS, heaviest=0, min_weight=0.0, pixels_per_view=100, pixels_per_step=50)
+    for batch in sample_batches(splats, cameras, maps, CpuRasterizer(), settings, quiet=True):
+        whole = CpuRasterizer().contributions(splats, cameras[batch.view], batch.weights.pixels)
+        u = len(batch.gaussians)
+        assert batch.gaussians.dtype == torch.int32 and (batch.gaussians.diff() > 0).all() and u < len(splats)
+        assert torch.equal(batch.gaussians[batch.weights.ids.long()], whole.ids)
+        assert torch.equal(batch.weights.weights, whole.weights) and torch.equal(batch.weights.indptr, whole.indptr)
+        assert len(batch.weights.by_gaussian.indptr) == u + 1 == batch.weights.n_gaussians + 1
+        values = torch.randn(len(splats), 3, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(batch.weights.matmul(values[batch.gaussians]), whole.matmul(values))
+        pixels = torch.ones(len(whole), 2)
+        assert torch.equal(batch.weights.transpose_matmul(pixels), whole.transpose_matmul(pixels)[batch.gaussians])
+        assert (batch.masks.diff() >= 0).all() and np.array_equal(batch.counts, np.bincount(batch.masks))
+
+
+def test_the_heaviest_weights_are_kept():
+    splats, cameras, maps = two_walls()
+    every, few = (
+        sample_batches(splats, cameras, maps, CpuRasterizer(), replace(SETTINGS, heaviest=k), quiet=True)
+        for k in (0, 3)
+    )
+    for a, b in zip(every, few):
+        assert torch.equal(a.weights.pixels, b.weights.pixels)
+        assert b.weights.indptr.diff().max() == 3 < a.weights.indptr.diff().max()
+
+
+def test_parts_of_contributions_keep_what_they_know():
+    """Rows with their remainder and kind of number; columns without the empty ones."""
+    splats, cameras, _ = two_walls()
+    weights = CpuRasterizer().contributions(splats, cameras[0], heaviest=2, dtype=torch.float16)
+    some = weights.select(torch.tensor([900, 7, 900]))
+    assert some.weights.dtype == torch.float16 and torch.equal(some.remainder, weights.remainder[[900, 7, 900]])
+    small, kept = some.compact()
+    assert small.n_gaussians == len(kept) == len(some.ids.unique()) and torch.equal(kept[small.ids.long()], some.ids)
+    values = torch.randn(len(splats), 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(small.matmul(values[kept]), weights.matmul(values)[[900, 7, 900]])
+
+
+def patches():
+    """An id map with a large, a middle and a small mask on unassigned ground."""
+    ids = np.zeros((120, 160), np.int32)
+    ids[10:110, 10:110], ids[20:60, 115:150], ids[80:90, 120:130] = 4, 9, 2
+    return ids
+
+
+def drawn(sampling, **more):
+    """The ids of the pixels drawn of `patches`, the pixels, and how many of each id could be."""
+    from cgc.features.samples import _draw_pixels
+
+    settings = LiftSettings(sampling=sampling, pixels_per_view=1000, border=1, **more)
+    pixels = _draw_pixels(patches(), settings, np.random.default_rng(0))
+    inside = patches()[(patches() > 0) & ~border_mask(patches(), 1)]
+    assert len(np.unique(pixels)) == 1000 and not border_mask(patches(), 1).ravel()[pixels].any()
+    return patches().ravel()[pixels], pixels, {i: int((inside == i).sum()) for i in (4, 9, 2)}
+
+
+def test_uniform_sampling_draws_masks_by_their_area():
+    ids, _, areas = drawn("uniform")
+    for i, area in areas.items():
+        assert abs((ids == i).mean() - area / sum(areas.values())) < 0.03
+
+
+def test_mask_sampling_draws_small_masks_more_densely():
+    ids, _, areas = drawn("mask")
+    density = {i: (ids == i).sum() / area for i, area in areas.items()}
+    assert density[2] > 2 * density[9] > 3 * density[4]
+    assert (ids == 4).sum() > (ids == 9).sum() > (ids == 2).sum()
+
+
+def test_border_sampling_takes_half_beside_borders():
+    _, pixels, _ = drawn("border")
+    assigned = ndimage.distance_transform_cdt(np.pad(patches() > 0, 1), "chessboard")[1:-1, 1:-1]  # 1: on the border
+    distance = assigned.ravel()[pixels]
+    assert distance.min() == 2 and (distance <= 5).sum() == 500 and distance.max() > 30
+    assert 0.4 < (distance[:300] <= 5).mean() < 0.6  # in random order: the batches of a view are alike
+    assert np.array_equal(drawn("border")[1], pixels)
+    plain = assigned.ravel()[drawn("mask")[1]]
+    assert (plain <= 5).sum() < 450
+
+
+@pytest.mark.parametrize("sampling", ["mask", "uniform", "border"])
+def test_all_pixels_are_drawn_where_few_can_be(sampling):
+    from cgc.features.samples import _draw_pixels
+
+    ids = patches()
+    pixels = _draw_pixels(ids, LiftSettings(sampling=sampling, border=8), np.random.default_rng(0))
+    assert np.array_equal(np.sort(pixels), np.flatnonzero((ids > 0) & ~border_mask(ids, 8)))
+
+
+def test_the_memory_that_weights_may_take_changes_no_bit():
+    """Nothing on the disk, all of it, some of it: the same batches, the same features."""
+    splats, cameras, maps = two_walls()
+    neighbours, made = nearest_neighbours(splats.means, 8), []
+    for cache_gb in (2.0, 0.0, 6e-5):
+        settings = replace(SETTINGS, cache_gb=cache_gb, steps=20)
+        batches = sample_batches(splats, cameras, maps, CpuRasterizer(), settings, quiet=True)
+        features = learn_features(batches, neighbours, settings, quiet=True)
+        made.append((features, visible_mass(batches, len(splats)), *(b.weights.weights for b in batches)))
+    assert all(torch.equal(a, b) for other in made[1:] for a, b in zip(made[0], other))
+
+
+def test_a_cache_keeps_all_kinds_of_arrays_in_order(tmp_path):
+    groups = [
+        [np.arange(k, dtype=np.int32), np.random.default_rng(k).random((k, 3)), np.empty((0, 2), np.float32)]
+        for k in (3, 400, 5, 600)
+    ]
+    with Cache(5e-6, tmp_path) as cache:
+        for group in groups:
+            cache.keep(group)
+        back = cache.groups()
+    assert not list(tmp_path.iterdir())  # the file has no name that could be left behind
+    assert [kept[0] is group[0] for group, kept in zip(groups, back)] == [True, False, True, False]
+    for group, kept in zip(groups, back):
+        assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(group, kept))
+    assert type(back[3][0]) is np.ndarray and back[3][0].flags.writeable
+
+
+def test_a_full_disk_and_a_missing_folder_end_in_a_sentence(tmp_path):
+    with (
+        Cache(0, tmp_path / "nowhere") as cache,
+        pytest.raises(InputError, match=r"more than the 0 GB .*nowhere \(No such file.*\); .* --lift.cache-gb"),
+    ):
+        cache.keep([np.zeros(5)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with Cache(0, tmp_path) as cache, pytest.raises(InputError, match=r"temporary file in .* \(File too large\)"):
+            cache.keep([np.zeros(2000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_usable_mask_is_said():
@@ -160,6 +430,57 @@ def test_features_separate_the_walls_although_ids_disagree():
     same = (smooth[left] @ smooth[left].T).mean()
     other = (smooth[left] @ smooth[right].T).mean()
     assert same > 0.9 and other < 0.3
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_step_equals_autograd_and_adam(reduction):
+    """Two views in a step, the second Gaussians of both; those of neither keep what they start with."""
+    splats, cameras, maps = two_walls()
+    settings = replace(SETTINGS, spatial_weight=0.0, reduction=reduction, pixels_per_view=60, pixels_per_step=60)
+    batches = sample_batches(splats, cameras, maps, CpuRasterizer(), settings, quiet=True)
+    start = 0.1 * torch.randn(len(splats), 4, generator=torch.Generator().manual_seed(1))
+    learner = Learner(batches, nearest_neighbours(splats.means, 3), start, settings)
+    leaf = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([leaf], lr=0.05, betas=(0.9, 0.99), eps=1e-15)
+    for _ in range(3):
+        loss = learner.step(batches, np.zeros(5, np.float32), 0.05)
+        optimizer.zero_grad()
+        losses = [
+            contrastive_loss(b.weights.matmul(leaf[b.gaussians]), b.masks, len(b.mask_ids), reduction) for b in batches
+        ]
+        expected = torch.stack(losses).mean()
+        expected.backward()
+        optimizer.step()
+        assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    seen = torch.zeros(len(splats), dtype=torch.bool)
+    for batch in batches:
+        seen[batch.gaussians] = True
+    assert 50 < seen.sum() < len(splats) and torch.equal(learner.features[~seen], start[~seen])
+    apart = (learner.features - leaf.detach())[seen].abs()
+    assert apart.median() < 1e-5 and (apart > 1e-3).float().mean() < 0.02  # Adam's first steps turn on signs alone
+
+
+def test_learning_has_the_same_bits_for_any_number_of_threads():
+    splats, cameras, maps = two_walls()
+    batches = sample_batches(splats, cameras, maps, CpuRasterizer(), SETTINGS, quiet=True)
+    neighbours, made = nearest_neighbours(splats.means, 8), []
+    for count in (1, 2, 3):
+        with threads(count):
+            made.append(learn_features(batches, neighbours, replace(SETTINGS, steps=10), quiet=True))
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
+@pytest.mark.parametrize("change", [{"spatial_weight": 0.0}, {"views_per_step": 1}, {"views_per_step": 3, "dim": 19}])
+def test_features_have_their_length_and_fall_in_loss(change):
+    splats, cameras, maps = two_walls()
+    settings = replace(SETTINGS, **change)
+    batches = sample_batches(splats, cameras, maps, CpuRasterizer(), settings, quiet=True)
+    for neighbours in (nearest_neighbours(splats.means, 8), torch.empty(len(splats), 0, dtype=torch.int64)):
+        features = learn_features(batches, neighbours, settings, quiet=True)
+        assert features.shape == (len(splats), settings.dim) and features.isfinite().all()
+        for batch in batches:
+            seen = batch.weights.matmul(features[batch.gaussians])
+            assert contrastive_loss(seen, batch.masks, len(batch.mask_ids)) < 0.1
 
 
 def test_smoothing_keeps_equal_features_and_unit_length():

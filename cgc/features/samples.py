@@ -1,39 +1,53 @@
 """The pixels features are learned from: drawn once a view, with the blending weights behind them.
 
-A `Batch` is a few thousand pixels of one view, each inside a mask and off its border, and their rows of the
-contribution matrix. Everything later (learning, votes, clustering by visible mass) reads these rows only, so its
-cost does not grow with the size of the image.
+A `Batch` is a few thousand pixels of one view, each inside a mask and off its border, their rows of the contribution
+matrix, and the Gaussians that they show. Everything later (learning, votes, clustering by visible mass) reads these
+rows only, so its cost grows neither with the size of the image nor with the number of Gaussians.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cgc.errors import InputError
+from cgc.features.cache import Cache
 from cgc.masks.id_maps import border_mask
 from cgc.progress import progress_bar
 from cgc.rasterize.base import Contributions, Rasterizer
+from cgc.rasterize.sparse import Csr
 from cgc.scene.types import Camera
 from cgc.settings import LiftSettings
 from cgc.splats.types import Splats
 
+BESIDE = 5  # pixels: how near to a mask's border "border" sampling takes half of its pixels
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Sampled pixels of one view: `weights` their rows of W, `masks` [P] int64 in [0, len(mask_ids)).
+    """Sampled pixels of one view, sorted by mask.
 
-    `mask_ids` [M] are the ids the masks have in the view's id map.
+    `gaussians` [U] int32, rising, are those that the pixels show, and `weights` the pixels' rows of W with columns 0 to
+    U - 1 in that order; `masks` [P] int64 in [0, len(mask_ids)), `mask_ids` [M] the ids the masks have in the view's
+    id map. Memory: 16 B an entry of W, which is held by pixel and by Gaussian, 24 B a pixel, 12 B a Gaussian of U.
     """
 
     view: int
+    gaussians: Tensor
     weights: Contributions
     masks: Tensor
     mask_ids: Tensor
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How many of the pixels each mask has, [M] int64."""
+        return np.bincount(self.masks.numpy(), minlength=len(self.mask_ids))
 
 
 def sample_batches(
@@ -43,45 +57,53 @@ def sample_batches(
     rasterizer: Rasterizer,
     settings: LiftSettings,
     *,
+    folder: Path | None = None,
     quiet: bool = False,
 ) -> list[Batch]:
     """Draw each view's pixels and keep their blending weights; views without a mask give nothing.
 
-    id_maps: one [H, W] int array a camera, 0 = unassigned, or None. Memory: about 100 B a sampled pixel.
+    id_maps: one [H, W] int array a camera, 0 = unassigned, or None. The batches take up to `settings.cache_gb` of
+    memory, what is more lies in a temporary file in `folder` (None: the system's).
     """
     generator = np.random.default_rng(settings.seed)
-    batches: list[Batch] = []
-    with progress_bar("weights", len(cameras), quiet=quiet) as bar:
+    made: list[tuple[int, int, int]] = []
+    with Cache(settings.cache_gb, folder) as cache, progress_bar("weights", len(cameras), quiet=quiet) as bar:
         for view, (camera, id_map) in enumerate(zip(cameras, id_maps)):
             if id_map is not None:
                 pixels = _draw_pixels(id_map, settings, generator)
-                for part in np.array_split(pixels, max(1, round(len(pixels) / settings.pixels_per_step))):
-                    batch = _make_batch(view, camera, id_map, part, splats, rasterizer, settings)
-                    if batch is not None:
-                        batches.append(batch)
-            bar.advance(1, batches=len(batches))
-    if not batches:
-        raise InputError(
-            "no training view has a mask with pixels that any Gaussian reaches: expected id maps with ids above 0 "
-            "on views that see the splats; check that the masks belong to this scene and that the splats are its own"
-        )
-    return batches
+                for batch in _make_batches(view, camera, id_map, pixels, splats, rasterizer, settings):
+                    cache.keep(_arrays(batch))
+                    made.append((view, camera.width, camera.height))
+            bar.advance(1, batches=len(made))
+        if not made:
+            raise InputError(
+                "no training view has a mask with pixels that any Gaussian reaches: expected id maps with ids above 0 "
+                "on views that see the splats; check that the masks belong to this scene and that the splats are its "
+                "own"
+            )
+        return [_restore(*facts, *arrays) for facts, arrays in zip(made, cache.groups())]
 
 
 def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
-    """Draw pixels inside masks, off their borders, small masks more densely: with chance ~ area^-1/2."""
+    """Draw pixels inside masks and off their borders, in random order, as `settings.sampling` says."""
     inside = (id_map > 0) & ~border_mask(id_map, settings.border)
     candidates = np.flatnonzero(inside)
-    if len(candidates) <= settings.pixels_per_view:
-        return generator.permutation(candidates)
+    n = settings.pixels_per_view
+    if len(candidates) <= n or settings.sampling == "uniform":
+        return generator.permutation(candidates)[:n]
     _, index, counts = np.unique(id_map.ravel()[candidates], return_inverse=True, return_counts=True)
     chance = (1.0 / np.sqrt(counts))[index]
     # Gumbel keys: the largest n are a weighted draw without replacement, in random order
-    keys = np.log(chance) + generator.gumbel(size=len(candidates))
-    return candidates[np.argsort(-keys, kind="stable")[: settings.pixels_per_view]]
+    order = np.argsort(-(np.log(chance) + generator.gumbel(size=len(candidates))), kind="stable")
+    if settings.sampling == "mask":
+        return candidates[order[:n]]
+    beside = border_mask(id_map, BESIDE).ravel()[candidates[order]]
+    first = np.flatnonzero(beside)[: n // 2]
+    rest = np.delete(order, first)[: n - len(first)]
+    return generator.permutation(candidates[np.concatenate([order[first], rest])])
 
 
-def _make_batch(
+def _make_batches(
     view: int,
     camera: Camera,
     id_map: np.ndarray,
@@ -89,20 +111,48 @@ def _make_batch(
     splats: Splats,
     rasterizer: Rasterizer,
     settings: LiftSettings,
-) -> Batch | None:
-    ids, masks, counts = np.unique(id_map.ravel()[pixels], return_inverse=True, return_counts=True)
-    kept = counts >= settings.min_mask_pixels
-    chosen = kept[masks]
-    if not kept.any():
-        return None
-    renumbered = (np.cumsum(kept) - 1)[masks[chosen]]
-    weights = rasterizer.contributions(splats, camera, torch.from_numpy(pixels[chosen]), min_weight=settings.min_weight)
-    return Batch(view, weights, torch.from_numpy(renumbered), torch.from_numpy(ids[kept].astype(np.int64)))
+) -> Iterator[Batch]:
+    """Yield the batches of a view, as many pixels each, from one pass over its weights."""
+    parts = []
+    for part in np.array_split(pixels, max(1, round(len(pixels) / settings.pixels_per_step))):
+        of_part = id_map.ravel()[part]
+        ids, counts = np.unique(of_part, return_counts=True)
+        kept = np.isin(of_part, ids[counts >= settings.min_mask_pixels])
+        parts.append(part[kept][np.lexsort((part[kept], of_part[kept]))])
+    pixels = np.concatenate(parts)
+    if len(pixels) == 0:
+        return
+    weights = rasterizer.contributions(
+        splats, camera, torch.from_numpy(pixels), min_weight=settings.min_weight, heaviest=settings.heaviest
+    )
+    ends = np.cumsum([len(part) for part in parts])
+    for part, end in zip(parts, ends):
+        if len(part):
+            mask_ids, masks = np.unique(id_map.ravel()[part], return_inverse=True)
+            of_part, gaussians = weights.select(torch.arange(end - len(part), end)).compact()
+            ids = torch.from_numpy(mask_ids.astype(np.int64))
+            yield Batch(view, gaussians, of_part, torch.from_numpy(masks), ids)
+
+
+def _arrays(batch: Batch) -> list[np.ndarray]:
+    """What a batch is made of, its matrix by pixel and by Gaussian."""
+    weights = batch.weights
+    tensors = (batch.gaussians, batch.masks, batch.mask_ids, weights.pixels)
+    return [*(t.cpu().numpy() for t in tensors), *weights.by_pixel, *weights.by_gaussian]
+
+
+def _restore(view: int, width: int, height: int, *arrays: np.ndarray) -> Batch:
+    """Make a batch of its `_arrays`."""
+    gaussians, masks, mask_ids, pixels, indptr, ids, values = (torch.from_numpy(a) for a in arrays[:7])
+    transposed = Csr(*arrays[7:])
+    weights = Contributions(indptr, ids, values, pixels, width, height, len(gaussians), transposed=transposed)
+    return Batch(view, gaussians, weights, masks, mask_ids)
 
 
 def visible_mass(batches: Sequence[Batch], n_gaussians: int) -> Tensor:
     """Return how much of the sampled pixels each Gaussian is: the column sums of W, [N]."""
     mass = torch.zeros(n_gaussians)
     for batch in batches:
-        mass.index_add_(0, batch.weights.ids.long(), batch.weights.weights)
+        ids = batch.gaussians[batch.weights.ids.long()].long()
+        mass.index_add_(0, ids, batch.weights.weights)
     return mass
