@@ -17,7 +17,15 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from cgc import __version__
 from cgc.errors import InputError
-from cgc.settings import PRESETS, ClusterSettings, LiftSettings, RunSettings, SceneSettings, TrainSettings
+from cgc.settings import (
+    PRESETS,
+    ClusterSettings,
+    LiftSettings,
+    RunSettings,
+    SceneSettings,
+    TrainSettings,
+    seconds_of,
+)
 
 Preset = Literal["quick", "short", "default", "full"]
 RunArgument = Annotated[Path, arg(metavar="RUN", help="The run folder; the name alone, without --out, will do.")]
@@ -149,8 +157,8 @@ STEPS = ("train", "lift", "cluster", "render", "export", "report", "info")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 with one sentence where the input is bad."""
-    # torch and numba each have a pool of OpenMP threads: those that wait spin briefly (a step has many short loops),
-    # but not for long, or they take the cores from the other pool. Measured: a step takes 68 ms so, 77 to 85 otherwise
+    # torch's OpenMP threads and those of the kernels share the cores: torch's may spin briefly when they wait (a step
+    # has many short loops), but not for long, or they take the cores from the kernels
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["version"]):
@@ -165,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         name, rest = arguments[0], arguments[1:]
         if name in STEPS and rest and not rest[0].startswith("-"):
             rest = ["--out", *rest]
-        _call(_parse(name, rest))
+        _call(_parse(name, _in_seconds(rest)))
         return 0
     except InputError as error:
         print(f"cgc: {error}", file=sys.stderr)
@@ -181,8 +189,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _call(config: object) -> None:
-    from cgc import pipeline
+    from cgc import kernels, pipeline
 
+    kernels.keep_memory()
+    kernels.be_quiet(getattr(config, "quiet", False))
     match config:
         case Demo(out, _, train, lift, cluster, quiet):
             scene = pipeline.demo_scene()
@@ -246,6 +256,17 @@ def _preset(arguments: list[str]) -> str | None:
         if word.startswith("--preset="):
             return word.partition("=")[2]
     return None
+
+
+def _in_seconds(arguments: list[str]) -> list[str]:
+    """Return the arguments with the value of `--budget` in seconds; InputError where it is no time."""
+    read = list(arguments)
+    for i, word in enumerate(arguments):
+        if word == "--budget" and i + 1 < len(arguments):
+            read[i + 1] = str(seconds_of(arguments[i + 1]))
+        if word.startswith("--budget="):
+            read[i] = f"--budget={seconds_of(word.partition('=')[2])}"
+    return read
 
 
 def _with_defaults(name: str, settings: RunSettings) -> object:

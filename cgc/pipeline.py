@@ -28,7 +28,7 @@ from cgc.features.frozen import learn_features, nearest_neighbours, smooth_featu
 from cgc.features.samples import Batch, sample_batches, visible_mass
 from cgc.files import sha256, write_beside
 from cgc.masks.id_maps import MaskSet, read_id_map, read_mask_folder, resize_nearest, write_id_map
-from cgc.progress import console, progress_bar
+from cgc.progress import console, progress_bar, short_time
 from cgc.rasterize.base import Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, RunFolder, Source, create_run, open_run
@@ -162,20 +162,24 @@ def train(work: Workspace) -> str:
     start = time.perf_counter()
     run, target = work.run, work.run.root / "splats.ply"
     if run.source.splats:
-        splats = read_ply(run.source.splats)
+        splats, cap = read_ply(run.source.splats), None
         said = f"{len(splats):,} Gaussians taken from {run.source.splats}"
     else:
-        splats, _ = train_splats(
+        splats, trained = train_splats(
             work.scene, load_image, work.rasterizer, run.settings.train,
             test_every=run.settings.scene.test_every, checkpoint_dir=run.root / "checkpoints", quiet=work.quiet,
         )  # fmt: skip
+        start = time.perf_counter() - trained.seconds  # some of them in processes that were stopped
+        cap, budget = trained.max_gaussians, run.settings.train.budget
         said = f"{len(splats):,} Gaussians trained"
+        if budget:
+            said += f" in {short_time(trained.seconds)} of {short_time(budget)}"
     write_ply(target, splats)
     if splats.extras:
         with write_beside(run.root / "extras.npz") as path:
             np.savez_compressed(path, **splats.extras)  # pyright: ignore[reportArgumentType]
     work.splats = splats
-    run.finish("train", time.perf_counter() - start, gaussians=len(splats))
+    run.finish("train", time.perf_counter() - start, gaussians=len(splats), max_gaussians=cap)
     shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # what they would resume is done
     return f"{said}: {target}"
 

@@ -7,9 +7,12 @@ scene (see `Scene.extent`), image sizes are in pixels, learning rates are Adam's
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+from tyro.conf import arg
 
 from cgc.errors import InputError
 
@@ -32,18 +35,23 @@ class TrainSettings:
 
     Fractions are of the whole run, so that changing `steps` alone stretches everything that is planned. The
     learning rates are up to six times the paper's: they suit a few thousand steps; `full` starts at the paper's.
+    With a `budget` the result depends on how fast the machine is, so it does not repeat to the bit.
     """
 
     steps: int = 1800
     """Optimiser steps, one view each."""
     max_gaussians: int = 60_000
-    """Densification never goes past this many Gaussians."""
+    """Densification never goes past this many Gaussians; with a budget, past eight times as many."""
+    budget: Annotated[float, arg(prefix_name=False, metavar="TIME")] = 0.0
+    """Time to train in: 90, 90s, 5m, 1.5h, 1h30m; 0: as long as it takes. It caps the Gaussians, not the steps."""
     sh_degree: int = 2
     """Highest degree of the spherical harmonics, 0 to 3."""
     sh_ramp: float = 0.5
     """Fraction of the run over which the degree is raised from 0 to its highest, in equal parts."""
-    coarse: float = 0.2
-    """Fraction of the run, from its start, that trains on photos of half the size (a quarter of the work)."""
+    coarse: float = 0.3
+    """Fraction of the run, from its start, over which the photos grow to their full size, in equal parts."""
+    coarse_levels: int = 2
+    """How many times the photos are halved at the start, while they stay 160 pixels long at least; 0: not at all."""
     ssim_weight: float = 0.2
     """Weight of D-SSIM in the loss; L1 has the rest."""
     background: Literal["black", "white", "random"] = "black"
@@ -123,8 +131,15 @@ class LiftSettings:
     """Pixels of one view that a step learns from; a view has several such batches."""
     views_per_step: int = 2
     """Views a step."""
+    sampling: Literal["mask", "uniform", "border"] = "mask"
+    """Which pixels inside masks: `mask` draws with chance area^-1/2, so that small masks keep their share, `uniform`
+    draws all alike, `border` is `mask` with half of the pixels within 5 pixels of a mask's border."""
+    cache_gb: float = 2.0
+    """What the sampled weights may take in memory, in GB; the rest lies in a temporary file mapped into memory."""
     min_weight: float = 5e-3
     """Blending weights under this are left out."""
+    heaviest: int = 8
+    """Weights kept a pixel, its so many heaviest; 0: all. They bound what a step costs, whatever the scene."""
     border: int = 1
     """Pixels this near to a mask's border are not trained on: masks are unsure there."""
     min_mask_pixels: int = 8
@@ -133,10 +148,10 @@ class LiftSettings:
     """Adam's learning rate at the first step; it decays tenfold."""
     neighbours: int = 8
     """True nearest neighbours of the spatial regularisation."""
-    spatial_weight: float = 0.02
+    spatial_weight: float = 0.05
     """Weight of the spatial regularisation."""
     anchors: int = 1024
-    """Gaussians drawn a step for the spatial regularisation."""
+    """Gaussians drawn a step, among those it sees, for the spatial regularisation."""
     reduction: Literal["mean", "sum"] = "mean"
     """Mean over a mask's pixels (independent of the resolution), or their sum as the paper's release has it."""
     seed: int = 0
@@ -181,15 +196,17 @@ Limit = float | tuple[float, float]
 LIMITS: dict[str, dict[str, Limit]] = {
     "scene": {"downscale": 1, "max_side": 0, "test_every": 0},
     "train": {
-        "steps": 1, "max_gaussians": 1, "sh_degree": (0, 3), "sh_ramp": (0, 1), "coarse": (0, 1), "ssim_weight": (0, 1),
-        "means_lr": 0, "means_lr_final": 0, "log_scales_lr": 0, "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0,
-        "sh_rest_lr": 0, "lr_final": 0, "init_opacity": (0.001, 0.999), "init_random": 1, "refine_start": (0, 1),
-        "refine_stop": (0, 1), "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0,
-        "reset_every": 0, "checkpoint_every": 0, "seed": 0,
+        "steps": 1, "max_gaussians": 1, "budget": 0, "sh_degree": (0, 3), "sh_ramp": (0, 1), "coarse": (0, 1),
+        "coarse_levels": (0, 8), "ssim_weight": (0, 1), "means_lr": 0, "means_lr_final": 0, "log_scales_lr": 0,
+        "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0, "sh_rest_lr": 0, "lr_final": 0,
+        "init_opacity": (0.001, 0.999), "init_random": 1, "refine_start": (0, 1), "refine_stop": (0, 1),
+        "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0, "reset_every": 0,
+        "checkpoint_every": 0, "seed": 0,
     },
     "lift": {
-        "dim": 1, "steps": 1, "pixels_per_view": 1, "pixels_per_step": 1, "views_per_step": 1, "min_weight": (0, 1),
-        "border": 0, "min_mask_pixels": 1, "lr": 0, "neighbours": 0, "spatial_weight": 0, "anchors": 1, "seed": 0,
+        "dim": 1, "steps": 1, "pixels_per_view": 1, "pixels_per_step": 1, "views_per_step": 1, "cache_gb": 0,
+        "min_weight": (0, 1), "heaviest": 0, "border": 0, "min_mask_pixels": 1, "lr": 0, "neighbours": 0,
+        "spatial_weight": 0, "anchors": 1, "seed": 0,
     },
     "cluster": {
         "samples": 2, "min_cluster_size": 2, "min_samples": 0, "min_confidence": (0, 1), "revote": 0, "seed": 0,
@@ -221,6 +238,22 @@ def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:
 
 PRESETS: dict[str, RunSettings] = {name: RunSettings(train=train) for name, train in TRAIN_PRESETS.items()}
 """Whole runs by budget; they differ in training, the rest takes seconds."""
+
+
+_UNITS = (("h", 3600.0), ("m", 60.0), ("s", 1.0))
+_NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)"
+_TIME = re.compile(r"\s*".join(f"(?:{_NUMBER}\\s*{unit})?" for unit, _ in _UNITS))
+
+
+def seconds_of(text: str) -> float:
+    """Read a time like 90, 90s, 5m, 1.5h or 1h30m; InputError where it is none."""
+    plain = text.strip().lower()
+    if re.fullmatch(_NUMBER, plain):
+        return float(plain)
+    found = _TIME.fullmatch(plain)
+    if not plain or not found:
+        raise InputError(f"--budget is {text!r} where a time was expected; write it as 90, 90s, 5m, 1.5h or 1h30m")
+    return sum(float(n) * size for n, (_, size) in zip(found.groups(), _UNITS) if n)
 
 
 T = TypeVar("T")

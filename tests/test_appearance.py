@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cgc.appearance import schedule
+from cgc.appearance import schedule, trainer
 from cgc.appearance.capture import Densification, IdentityCapture
-from cgc.appearance.checkpoint import KEEP
+from cgc.appearance.checkpoint import KEEP, identify, load_checkpoint
+from cgc.appearance.cost import PRIOR, Coefficients, StepCosts, prior
 from cgc.appearance.densify import Densifier
 from cgc.appearance.losses import photometric_loss, psnr
+from cgc.appearance.plan import FEWEST, Plan
 from cgc.appearance.trainer import TrainStats, first_splats, train
 from cgc.errors import InputError
 from cgc.geometry import rgb_to_sh_dc, sh_to_rgb
+from cgc.kernels import thread_count
+from cgc.progress import TimeLeft
 from cgc.rasterize.base import Render
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.rasterize.sh import sh_colors, view_colors
@@ -44,13 +48,13 @@ def make_splats(n: int, degree: int = 0, seed: int = 0) -> Splats:
     return Splats(2 * torch.rand(n, 3, generator=g) - 1, quats, log_scales, torch.full((n,), 2.0), sh)
 
 
-def make_scene(n_views: int = 9) -> tuple[Scene, Callable[[View], np.ndarray]]:
+def make_scene(n_views: int = 9, width: int = 32) -> tuple[Scene, Callable[[View], np.ndarray]]:
     truth = make_splats(60)
     views, photos = [], {}
     for i in range(n_views):
         angle = 2 * math.pi * i / n_views
         eye = (4 * math.cos(angle), 4 * math.sin(angle), 1.5)
-        camera = Camera.look_at(eye, (0, 0, 0), width=32, height=24, focal=40)
+        camera = Camera.look_at(eye, (0, 0, 0), width=width, height=3 * width // 4, focal=1.25 * width)
         image = CpuRasterizer().render(truth, truth.colors(camera.position), [camera]).values[0]
         views.append(View(f"{i}.png", camera, Path(f"{i}.png")))
         photos[f"{i}.png"] = (image.clamp(0, 1) * 255).byte().numpy()
@@ -178,13 +182,22 @@ def test_a_gaussian_at_the_camera_has_finite_colour_and_gradient() -> None:
 def test_schedules_stretch_with_steps() -> None:
     for steps in (30, 3000):
         s = TrainSettings(steps=steps, sh_degree=3, sh_ramp=0.5, refine_start=0.1, refine_stop=0.5)
-        s = replace(s, coarse=0.2)
+        s = replace(s, coarse=0.2, coarse_levels=2)
         at = [int(f * steps) for f in (0.0, 0.15, 0.3, 0.4, 0.9)]
         assert [schedule.sh_degree(s, step) for step in at] == [0, 1, 2, 3, 3]
-        assert [schedule.is_coarse(s, step) for step in at] == [True, True, False, False, False]
+        assert [schedule.level(s, step) for step in at] == [2, 1, 0, 0, 0]
         assert schedule.decayed(1.0, 0.01, s, steps - 1) == pytest.approx(0.01)
         refined = [step for step in range(steps) if schedule.refines(replace(s, refine_every=5), step)]
         assert refined[0] >= 0.1 * steps and refined[-1] < 0.5 * steps
+
+
+def test_photos_grow_from_the_coarsest_in_equal_parts() -> None:
+    for levels, fraction in ((0, 0.5), (1, 0.5), (3, 0.3), (2, 0.0), (2, 1.0)):
+        s = TrainSettings(steps=600, coarse=fraction, coarse_levels=levels)
+        seen = [schedule.level(s, step) for step in range(s.steps)]
+        assert seen == sorted(seen, reverse=True)
+        for level in range(1, levels + 1):
+            assert seen.count(level) == round(fraction * s.steps / levels)
 
 
 def test_an_epoch_shows_every_training_view_once_in_another_order() -> None:
@@ -205,7 +218,7 @@ def test_background_follows_from_seed_and_step() -> None:
 # --- densification -------------------------------------------------------------------------------------
 
 
-def densifying(n: int = 20, cap: int = 25, **options):
+def densifying(n: int = 20):
     """A densifier of n Gaussians whose gradients are 1, 2, .. n, with parameters and optimisers."""
     splats = make_splats(n)
     tensors = {
@@ -214,7 +227,7 @@ def densifying(n: int = 20, cap: int = 25, **options):
     }  # fmt: skip
     params = {k: torch.nn.Parameter(v.clone()) for k, v in tensors.items()}
     optimizers = {k: torch.optim.Adam([p], fused=True) for k, p in params.items()}
-    densifier = Densifier(extent=1.0, max_gaussians=cap, prune_scale=0.0, seed=0, **options)
+    densifier = Densifier(extent=1.0, prune_scale=0.0, seed=0)
     means2d = torch.zeros(1, n, 2, requires_grad=True)
     means2d.grad = torch.zeros(1, n, 2)
     means2d.grad[0, :, 0] = torch.arange(1.0, n + 1) / 16  # times half of the width 32
@@ -228,10 +241,10 @@ def densifying(n: int = 20, cap: int = 25, **options):
     return densifier, params, optimizers
 
 
-def test_only_the_largest_gradients_grow_up_to_the_cap() -> None:
-    densifier, params, optimizers = densifying(20, 25)
+def test_only_the_largest_gradients_grow_up_to_the_limit() -> None:
+    densifier, params, optimizers = densifying(20)
     kept = params["means"][:15].detach().clone()
-    densifier.refine(params, optimizers, 10, Densification(grow_grad2d=0.5, prune_opacity=0.001))
+    densifier.refine(params, optimizers, 10, Densification(grow_grad2d=0.5, prune_opacity=0.001), 25)
     assert len(params["means"]) == 25
     assert torch.equal(params["means"][:15], kept)
     for name, p in params.items():
@@ -239,10 +252,10 @@ def test_only_the_largest_gradients_grow_up_to_the_cap() -> None:
     assert densifier.statistics["grad2d"].shape == (25,) and not densifier.statistics["grad2d"].any()
 
 
-def test_nothing_grows_at_the_cap_nor_under_the_threshold() -> None:
+def test_nothing_grows_at_the_limit_nor_under_the_threshold() -> None:
     for cap, threshold in ((20, 0.5), (100, 50.0)):
-        densifier, params, optimizers = densifying(20, cap)
-        densifier.refine(params, optimizers, 10, Densification(threshold, 0.001))
+        densifier, params, optimizers = densifying(20)
+        densifier.refine(params, optimizers, 10, Densification(threshold, 0.001), cap)
         assert len(params["means"]) == 20
 
 
@@ -252,7 +265,7 @@ def test_splits_follow_from_seed_and_step_and_leave_torch_alone() -> None:
         densifier, params, optimizers = densifying()
         torch.manual_seed(len(made))
         before = torch.get_rng_state()
-        densifier.refine(params, optimizers, step, Densification(0.5, 0.001))
+        densifier.refine(params, optimizers, step, Densification(0.5, 0.001), 25)
         assert torch.equal(torch.get_rng_state(), before)
         made.append(params["means"].detach())
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
@@ -264,7 +277,7 @@ def test_faint_and_long_gaussians_are_pruned() -> None:
         params["opacities"][3] = -9.0
         params["scales"][5, 1] = 2.0
     densifier._strategy.too_big = 5.0
-    densifier.refine(params, optimizers, 10, Densification(0.5, 0.005, grow=False))
+    densifier.refine(params, optimizers, 10, Densification(0.5, 0.005, grow=False), 25)
     assert len(params["means"]) == 18
 
 
@@ -280,6 +293,156 @@ def test_the_trainer_resets_opacities_where_asked(tiny) -> None:
     reset, _ = run(tiny, settings)
     plain, _ = run(tiny, replace(settings, reset_every=0))
     assert float(reset.opacities.max()) < 0.05 < float(plain.opacities.max())
+
+
+# --- cost, plan and budget -----------------------------------------------------------------------------
+
+SIZES = (120_000.0, 30_000.0, 7500.0)
+"""Pixels of a photo halved 0, 1 and 2 times."""
+MACHINES = {
+    "as expected": PRIOR,
+    "slow": Coefficients(5 * PRIOR.step, 3 * PRIOR.pixel, 3 * PRIOR.gaussian),
+    "many cores": Coefficients(PRIOR.step, PRIOR.pixel / 4, PRIOR.gaussian / 4),
+    "slow memory": Coefficients(PRIOR.step, PRIOR.pixel, 2.5 * PRIOR.gaussian),
+}
+
+
+class FakeClock:
+    """A clock that stands still but for what is added to `now`, and for `by` a look."""
+
+    def __init__(self, by: float = 0.0) -> None:
+        self.now, self.by = 1000.0, by
+
+    def __call__(self) -> float:
+        self.now += self.by
+        return self.now
+
+
+def noisy(seconds: float, draw: np.random.Generator) -> float:
+    """Return the seconds a step takes when it should take `seconds`: one in 300 hangs."""
+    return seconds * draw.lognormal(0, 0.1) * (10 if draw.random() < 1 / 300 else 1)
+
+
+def simulate(
+    settings: TrainSettings, machine: Coefficients, gaussians: int = 5000
+) -> tuple[Plan, float, dict[int, float]]:
+    """Play a training on `machine`; return its plan, its seconds, and at each tenth the time left over the true one."""
+    draw, clock = np.random.default_rng(0), FakeClock()
+    plan = Plan(settings, SIZES, gaussians, begun=clock(), clock=clock, quiet=True)
+    for count in (gaussians, 8 * gaussians):
+        clock.now += (seconds := noisy(machine.seconds(SIZES[0], count), draw))
+        plan.rehearsed(SIZES[0], count, seconds)
+    plan.start(0)
+    left, said = TimeLeft(settings.steps, 0, plan.effort, clock), {}
+    for step in range(settings.steps):
+        clock.now += noisy(machine.seconds(SIZES[schedule.level(settings, step)], plan.gaussians), draw)
+        clock.now += 20 if step == 0 else 0  # compiling
+        if schedule.refines(settings, step):
+            limit = plan.limit(step)
+            plan.refined(step, limit, max(plan.gaussians, min(limit, int(1.9 * plan.gaussians))))
+        plan.tick(step)
+        left.move(1)
+        if 10 * (step + 1) % settings.steps == 0:
+            said[10 * (step + 1) // settings.steps] = (clock.now, left.seconds())
+    return plan, plan.seconds, {k: s / (clock.now - now) for k, (now, s) in said.items() if k < 10}
+
+
+def test_costs_are_recovered_from_noisy_steps_some_of_which_hang() -> None:
+    draw = np.random.default_rng(3)
+    true = Coefficients(step=6e-3, pixel=1.5e-7, gaussian=1.4e-6)
+    costs = StepCosts(Coefficients(2e-3, 4e-7, 5e-7))
+    for step in range(2400):
+        pixels, gaussians = SIZES[step // 100 % 3], 5000 + 5000 * (step // 100)
+        seconds = true.seconds(pixels, gaussians) * draw.lognormal(0, 0.15) * (20 if draw.random() < 0.01 else 1)
+        assert costs.add(pixels, gaussians, seconds) <= seconds
+    costs.fit()
+    for pixels, gaussians in ((SIZES[0], 10_000), (SIZES[0], 300_000), (SIZES[2], 100_000)):
+        expected = true.seconds(pixels, gaussians)
+        assert costs.coefficients.seconds(pixels, gaussians) == pytest.approx(expected, rel=0.1)
+    assert costs.coefficients.pixel == pytest.approx(true.pixel, rel=0.15)
+    assert costs.coefficients.gaussian == pytest.approx(true.gaussian, rel=0.15)
+
+
+def test_costs_are_never_negative_and_survive_a_checkpoint() -> None:
+    costs = StepCosts()
+    costs.fit()
+    assert costs.coefficients == prior(thread_count())
+    for step in range(100):
+        costs.add(SIZES[0], 10_000 * (1 + step // 20), 0.1 - 0.015 * (step // 20))
+    costs.fit()
+    assert costs.coefficients.gaussian >= 0 and costs.coefficients.step >= 0 and costs.coefficients.pixel >= 0
+    again = StepCosts()
+    again.restore(costs.rows())
+    expected = costs.coefficients.seconds(SIZES[0], 20_000)
+    assert again.coefficients.seconds(SIZES[0], 20_000) == pytest.approx(expected)
+    np.testing.assert_allclose(again.rows(), costs.rows())
+
+
+def test_one_pause_hardly_changes_what_steps_cost() -> None:
+    costs = StepCosts()
+    for step in range(200):
+        costs.add(SIZES[0], 10_000, 600.0 if step == 50 else 0.05)
+    costs.fit()
+    assert costs.coefficients.seconds(SIZES[0], 10_000) == pytest.approx(0.05, rel=0.05)
+
+
+def test_more_threads_make_all_but_the_fixed_part_quicker() -> None:
+    one, eight = prior(1), prior(8)
+    assert one.step == eight.step and one.pixel == pytest.approx(8 * eight.pixel)
+    assert one.gaussian == pytest.approx(8 * eight.gaussian)
+
+
+@pytest.mark.parametrize("machine", list(MACHINES))
+@pytest.mark.parametrize("budgeted", [False, True])
+def test_the_time_left_is_right_within_a_fifth_after_a_tenth(machine: str, budgeted: bool) -> None:
+    budget = {"as expected": 200.0, "slow": 600.0, "many cores": 60.0, "slow memory": 300.0}[machine]
+    settings = TrainSettings(steps=1800, max_gaussians=60_000, budget=budget if budgeted else 0.0, coarse=0.3)
+    plan, _, ratios = simulate(settings, MACHINES[machine])
+    assert 60_000 < plan.cap < 480_000 if budgeted else plan.cap == 60_000
+    assert set(ratios) == set(range(1, 10))
+    assert all(0.8 < ratio < 1.2 for ratio in ratios.values()), ratios
+
+
+def test_a_slow_machine_gets_fewer_gaussians_within_the_same_budget() -> None:
+    settings = TrainSettings(steps=1800, max_gaussians=60_000, budget=150.0)
+    caps = {}
+    for name, machine in MACHINES.items():
+        plan, seconds, _ = simulate(settings, machine)
+        caps[name] = plan.cap
+        if FEWEST < plan.cap < 8 * 60_000:
+            assert 0.9 * settings.budget < seconds < 1.03 * settings.budget, name
+    assert caps["slow"] == FEWEST < caps["slow memory"] < caps["as expected"] < caps["many cores"]
+    assert caps["as expected"] > 60_000  # more than without a budget
+
+
+def test_a_budget_takes_nothing_away_and_has_a_ceiling() -> None:
+    settings = TrainSettings(steps=600, max_gaussians=20_000, budget=1.0)
+    plan, seconds, _ = simulate(settings, MACHINES["slow"], gaussians=12_000)
+    assert seconds > settings.budget and plan.gaussians == plan.cap == 12_000
+    assert {r.gaussians for r in plan.refinements} == {12_000}
+    plan, seconds, _ = simulate(replace(settings, budget=1e6), MACHINES["slow"])
+    assert plan.cap == 160_000 and max(r.limit for r in plan.refinements) > 20_000
+    plan, _, _ = simulate(replace(settings, budget=1e6, max_gaussians=900_000), MACHINES["slow"])
+    assert plan.cap == 1_000_000
+    plan, _, _ = simulate(replace(settings, budget=0.0), MACHINES["slow"])
+    assert plan.cap == 20_000 and [r.limit for r in plan.refinements] == [
+        schedule.gaussian_limit(settings, r.step, 20_000) for r in plan.refinements
+    ]
+
+
+def test_a_budget_that_is_too_short_is_said_once(capsys) -> None:
+    clock = FakeClock()
+    settings = TrainSettings(steps=600, budget=30.0)
+    plan = Plan(settings, SIZES, 5000, clock=clock)
+    for step in range(300):
+        clock.now += 1.0
+        if schedule.refines(settings, step):
+            plan.refined(step, plan.limit(step), 5000)
+        plan.tick(step)
+    said = capsys.readouterr().out
+    assert said.count("note:") == 1
+    assert "the budget of 0:30 is too short for 600 steps with 5,000 Gaussians: training will take about" in said
+    assert plan.cap == FEWEST
 
 
 # --- trainer -------------------------------------------------------------------------------------------
@@ -336,6 +499,76 @@ def test_a_killed_training_resumes_to_the_same_bits(tiny, tmp_path: Path) -> Non
     assert (stats.loss, stats.psnr_train) == (resumed_stats.loss, resumed_stats.psnr_train)
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["train_0000030.safetensors", "train_0000045.safetensors"] and len(left) == KEEP
+
+
+def test_a_resumed_training_counts_all_seconds_and_keeps_what_was_decided(tiny, tmp_path: Path) -> None:
+    settings = replace(TINY, steps=60, checkpoint_every=15, budget=40.0, grow_grad2d=1e-6)
+    with pytest.raises(Killed):
+        run(tiny, settings, capture=KillAt(40), checkpoint_dir=tmp_path, clock=FakeClock(by=0.1))
+    (tmp_path / "train_0000015.safetensors").unlink()
+    kept = read_checkpoint(tmp_path, tiny, settings)
+    assert [row[0] for row in kept.tensors["plan.refinements"].tolist()] == [10, 20]
+    clock = FakeClock(by=0.1)
+    _, stats = run(tiny, settings, capture=KillAt(None), checkpoint_dir=tmp_path, clock=clock)
+    assert stats.resumed_from == 30
+    assert stats.seconds == pytest.approx(kept.numbers["seconds"] + clock.now - FakeClock().now, abs=0.25)
+    last = read_checkpoint(tmp_path, tiny, settings)
+    decided, before = last.tensors["plan.refinements"], kept.tensors["plan.refinements"]
+    assert torch.equal(decided[: len(before)], before) and [row[0] for row in decided.tolist()] == [10, 20, 30, 40]
+    assert last.step == 45 and last.numbers["seconds"] > kept.numbers["seconds"]
+
+
+def read_checkpoint(folder: Path, tiny, settings: TrainSettings):
+    scene, load = tiny
+    views, _ = scene.split(3)
+    found = load_checkpoint(folder, identify(settings, scene, views, [load(scene.views[i]) for i in views]))
+    assert found is not None
+    return found
+
+
+def test_a_training_within_a_budget_has_as_many_gaussians_as_its_clock_allows(tiny) -> None:
+    settings = replace(TINY, steps=30, refine_every=5, max_gaussians=200, budget=10.0, grow_grad2d=1e-9)
+    counts = []
+    for seconds in (0.5, 0.001):
+        splats, stats = run(tiny, settings, clock=FakeClock(by=seconds))
+        assert len(splats) == stats.gaussians <= stats.max_gaussians
+        counts.append(len(splats))
+    assert 60 < counts[0] <= 200 < counts[1] <= 1600
+    free, stats = run(tiny, replace(settings, budget=0.0), clock=FakeClock(by=0.5))
+    assert stats.max_gaussians == 200
+    assert_same(free, run(tiny, replace(settings, budget=0.0))[0])  # without a budget no clock matters
+
+
+def test_photos_are_halved_by_area_but_not_too_far(monkeypatch) -> None:
+    assert trainer.SHORTEST == 160
+    monkeypatch.setattr(trainer, "SHORTEST", 64)
+    scene, load = make_scene(3, 256)
+    sizes, seen = [], []
+
+    class Noting(IdentityCapture):
+        def cameras(self, view: int, camera: Camera) -> list[Camera]:
+            sizes.append((camera.width, camera.height, round(float(camera.K[0, 0]), 3)))
+            return [camera]
+
+        def extra_loss(self, view: int, renders: Tensor, predicted: Tensor, photo: Tensor) -> None:
+            seen.append((view, photo))
+
+    settings = replace(TINY, steps=8, coarse=1.0, coarse_levels=4)
+    train(scene, load, CpuRasterizer(), settings, test_every=0, quiet=True, capture=Noting())
+    assert sizes == [(64, 48, 80.0)] * 6 + [(128, 96, 160.0)] * 2  # 4, 3 and 2 halvings, then 1
+    view, small = seen[0]
+    photo = torch.from_numpy(load(scene.views[view])) / 255.0
+    blocks = photo.reshape(48, 4, 64, 4, 3).mean((1, 3))
+    assert float((small - blocks).abs().max()) < 2 / 255
+
+
+def test_rehearsals_leave_the_training_as_it_is(tiny, monkeypatch, capsys) -> None:
+    settings = replace(TINY, steps=30)
+    plain, _ = run(tiny, settings)
+    monkeypatch.setattr(trainer, "REHEARSED", 1)
+    shown, _ = train(*tiny, CpuRasterizer(), settings, test_every=3)
+    assert_same(plain, shown)
+    assert "train 100 % step 30/30" in capsys.readouterr().out
 
 
 def test_checkpoints_of_something_else_are_refused(tiny, tmp_path: Path) -> None:

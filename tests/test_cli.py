@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tiny import NAMES, SETTINGS, clumps, snapshot
 
@@ -23,7 +26,7 @@ from cgc import __version__, cli, pipeline
 from cgc.cli import COMMANDS, main
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map, write_id_map
-from cgc.settings import PRESETS, RunSettings
+from cgc.settings import PRESETS, RunSettings, seconds_of
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
 
@@ -172,6 +175,61 @@ def test_run_again_keeps_the_runs_settings_unless_a_preset_is_asked_for(own_run,
     (_, (_, _, first), _), (_, (_, _, second), _) = called
     assert first == replace(SETTINGS, cluster=replace(SETTINGS.cluster, revote=0))
     assert second == replace(SETTINGS, train=PRESETS["quick"].train)
+
+
+@pytest.mark.parametrize("words", [["--budget", "1h30m"], ["--budget=1.5h"], ["--budget", "5400"]])
+def test_a_budget_is_read_by_the_commands_that_train(words, called, own_run):
+    for command in (["demo"], ["run", "s"], ["train", str(own_run)]):
+        assert main([*command, *words]) == 0
+    budgets = [k["train"].budget if name == "run_step" else a[2].train.budget for name, a, k in called]
+    assert budgets == [5400.0] * 3
+
+
+@pytest.mark.parametrize("text", ["5x", "", "five minutes", "-90", "1h30", "30s5m", "5m5m", "1e3", "nan", "1:30"])
+def test_a_budget_that_is_no_time(text, refused, tiny_scene, tmp_path):
+    said = refused("run", tiny_scene, "--out", tmp_path / "run", "--budget", text)
+    assert f"--budget is {text!r} where a time was expected; write it as 90, 90s, 5m, 1.5h or 1h30m" in said
+
+
+def test_a_budget_without_end(refused, tiny_scene, tmp_path):
+    said = refused("run", tiny_scene, "--out", tmp_path / "run", "--budget", "9" * 400)
+    assert "train.budget is inf" in said
+
+
+def times(least=0.0):
+    return st.one_of(st.integers(int(least), 999), st.floats(least, 999).map(lambda x: round(x, 3)))
+
+
+@given(hours=st.none() | times(), minutes=st.none() | times(), seconds=st.none() | times(), space=st.booleans())
+def test_written_times_are_read_back(hours, minutes, seconds, space):
+    parts = [f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if n is not None]
+    text = (" " if space else "").join(parts)
+    expected = 3600 * (hours or 0) + 60 * (minutes or 0) + (seconds or 0)
+    if not parts:
+        with pytest.raises(InputError):
+            seconds_of(text)
+        return
+    assert seconds_of(text) == seconds_of(text.upper()) == pytest.approx(expected)
+    if seconds is not None:
+        assert seconds_of(str(seconds)) == pytest.approx(seconds)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_time_or_an_input_error(text):
+    try:
+        assert seconds_of(text) >= 0
+    except InputError as error:
+        assert repr(text) in str(error)
+
+
+def test_a_training_says_what_it_took_of_its_budget(own_run, capsys):
+    assert main(["train", str(own_run), "--steps", "5", "--budget", "5m"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"train: [\d,]+ Gaussians trained in 0:\d\d of 5:00: ", said)
+    stats = json.loads((own_run / "stats.json").read_text())
+    assert stats["max_gaussians"] == 700 and stats["gaussians"] <= 700
+    assert main(["train", str(own_run), "--steps", "5", "--budget", "0", "--quiet"]) == 0
+    assert json.loads((own_run / "config.json").read_text())["train"]["budget"] == 0
 
 
 def test_training_with_a_preset_leaves_the_runs_settings(own_run, called):
@@ -404,7 +462,7 @@ def test_steps_refuse_values_outside_their_limits(refused, own_run):
 @pytest.mark.parametrize(
     "words",
     ["--train.steps -5", "--lift.dim 0", "--downscale 0", "--max-side -1", "--cluster.min-cluster-size 1",
-     "--train.sh-degree 4", "--test-every -1", "--lift.lr nan", "--train.ssim-weight 1.5"],
+     "--train.sh-degree 4", "--test-every -1", "--lift.lr nan", "--train.ssim-weight 1.5", "--train.coarse-levels 9"],
 )  # fmt: skip
 def test_option_values_outside_their_limits(words, refused, tiny_scene, tmp_path):
     option, value = words.split()

@@ -662,7 +662,7 @@ def test_heaviest_entries(rasterizer: Rasterizer, scene: tuple[Splats, Camera, T
     every = rows_of(rasterizer.contributions(splats, camera))
     some = rows_of(rasterizer.contributions(splats, camera, heaviest=most))
     for (ids, weights), kept in zip(every, some):
-        order = sorted(sorted(range(len(ids)), key=lambda e: -weights[e])[:most])  # noqa: B023
+        order = sorted(sorted(range(len(ids)), key=lambda e: -weights[e])[:most])
         assert kept == ([ids[e] for e in order], [weights[e] for e in order])
 
 
@@ -699,7 +699,7 @@ def test_contributions_past_the_memory_limit_are_refused(scene: tuple[Splats, Ca
 
     splats, camera, _ = scene
     rasterizer = CpuRasterizer(memory_limit=60_000)
-    with pytest.raises(InputError, match="1,530 pixels need more than .* ask for fewer pixels"):
+    with pytest.raises(InputError, match=r"1,530 pixels need more than .* ask for fewer pixels"):
         rasterizer.contributions(splats.to("cpu"), camera.to("cpu"))
     assert len(rasterizer.contributions(splats.to("cpu"), camera.to("cpu"), heaviest=1)) == 45 * 34
 

@@ -19,7 +19,7 @@ from cgc.scene.types import Scene
 from cgc.settings import TrainSettings, to_json
 
 KEEP = 2
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Adding and removing Gaussians: gsplat's DefaultStrategy with a hard cap, seeded splits and working resets.
+"""Adding and removing Gaussians: gsplat's DefaultStrategy with a hard limit, seeded splits and working resets.
 
 The parameters carry gsplat's names (raw values: `scales` are logs, `opacities` logits):
 
@@ -68,10 +68,9 @@ class Densifier:
     `statistics` holds what must survive a restart: grad2d and count [N], None before the first step.
     """
 
-    def __init__(self, *, extent: float, max_gaussians: int, prune_scale: float, seed: int) -> None:
+    def __init__(self, *, extent: float, prune_scale: float, seed: int) -> None:
         self._strategy = _capped_strategy()(refine_start_iter=-1, refine_stop_iter=NEVER, reset_every=NEVER)
         self._strategy.too_big = prune_scale
-        self._max_gaussians = max_gaussians
         self._seed = seed
         self.statistics: dict[str, Any] = self._strategy.initialize_state(scene_scale=extent)
 
@@ -83,17 +82,14 @@ class Densifier:
         }  # fmt: skip
         self._strategy._update_state(params, self.statistics, info)
 
-    def refine(
-        self, params: Params, optimizers: Optimizers, step: int, plan: Densification, limit: int | None = None
-    ) -> None:
-        """Grow to at most `limit` (default: the cap), prune and forget the gradients so far, in place.
+    def refine(self, params: Params, optimizers: Optimizers, step: int, plan: Densification, limit: int) -> None:
+        """Grow to at most `limit`, prune and forget the gradients so far, in place.
 
         (seed, step) decides the splits' noise.
         """
         strategy, state = self._strategy, self.statistics
         strategy.grow_grad2d, strategy.prune_opa = plan.grow_grad2d, plan.prune_opacity
-        cap = self._max_gaussians if limit is None else min(limit, self._max_gaussians)
-        strategy.room = cap - len(params["means"])
+        strategy.room = limit - len(params["means"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self._seed, step))
             if plan.grow:

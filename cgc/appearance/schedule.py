@@ -17,9 +17,12 @@ def sh_degree(settings: TrainSettings, step: int) -> int:
     return min(int((settings.sh_degree + 1) * step / ramp), settings.sh_degree)
 
 
-def is_coarse(settings: TrainSettings, step: int) -> bool:
-    """Return whether `step` trains at half size."""
-    return step < settings.coarse * settings.steps
+def level(settings: TrainSettings, step: int) -> int:
+    """Return how many times the photos of `step` are halved: `coarse_levels` at first, 0 after `coarse` of the run."""
+    ramp = settings.coarse * settings.steps
+    if step >= ramp:
+        return 0
+    return max(settings.coarse_levels - int(settings.coarse_levels * step / ramp), 0)
 
 
 def decayed(first: float, factor: float, settings: TrainSettings, step: int) -> float:
@@ -33,13 +36,13 @@ def refines(settings: TrainSettings, step: int) -> bool:
     return inside and step > 0 and step % settings.refine_every == 0
 
 
-def gaussian_limit(settings: TrainSettings, step: int) -> int:
+def gaussian_limit(settings: TrainSettings, step: int, cap: int) -> int:
     """Return how many Gaussians a refinement at `step` may leave: the cap is opened evenly up to `refine_stop`.
 
     Growing at once to the cap spends it on the first gradients and makes most steps cost what the last ones do.
     """
     opened = step / max(settings.refine_stop * settings.steps, 1)
-    return round(settings.max_gaussians * min(opened + settings.refine_every / settings.steps, 1.0))
+    return round(cap * min(opened + settings.refine_every / settings.steps, 1.0))
 
 
 def counts_gradients(settings: TrainSettings, step: int) -> bool:

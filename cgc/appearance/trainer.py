@@ -21,8 +21,9 @@ from cgc.appearance.capture import CaptureModel, Densification, IdentityCapture
 from cgc.appearance.checkpoint import Checkpoint, Identity, identify, load_checkpoint, save_checkpoint
 from cgc.appearance.densify import Densifier, Optimizers, Params
 from cgc.appearance.losses import photometric_loss, psnr
+from cgc.appearance.plan import Plan
 from cgc.errors import InputError
-from cgc.progress import progress_bar
+from cgc.progress import Clock, progress_bar
 from cgc.rasterize.base import Rasterizer, Render
 from cgc.rasterize.sh import sh_colors
 from cgc.scene.types import Camera, Scene, View
@@ -31,17 +32,24 @@ from cgc.splats.init import random_splats, splats_from_points
 from cgc.splats.types import Splats
 
 ADAM_EPS = 1e-15
+REHEARSALS, MANY = 5, 16  # steps, and times as many Gaussians
+REHEARSED = 200  # steps: shorter trainings are over before it would pay
+SHORTEST = 160  # pixels on the longer side: no photo is halved below it (a level at 100 pixels cost segments a point)
 SHOWN_EVERY = 10  # steps between updates of the bar
 SMOOTHING = 0.1  # weight of the newest of the shown values
 
 
 @dataclass(frozen=True)
 class TrainStats:
-    """How a training went: `seconds` and `resumed_from` of this process, `psnr_train` smoothed over views."""
+    """How a training went: `seconds` of all processes that worked on it, `psnr_train` smoothed over views.
+
+    `max_gaussians` is the cap in force at the end, `resumed_from` the first step of this process.
+    """
 
     steps: int
     seconds: float
     gaussians: int
+    max_gaussians: int
     loss: float
     psnr_train: float
     resumed_from: int
@@ -60,6 +68,13 @@ class _Photo:
         small = Image.fromarray(self.pixels).resize((width, height), Image.Resampling.BOX)
         return _Photo(np.asarray(small), self.camera.resized(width, height))
 
+    def pyramid(self, levels: int) -> list[_Photo]:
+        """Return the photo, halved 0, 1, .. `levels` times, as far as its longer side stays long enough."""
+        sizes: list[_Photo] = [self]
+        while len(sizes) <= levels and max(sizes[-1].camera.width, sizes[-1].camera.height) >= 2 * SHORTEST:
+            sizes.append(sizes[-1].halved())
+        return sizes
+
     def float(self) -> Tensor:
         """Return the pixels as [H, W, 3] float32 in 0..1."""
         return torch.tensor(self.pixels).to(torch.float32).mul_(1.0 / 255.0)
@@ -75,31 +90,39 @@ def train(
     capture: CaptureModel | None = None,
     checkpoint_dir: Path | None = None,
     quiet: bool = False,
+    clock: Clock = time.perf_counter,
 ) -> tuple[Splats, TrainStats]:
     """Train splats on every view of `scene` but each `test_every`-th (0: on all).
 
     `load_image(view)` gives uint8 [H, W, 3] of the view's camera's size; it is asked for training views only.
-    With `checkpoint_dir` a killed training continues from its newest checkpoint, to the same result.
+    With `checkpoint_dir` a killed training continues from its newest checkpoint, to the same result; not so with
+    a budget, because the cap then follows from the seconds that steps take by `clock`.
     Raise InputError where nothing can be trained, and for a checkpoint that belongs to something else.
     """
-    start = time.perf_counter()
+    begun = clock()
     train_views, _ = scene.split(test_every)
     if not train_views:
         raise InputError(f"no view of {scene.root} is left to train on; give more photos, or a larger --test-every")
-    photos = {i: _read_photo(scene.views[i], load_image) for i in train_views}
-    run = _Run(scene, photos, rasterizer, settings, capture or IdentityCapture())
-    identity = identify(settings, scene, train_views, [photos[i].pixels for i in train_views])
+    levels = settings.coarse_levels if settings.coarse > 0 else 0
+    photos = {i: _read_photo(scene.views[i], load_image).pyramid(levels) for i in train_views}
+    first = first_splats(scene, settings)
+    plan = Plan(settings, _mean_pixels(photos, levels), len(first), begun=begun, clock=clock, quiet=quiet)
+    run = _Run(first, scene.extent, photos, rasterizer, settings, capture or IdentityCapture(), plan)
+    identity = identify(settings, scene, train_views, [photos[i][0].pixels for i in train_views])
     resumed_from = run.resume(checkpoint_dir, identity) if checkpoint_dir else 0
-    with progress_bar("train", settings.steps, start=resumed_from, quiet=quiet) as bar:
+    if (settings.budget or not quiet) and not resumed_from and settings.steps >= REHEARSED:
+        _rehearse(first, scene.extent, photos, rasterizer, settings, plan, clock)
+    plan.start(resumed_from)
+    with progress_bar("train", settings.steps, start=resumed_from, quiet=quiet, effort=plan.effort, clock=clock) as bar:
         for step in range(resumed_from, settings.steps):
             run.step(step)
             done = step + 1
-            bar.advance(1, **(run.shown() if done % SHOWN_EVERY == 0 else {}))
             if checkpoint_dir and _is_due(settings, done):
                 save_checkpoint(checkpoint_dir, run.checkpoint(done), identity)
+            plan.tick(step)
+            bar.advance(1, **(run.shown() if done % SHOWN_EVERY == 0 else {}))
     splats = run.splats()
-    seconds = time.perf_counter() - start
-    return splats, TrainStats(settings.steps, seconds, len(splats), run.loss, run.psnr, resumed_from)
+    return splats, TrainStats(settings.steps, plan.seconds, len(splats), plan.cap, run.loss, run.psnr, resumed_from)
 
 
 def _is_due(settings: TrainSettings, done: int) -> bool:
@@ -115,6 +138,16 @@ def _read_photo(view: View, load_image: Callable[[View], np.ndarray]) -> _Photo:
             f"camera has uint8 {camera.height}x{camera.width}x3; make the model again from these images"
         )
     return _Photo(pixels, camera)
+
+
+def _at_level(pyramid: list[_Photo], level: int) -> _Photo:
+    return pyramid[min(level, len(pyramid) - 1)]
+
+
+def _mean_pixels(photos: dict[int, list[_Photo]], levels: int) -> list[float]:
+    """Return the mean number of pixels of a photo halved 0, 1, .. `levels` times."""
+    sizes = [[_at_level(p, level).pixels.size / 3 for p in photos.values()] for level in range(levels + 1)]
+    return [float(np.mean(s)) for s in sizes]
 
 
 def first_splats(scene: Scene, settings: TrainSettings) -> Splats:
@@ -140,28 +173,58 @@ def _parameters(splats: Splats) -> Params:
     return {k: torch.nn.Parameter(v.detach().clone().contiguous()) for k, v in tensors.items() if v.numel()}
 
 
+def _rehearse(
+    first: Splats,
+    extent: float,
+    photos: dict[int, list[_Photo]],
+    rasterizer: Rasterizer,
+    settings: TrainSettings,
+    plan: Plan,
+    clock: Clock,
+) -> None:
+    """Tell the plan what steps on whole photos take, with the first Gaussians and with many more; learn nothing.
+
+    Training itself shows that too late: it starts with small photos and few Gaussians.
+    """
+    whole = {i: p[:1] for i, p in photos.items()}
+    for times in {1, max(1, min(settings.max_gaussians // len(first), MANY))}:
+        many = _repeated(first, times)
+        run = _Run(many, extent, whole, rasterizer, settings, IdentityCapture(), plan)
+        for step in range(REHEARSALS):
+            before = clock()
+            run.learn(step)
+            if step > 0:  # the first one compiles
+                plan.rehearsed(_mean_pixels(whole, 0)[0], len(many), clock() - before)
+
+
+def _repeated(splats: Splats, times: int) -> Splats:
+    """Return every Gaussian so many times, smaller, so that they cover about as much of a picture."""
+    many = splats.select(torch.arange(len(splats)).repeat(times))
+    return replace(many, log_scales=many.log_scales - 0.5 * math.log(times))
+
+
 class _Run:
     """A training under way: parameters, optimisers and statistics, and the step that moves them."""
 
     def __init__(
         self,
-        scene: Scene,
-        photos: dict[int, _Photo],
+        first: Splats,
+        extent: float,
+        photos: dict[int, list[_Photo]],
         rasterizer: Rasterizer,
         settings: TrainSettings,
         capture: CaptureModel,
+        plan: Plan,
     ) -> None:
-        self.settings, self.capture = settings, capture
+        self.settings, self.capture, self.plan = settings, capture, plan
         self.loss = self.psnr = 0.0
         self._rasterizer = rasterizer
-        self._extent = scene.extent
         self._train_views = sorted(photos)
         self._photos = photos
-        self._coarse = {i: p.halved() for i, p in photos.items()} if settings.coarse > 0 else {}
         self._anything_seen = False
-        self.params: Params = _parameters(first_splats(scene, settings))
+        self.params: Params = _parameters(first)
         self._rates = {
-            "means": settings.means_lr * scene.extent, "quats": settings.quats_lr,
+            "means": settings.means_lr * extent, "quats": settings.quats_lr,
             "scales": settings.log_scales_lr, "opacities": settings.logit_opacities_lr,
             "sh_dc": settings.sh_dc_lr, "sh_rest": settings.sh_rest_lr,
         }  # fmt: skip
@@ -171,15 +234,17 @@ class _Run:
         }
         groups = capture.parameter_groups()
         self._capture_optimizer = torch.optim.Adam(groups, eps=ADAM_EPS) if groups else None
-        self._densifier = Densifier(
-            extent=scene.extent, max_gaussians=settings.max_gaussians, prune_scale=settings.prune_scale,
-            seed=settings.seed,
-        )  # fmt: skip
+        self._densifier = Densifier(extent=extent, prune_scale=settings.prune_scale, seed=settings.seed)
 
     def step(self, step: int) -> None:
-        """Draw a photo, render it, and move every parameter; then grow, prune or reset where it is time."""
+        """Learn from a photo; then grow, prune or reset where it is time."""
+        self.learn(step)
+        self._densify(step)
+
+    def learn(self, step: int) -> None:
+        """Draw a photo, render it, and move every parameter."""
         view = schedule.view_at(self._train_views, self.settings.seed, step)
-        photo = (self._coarse if schedule.is_coarse(self.settings, step) else self._photos)[view]
+        photo = _at_level(self._photos[view], schedule.level(self.settings, step))
         target = photo.float()
         render = self._render(view, photo, step)
         predicted = self.capture.predict(view, render.values)
@@ -193,7 +258,6 @@ class _Run:
         if counted:
             self._densifier.count(self.params, render, photo.camera.width, photo.camera.height)
         self._descend(step)
-        self._densify(step)
 
     def _render(self, view: int, photo: _Photo, step: int) -> Render:
         cameras = self.capture.cameras(view, photo.camera)
@@ -253,11 +317,12 @@ class _Run:
     def _densify(self, step: int) -> None:
         s = self.settings
         if schedule.refines(s, step):
-            plan = self.capture.densification(step, Densification(s.grow_grad2d, s.prune_opacity))
-            limit = schedule.gaussian_limit(s, step)
-            self._densifier.refine(self.params, self._optimizers, step, plan, limit)
+            wanted = self.capture.densification(step, Densification(s.grow_grad2d, s.prune_opacity))
+            limit = self.plan.limit(step)
+            self._densifier.refine(self.params, self._optimizers, step, wanted, limit)
             if not len(self.params["means"]):
                 raise InputError(f"every Gaussian had faded by step {step}; lower the setting prune_opacity")
+            self.plan.refined(step, limit, len(self.params["means"]))
         if schedule.resets(s, step):
             self._densifier.reset_opacities(self.params, self._optimizers, s.prune_opacity)
 
@@ -282,11 +347,15 @@ class _Run:
     def checkpoint(self, step: int) -> Checkpoint:
         """Return everything that `resume` needs to go on at `step`."""
         tensors = {f"strategy.{k}": v for k, v in self._densifier.tensors().items()}
+        tensors |= {f"plan.{k}": v for k, v in self.plan.tensors().items()}
         for name, optimizer in self._all_optimizers().items():
             for index, value in enumerate(_leaves(optimizer)):
                 tensors[f"{name}.{index}.value"] = value.detach()
                 tensors |= {f"{name}.{index}.{k}": v for k, v in optimizer.state[value].items()}
-        numbers = {"loss": self.loss, "psnr": self.psnr, "anything_seen": float(self._anything_seen)}
+        numbers = {
+            "loss": self.loss, "psnr": self.psnr, "anything_seen": float(self._anything_seen),
+            "seconds": self.plan.seconds,
+        }  # fmt: skip
         return Checkpoint(step, tensors, numbers)
 
     def resume(self, folder: Path, identity: Identity) -> int:
@@ -297,6 +366,7 @@ class _Run:
         self.loss, self.psnr = found.numbers["loss"], found.numbers["psnr"]
         self._anything_seen = bool(found.numbers["anything_seen"])
         self._densifier.statistics |= _under(found.tensors, "strategy.")
+        self.plan.restore(_under(found.tensors, "plan."), found.numbers["seconds"])
         for name, optimizer in self._all_optimizers().items():
             for index, value in enumerate(_leaves(optimizer)):
                 state = _under(found.tensors, f"{name}.{index}.")
