@@ -174,8 +174,14 @@ def _add_eight(values, c, weights, ids, n, out, at):
         a2, a3 = fma(w, broadcast(values, i + 2), a2), fma(w, broadcast(values, i + 3), a3)
         a4, a5 = fma(w, broadcast(values, i + 4), a4), fma(w, broadcast(values, i + 5), a5)
         a6, a7 = fma(w, broadcast(values, i + 6), a6), fma(w, broadcast(values, i + 7), a7)
-    store(out, at, a0), store(out, at + 8, a1), store(out, at + 16, a2), store(out, at + 24, a3)
-    store(out, at + 32, a4), store(out, at + 40, a5), store(out, at + 48, a6), store(out, at + 56, a7)
+    store(out, at, a0)
+    store(out, at + 8, a1)
+    store(out, at + 16, a2)
+    store(out, at + 24, a3)
+    store(out, at + 32, a4)
+    store(out, at + 40, a5)
+    store(out, at + 48, a6)
+    store(out, at + 56, a7)
 
 
 @kernel
@@ -186,7 +192,10 @@ def _add_four(values, c, weights, ids, n, out, at):
         w, i = load(weights, 8 * q), ids[q] + c
         a0, a1 = fma(w, broadcast(values, i), a0), fma(w, broadcast(values, i + 1), a1)
         a2, a3 = fma(w, broadcast(values, i + 2), a2), fma(w, broadcast(values, i + 3), a3)
-    store(out, at, a0), store(out, at + 8, a1), store(out, at + 16, a2), store(out, at + 24, a3)
+    store(out, at, a0)
+    store(out, at + 8, a1)
+    store(out, at + 16, a2)
+    store(out, at + 24, a3)
 
 
 @kernel
@@ -288,7 +297,10 @@ def _dots(values, at, v, stride, strips, n, dots):
                 value, to = broadcast(values, at + channel + k), 8 * (channel + k)
                 s0, s1 = fma(value, load(v, a + to), s0), fma(value, load(v, b + to), s1)
                 s2, s3 = fma(value, load(v, c + to), s2), fma(value, load(v, d + to), s3)
-        store(dots, 8 * q, s0), store(dots, 8 * q + 8, s1), store(dots, 8 * q + 16, s2), store(dots, 8 * q + 24, s3)
+        store(dots, 8 * q, s0)
+        store(dots, 8 * q + 8, s1)
+        store(dots, 8 * q + 16, s2)
+        store(dots, 8 * q + 24, s3)
 
 
 @kernel
@@ -324,7 +336,9 @@ def _load_tile(x0, y0, width, height, given, stride, final_T, cut, v_image, v_fi
         x, y = x0 + 8 * (j >> 4), y0 + (j & 15)
         lanes = max(min(8, width - x), 0) if y < height else 0
         pixel = y * width + x
-        store(T, 8 * j, splat(f(1.0))), store(cuts, 8 * j, splat(f(0.0))), store(behind, 8 * j, splat(f(0.0)))
+        store(T, 8 * j, splat(f(1.0)))
+        store(cuts, 8 * j, splat(f(0.0)))
+        store(behind, 8 * j, splat(f(0.0)))
         for lane in range(lanes):
             T[8 * j + lane], cuts[8 * j + lane] = final_T[pixel + lane], f(cut[pixel + lane])
             behind[8 * j + lane] = final_T[pixel + lane] * v_final_T[pixel + lane]
@@ -423,8 +437,11 @@ def gather_gradients(
     first, last = tile_at(first_pair, worker, workers), tile_at(first_pair, worker + 1, workers)
     for rank in range(first, last):
         soon = order[min(rank + AHEAD, last - 1)]
-        prefetch(v_means2d, 2 * soon), prefetch(v_ellipses, 3 * soon), prefetch(v_opacities, soon)
-        prefetch(ellipses, 3 * soon), prefetch(opacities, soon)
+        prefetch(v_means2d, 2 * soon)
+        prefetch(v_ellipses, 3 * soon)
+        prefetch(v_opacities, soon)
+        prefetch(ellipses, 3 * soon)
+        prefetch(opacities, soon)
         for c in range(0, given, 16):
             prefetch(v_values, soon * given + c)
         begin, end = first_pair[rank], first_pair[rank + 1]
