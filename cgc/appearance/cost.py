@@ -4,7 +4,8 @@
 
 A *phase* is all steps of one photo size and one N; it counts with the mean of its newest seconds, those over five
 medians cut to that, so that a pause counts little and what recurs (refining, checkpoints) does. The fit is least
-squares of relative errors over phases, a, b, c >= 0, with a weak pull to a prior of which only the ratios matter.
+squares of relative errors over phases, a, b, c >= 0, with a weak pull to a prior of which only the ratios matter;
+the pull is stronger where phases fit badly, because other work slowed some of them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ Amount = TypeVar("Amount", float, np.ndarray)
 
 NEWEST = 200  # steps of a phase that are kept
 LONGEST = 5.0  # medians: a slower step counts as this slow
-MISFIT = 6.0  # (10 % noise of a step / 4 % misfit of the model) ** 2: more steps of a phase hardly count
-PULL = 0.003  # (4 % misfit of a phase / 75 % of the prior) ** 2
+MISFIT = 0.04  # of a phase on a machine that does nothing else, relative
+NOISE = 0.1  # of a step
+TRUST = 0.75  # the prior is good to this, relative
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,16 @@ class StepCosts:
             return
         pixels, gaussians, seconds, count = rows.T
         seconds = np.maximum(seconds, 1e-9)
-        weight = count / (count + MISFIT)
+        weight = count / (count + (NOISE / MISFIT) ** 2)
         expected = np.array([self._expected.step, self._expected.pixel, self._expected.gaussian])
         parts = np.stack([np.ones_like(pixels), pixels, gaussians], 1) * expected  # [phases, 3] seconds
         pace = (weight @ seconds) / (weight @ parts.sum(1))
-        root = np.sqrt(weight)
-        matrix = np.concatenate([parts * (root / seconds)[:, None], np.eye(3) * (PULL**0.5 / pace)])
-        factors, _ = nnls(matrix, np.concatenate([root, np.full(3, PULL**0.5)]))
+        matrix, root, misfit = parts / seconds[:, None], np.sqrt(weight), MISFIT
+        for _ in range(2):
+            pull = misfit / TRUST
+            system = np.concatenate([matrix * root[:, None], np.eye(3) * (pull / pace)])
+            factors, _ = nnls(system, np.concatenate([root, np.full(3, pull)]))
+            misfit = max(MISFIT, float(np.sqrt(weight @ (matrix @ factors - 1) ** 2 / weight.sum())))
         self.coefficients = Coefficients(*(float(v) for v in factors * expected))
 
     def rows(self) -> np.ndarray:

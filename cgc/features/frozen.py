@@ -13,11 +13,10 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from cgc.features.contrast import Contrast
 from cgc.features.rows import Rows
 from cgc.features.samples import Batch
+from cgc.features.views import Views
 from cgc.progress import progress_bar
-from cgc.rasterize.sparse import multiply
 from cgc.settings import LiftSettings
 
 
@@ -62,38 +61,24 @@ class Learner:
     """Features that are being learned, and the buffers of a step."""
 
     def __init__(self, batches: Sequence[Batch], neighbours: Tensor, start: Tensor, settings: LiftSettings) -> None:
-        """Start from features `start` [N, D], to learn from any of `batches`."""
+        """Start from features `start` [N, D], to learn from any of `batches`, `settings.views_per_step` at a time."""
         self._settings, self._neighbours = settings, neighbours.numpy()
         most = max(len(batch.gaussians) for batch in batches)
-        self._rows = Rows(start.numpy(), min(len(start), most * settings.views_per_step), settings.steps)
-        stride = self._rows.gradient.shape[1]
-        pixels, masks = max(len(batch.masks) for batch in batches), max(len(batch.mask_ids) for batch in batches)
-        self._contrast = Contrast(pixels, masks, stride)
-        self._some = np.empty((most, stride), np.float32)
+        self._rows = Rows(start.numpy(), most, settings.views_per_step, settings.steps)
+        self._views = Views(batches, self._rows.gradients, settings.reduction == "sum")
 
     @property
     def features(self) -> Tensor:
         """What was learned so far, [N, D]."""
         return torch.from_numpy(self._rows.features[:, : self._settings.dim].copy())
 
-    def step(self, views: Sequence[Batch], draws: np.ndarray, rate: float) -> float:
+    def step(self, batches: Sequence[Batch], draws: np.ndarray, rate: float) -> float:
         """Learn from some batches, return the loss; draws in [0, 1) choose the spatial term's anchors."""
-        loss = sum(self._look(batch, 1 / len(views)) for batch in views)
-        weight, (_, k) = self._settings.spatial_weight, self._neighbours.shape
-        if weight > 0 and k > 0 and self._rows.count > 0:
-            loss += self._rows.smooth(draws[: self._rows.count], self._neighbours, weight)
+        loss = self._views.look(batches, self._rows.features)
+        self._rows.begin([batch.gaussians.numpy() for batch in batches])
+        if self._settings.spatial_weight > 0:
+            loss += self._rows.smooth(draws, self._neighbours, self._settings.spatial_weight)
         self._rows.update(rate)
-        return loss
-
-    def _look(self, batch: Batch, weight: float) -> float:
-        """Add the gradient of one view's contrastive loss to the step's; return weight times the loss."""
-        rows, contrast, gaussians = self._rows, self._contrast, batch.gaussians.numpy()
-        rows.gather(gaussians, self._some)
-        multiply(batch.weights.by_pixel, self._some, contrast.features)
-        loss = contrast.step(batch.masks.numpy(), batch.counts, self._settings.reduction, weight)
-        gradient = rows.gradient if rows.count == 0 else self._some  # the first view's needs no adding up
-        multiply(batch.weights.by_gaussian, contrast.gradient, gradient)
-        rows.add(gaussians, gradient)
         return loss
 
 

@@ -1,10 +1,10 @@
 """Features of the few Gaussians that a step sees: their gradient, their neighbours' pull, their Adam.
 
-Notation: N Gaussians, S channels (a multiple of 8: a feature is filled up with zeros), R the Gaussians of one step, its
-rows. A row is of one Gaussian: rows [R] says of which, and places [N] where a Gaussian's row is; an entry of places is
-right only if the row there says so too, so neither is ever cleared, and nothing of a step costs by N. Adam counts the
-steps of each Gaussian by itself, for a Gaussian that a step does not see stays as it is, its moments too. The two
-moments of a Gaussian lie side by side, [N, 2, S]: a large N waits for memory.
+Notation: N Gaussians, S channels (a multiple of 8: a feature is filled up with zeros), V views of a step, U Gaussians
+that a view shows, R those that any of them shows: the step's rows, in rising order. sources [R, V] says which of a view's
+U a row is, or -1. Nothing in a step costs by N. Adam counts the steps of each Gaussian by itself, for a Gaussian that a
+step does not see stays as it is, its moments too. The two moments of a Gaussian lie side by side, [N, 2, S]: a large N
+waits for memory.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportArgumentType=false
@@ -12,50 +12,47 @@ moments of a Gaussian lie side by side, [N, 2, S]: a large N waits for memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from numba import float32 as f
 
-from cgc.features.contrast import spread_if_long
 from cgc.kernels import kernel, spread
 from cgc.rasterize.lanes import divide, fma, load, prefetch, splat, sqrt, store, total
 
 BETAS = (0.9, 0.99)
 EPSILON = 1e-15
+LONG = 500_000  # ns: waking threads and waiting for them takes about half as long
+
+
+def _spread_if_long(nanoseconds: float, work: Callable[..., Any], *arguments: Any) -> None:
+    """Spread a kernel over the cores if it takes one core about so long that this pays; the bits are the same."""
+    if nanoseconds < LONG:
+        work(0, 1, *arguments)
+    else:
+        spread(work, *arguments)
 
 
 @kernel
-def _gather(worker, workers, features, gaussians, stride, out):
-    """Copy the features of some Gaussians [U], one below the other."""
-    for row in range(worker * gaussians.shape[0] // workers, (worker + 1) * gaussians.shape[0] // workers):
-        of = gaussians[row] * stride
-        for c in range(0, stride, 8):
-            store(out, row * stride + c, load(features, of + c))
-
-
-@kernel
-def _find_rows(gaussians, rows, places, count, found):
-    """Write the row of each Gaussian [U] to found, new ones from `count` on; return how many rows there are then."""
-    for k in range(gaussians.shape[0]):
-        gaussian = gaussians[k]
-        place = places[gaussian]
-        if place >= count or rows[place] != gaussian:
-            place = places[gaussian] = count
-            rows[count] = gaussian
-            count += 1
-        found[k] = place
-    return count
-
-
-@kernel
-def _add_rows(worker, workers, found, stride, fresh, added, gradient):
-    """Add the rows of `added` [U * S] to rows found [U] of the gradient; rows from `fresh` on hold nothing yet."""
-    for k in range(worker * found.shape[0] // workers, (worker + 1) * found.shape[0] // workers):
-        to = found[k] * stride
-        for c in range(0, stride, 8):
-            value = load(added, k * stride + c)
-            if found[k] < fresh:
-                value = value + load(gradient, to + c)
-            store(gradient, to + c, value)
+def _merge(gaussians, counts, rows, sources):
+    """Merge the Gaussians of each view, rising, the first counts [V] of each row of [V, U]; return how many rows."""
+    views, row = counts.shape[0], 0
+    at = np.zeros(views, np.int64)
+    while True:
+        least = np.int32(2**31 - 1)
+        for view in range(views):
+            if at[view] < counts[view]:
+                least = min(least, gaussians[view, at[view]])
+        if least == 2**31 - 1:
+            return row
+        rows[row] = least
+        for view in range(views):
+            sources[row, view] = -1
+            if at[view] < counts[view] and gaussians[view, at[view]] == least:
+                sources[row, view] = at[view]
+                at[view] += 1
+        row += 1
 
 
 @kernel
@@ -68,97 +65,98 @@ def _length(features, at, stride):
 
 
 @kernel
-def _smooth(worker, workers, features, rows, anchors, neighbours, steps, stride, weight, gradient, losses):
-    """Add weight times the gradient of sum_n 1 - cos(f, f_n) to the rows of the anchors [A]; losses [A] are the sums.
+def _smooth(
+    worker, workers, features, rows, sources, anchors, neighbours, steps, most, stride, weight, gradients, losses
+):
+    """Add weight times the gradient of sum_n 1 - cos(f, f_n) to that of the anchors [A]; losses [A] are the sums.
 
     The neighbours' features f_n are held, and those that no step has seen left out.
     """
-    around, end = np.empty(stride, np.float32), (worker + 1) * anchors.shape[0] // workers
+    around = np.empty(stride, np.float32)
+    end = (worker + 1) * anchors.shape[0] // workers
     for k in range(worker * anchors.shape[0] // workers, end):
         for neighbour in neighbours[rows[anchors[min(k + 1, end - 1)]]]:  # the next anchor's
             prefetch(steps, neighbour)
             for c in range(0, stride, 16):
                 prefetch(features, neighbour * stride + c)
-        gaussian, to = rows[anchors[k]], anchors[k] * stride
         around[:] = f(0.0)
         count = 0
-        for neighbour in neighbours[gaussian]:
+        for neighbour in neighbours[rows[anchors[k]]]:
             if steps[neighbour] > 0:
                 of = neighbour * stride
                 scale = splat(f(1.0) / _length(features, of, stride))
                 for c in range(0, stride, 8):
                     store(around, c, fma(load(features, of + c), scale, load(around, c)))
                 count += 1
-        at, along = gaussian * stride, splat(f(0.0))
+        at, along = rows[anchors[k]] * stride, splat(f(0.0))
         for c in range(0, stride, 8):
             along = fma(load(around, c), load(features, at + c), along)
         length = _length(features, at, stride)
         cosines = total(along) / length
         losses[k] = weight * (count - cosines)
+        view = 0
+        while sources[anchors[k], view] < 0:
+            view += 1
+        to = (view * most + sources[anchors[k], view]) * stride
         for c in range(0, stride, 8):
             across = load(around, c) - load(features, at + c) * splat(cosines / length)
-            store(gradient, to + c, load(gradient, to + c) - across * splat(weight / length))
+            store(gradients, to + c, load(gradients, to + c) - across * splat(weight / length))
 
 
 @kernel
-def _adam(worker, workers, rows, gradient, stride, rate, corrections, features, moments, steps):
+def _adam(worker, workers, rows, sources, gradients, most, stride, rate, corrections, features, moments, steps):
     """Take a step of Adam on the features of rows [R]; corrections [T + 1, 2] of the two moments for each step."""
-    fade, keep = splat(f(1.0 - BETAS[0])), splat(f(BETAS[1]))
-    gain, least = splat(f(1.0 - BETAS[1])), splat(f(EPSILON))
+    fade = splat(f(1.0 - BETAS[0]))
+    keep, gain = splat(f(BETAS[1])), splat(f(1.0 - BETAS[1]))
     for row in range(worker * rows.shape[0] // workers, (worker + 1) * rows.shape[0] // workers):
         gaussian = rows[row]
         steps[gaussian] += 1
         factor = splat(rate * corrections[steps[gaussian], 0])
         scale = splat(corrections[steps[gaussian], 1])
         for c in range(0, stride, 8):
-            at, slope = 2 * gaussian * stride + c, load(gradient, row * stride + c)
-            first, second = load(moments, at), load(moments, at + stride)
-            first, second = fma(slope - first, fade, first), fma(slope * slope, gain, second * keep)
+            slope = splat(f(0.0))
+            for view in range(sources.shape[1]):
+                if sources[row, view] >= 0:
+                    slope = slope + load(gradients, (view * most + sources[row, view]) * stride + c)
+            at = 2 * gaussian * stride + c
+            first = fma(slope - load(moments, at), fade, load(moments, at))
+            second = fma(slope * slope, gain, load(moments, at + stride) * keep)
             store(moments, at, first)
             store(moments, at + stride, second)
-            change, at = divide(first, fma(sqrt(second), scale, least)), gaussian * stride + c
+            change = divide(first, fma(sqrt(second), scale, splat(f(EPSILON))))
+            at = gaussian * stride + c
             store(features, at, load(features, at) - factor * change)
 
 
 class Rows:
-    """Features [N, S] with their Adam, and the gradient of one step's rows. Memory: 12 S + 8 B a Gaussian."""
+    """Features with their Adam, and the rows of one step. Memory: 12 S + 4 B a Gaussian, 4 V (S + 2) B one of U."""
 
-    def __init__(self, features: np.ndarray, most: int, steps: int) -> None:
-        """Start from features [N, D]; a step has at most `most` rows, and there are at most `steps` steps."""
+    def __init__(self, features: np.ndarray, most: int, views: int, steps: int) -> None:
+        """Start from features [N, D]; a step has up to V views of up to `most` Gaussians, and there are `steps`."""
         n, channels = features.shape
         stride = -(-channels // 8) * 8
         self.features = np.zeros((n, stride), np.float32)
         """The features [N, S], the last S - D channels 0."""
         self.features[:, :channels] = features
-        self._moments = np.zeros((n, 2, stride), np.float32)
-        self._steps, self._places = np.zeros(n, np.int32), np.zeros(n, np.int32)
-        self._rows, self._found = np.empty(most, np.int32), np.empty(most, np.int32)
+        self.gradients = np.empty((views, most, stride), np.float32)
+        """Where a step's gradients belong, one of each view for the Gaussians [U] that it shows."""
+        self._moments, self._steps = np.zeros((n, 2, stride), np.float32), np.zeros(n, np.int32)
         powers = np.array(BETAS) ** np.arange(steps + 1)[:, None]
         powers[0] = 0  # no Gaussian takes its step 0
         self._corrections = (1 / (1 - powers) ** (1, 0.5)).astype(np.float32)
-        self.gradient = np.empty((most, stride), np.float32)
-        """Gradient of the step's rows so far, the first `count` of them."""
-        self.count = 0
-        """How many rows the step has so far."""
+        self._gaussians = np.empty((views, most), np.int32)
+        self._found = np.empty(min(n, views * most), np.int32), np.empty((min(n, views * most), views), np.int32)
+        self._rows, self._sources = (array[:0] for array in self._found)
 
-    def gather(self, gaussians: np.ndarray, out: np.ndarray) -> None:
-        """Copy the features of Gaussians [U] to the first U rows of out."""
-        stride = out.shape[1]
-        spread_if_long(len(gaussians) * stride, _gather, self.features.reshape(-1), gaussians, stride, out.reshape(-1))
-
-    def add(self, gaussians: np.ndarray, gradient: np.ndarray) -> None:
-        """Add the gradient [U, S] of some Gaussians [U], each named once, to that of the step."""
-        before, n = self.count, len(gaussians)
-        if before == 0:
-            self._rows[:n] = gaussians
-            self.count = n
-            if gradient is not self.gradient:
-                self.gradient[:n] = gradient[:n]
-            return
-        self._places[self._rows[:before]] = np.arange(before)
-        found = self._found[:n]
-        self.count = _find_rows(gaussians, self._rows, self._places, before, found)
-        spread(_add_rows, found, gradient.shape[1], before, gradient.reshape(-1), self.gradient.reshape(-1))
+    def begin(self, gaussians: Sequence[np.ndarray]) -> None:
+        """Begin a step with the Gaussians [U] int32 of each of up to V views, in rising order."""
+        counts = np.array([len(some) for some in gaussians])
+        for k, some in enumerate(gaussians):
+            self._gaussians[k, : len(some)] = some
+        rows, sources = self._found[0], self._found[1].reshape(-1)
+        sources = sources[: len(rows) * len(counts)].reshape(-1, len(counts))
+        count = _merge(self._gaussians, counts, rows, sources)
+        self._rows, self._sources = rows[:count], sources[:count]
 
     def smooth(self, draws: np.ndarray, neighbours: np.ndarray, weight: float) -> float:
         """Add the spatial term's gradient for one anchor a draw [A] in [0, 1); return weight times the loss.
@@ -166,16 +164,22 @@ class Rows:
         Each anchor is one of an equal share of the step's rows, so that none is drawn twice. neighbours [N, k]. See
         `losses.smoothness_loss`; here its gradient moves the anchors only, and unseen neighbours say nothing.
         """
-        bounds = np.arange(len(draws) + 1) * self.count // len(draws)
+        draws = draws[: len(self._rows)]
+        if draws.size * neighbours.shape[1] == 0:
+            return 0.0
+        bounds = np.arange(len(draws) + 1) * len(self._rows) // len(draws)
         anchors = bounds[:-1] + (draws * np.diff(bounds)).astype(np.int64)
+        _, most, stride = self.gradients.shape
         losses, each = np.empty(len(anchors)), np.float32(weight / (len(anchors) * neighbours.shape[1]))
-        arrays = (self.features.reshape(-1), self._rows, anchors, neighbours, self._steps)
-        spread(_smooth, *arrays, self.gradient.shape[1], each, self.gradient.reshape(-1), losses)
+        arrays = (self.features.reshape(-1), self._rows, self._sources, anchors, neighbours, self._steps)
+        nanoseconds = 4.0 * len(anchors) * neighbours.shape[1] * stride
+        _spread_if_long(nanoseconds, _smooth, *arrays, most, stride, each, self.gradients.reshape(-1), losses)
         return float(losses.sum())
 
     def update(self, rate: float) -> None:
-        """Move the features of the step's rows against their gradient, and begin the next step."""
-        gradient, stride = self.gradient.reshape(-1), self.gradient.shape[1]
+        """Move the features of the step's rows against the sum of its gradients."""
+        _, most, stride = self.gradients.shape
+        moved = (self._rows, self._sources, self.gradients.reshape(-1), most, stride)
         state = (self.features.reshape(-1), self._moments.reshape(-1), self._steps)
-        spread(_adam, self._rows[: self.count], gradient, stride, np.float32(rate), self._corrections, *state)
-        self.count = 0
+        nanoseconds = 1.5 * len(self._rows) * stride
+        _spread_if_long(nanoseconds, _adam, *moved, np.float32(rate), self._corrections, *state)

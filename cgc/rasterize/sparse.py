@@ -54,7 +54,7 @@ def _share(worker, workers, indptr):
 
 
 @kernel
-def _multiply(worker, workers, indptr, ids, weights, x, channels, out):
+def multiply(worker, workers, indptr, ids, weights, x, channels, out):
     """Write the matrix times x [columns * D] to out [R * D], sixteen channels at a time."""
     first, last = _share(worker, workers, indptr)
     for row in range(first, last):
@@ -108,11 +108,6 @@ def _take_rows(worker, workers, indptr, ids, weights, rows, new_indptr, new_ids,
             new_ids[to + e], new_weights[to + e] = ids[begin + e], weights[begin + e]
 
 
-def multiply(matrix: Csr, x: np.ndarray, out: np.ndarray) -> None:
-    """Write the matrix times x [columns, D] to the first R rows of out, both float32 and C-contiguous."""
-    spread(_multiply, *matrix, x.reshape(-1), x.shape[1], out.reshape(-1))
-
-
 def transpose(matrix: Csr, columns: int) -> Csr:
     """Return the transpose of a matrix of `columns` columns; the entries of a row keep their order."""
     start = np.zeros(columns + 1, np.int64)
@@ -148,7 +143,7 @@ class Product(torch.autograd.Function):
         matrix = contributions.by_gaussian if flip else contributions.by_pixel
         array = x.detach().to("cpu", torch.float32).contiguous().numpy()
         out = np.empty((len(matrix.indptr) - 1, array.shape[1]), np.float32)
-        multiply(matrix, array, out)
+        spread(multiply, *matrix, array.ravel(), array.shape[1], out.ravel())
         return torch.from_numpy(out).to(x.device)
 
     @staticmethod
