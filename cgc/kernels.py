@@ -128,7 +128,7 @@ def _spread(work: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
     workers = thread_count()
     if workers == 1:
         return [work(0, 1, *arguments)]
-    others = [_pool(workers).submit(work, worker, workers, *arguments) for worker in range(1, workers)]
+    others = [_pool(workers - 1).submit(work, worker, workers, *arguments) for worker in range(1, workers)]
     first = work(0, workers, *arguments)  # this thread is one of them
     return [first, *(other.result() for other in others)]
 

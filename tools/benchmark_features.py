@@ -1,9 +1,9 @@
 """Measure a step of feature learning against rasterising the features: `python tools/benchmark_features.py`.
 
 The scene is generated: Gaussians on a wavy sheet, seeded, seen by a ring of cameras; the masks are the cells of a grid
-on the sheet, rendered. A step learns from one view's sampled pixels, everything included (products, both losses, Adam);
-rasterising a step is a forward and a backward pass of as many channels, without any loss or Adam. Both run in turn in
-this process, on the same threads, so the ratio is what to read.
+on the sheet, rendered. A step learns from the sampled pixels of two views, everything included (products, both losses,
+Adam); rasterising a step is a forward and a backward pass of as many channels for two views, without any loss or Adam.
+Both run in turn in this process, on the same threads, so the ratio is what to read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Benchmark:
     gaussians: tuple[int, ...] = (100_000, 10_000, 1_000_000)
     """Numbers of Gaussians, with an image 800 pixels wide."""
     pixels: int = 8192
-    """Pixels a step learns from."""
+    """Pixels a step learns from, of each view."""
+    views_per_step: int = 2
+    """Views a step."""
     channels: int = 16
     """Length of a feature."""
     cells: int = 6
@@ -74,18 +76,21 @@ def sample(splats: Splats, cameras: list[Camera], settings: LiftSettings, benchm
     return sample_batches(splats, cameras, id_maps, CpuRasterizer(), settings, quiet=True)
 
 
-def rasterise(splats: Splats, camera: Camera, values: Tensor, gradient: Tensor) -> float:
-    """Return the seconds of one forward and backward pass."""
+def rasterise(splats: Splats, cameras: list[Camera], values: Tensor, gradient: Tensor) -> float:
+    """Return the seconds of a forward and a backward pass for each camera."""
     start = time.perf_counter()
-    CpuRasterizer().render(splats, values, [camera]).values.backward(gradient)
+    for camera in cameras:
+        CpuRasterizer().render(splats, values, [camera]).values.backward(gradient)
     return time.perf_counter() - start
 
 
 def measure(n: int, width: int, benchmark: Benchmark) -> None:
     """Print a row."""
+    v = benchmark.views_per_step
     settings = LiftSettings(
-        dim=benchmark.channels, pixels_per_view=benchmark.pixels, pixels_per_step=benchmark.pixels, steps=10_000
-    )
+        dim=benchmark.channels, pixels_per_view=benchmark.pixels, pixels_per_step=benchmark.pixels, views_per_step=v,
+        steps=10_000,
+    )  # fmt: skip
     splats, cameras = make_scene(n, width, benchmark)
     batches = sample(splats, cameras, settings, benchmark)
     g = torch.Generator().manual_seed(benchmark.seed)
@@ -96,10 +101,10 @@ def measure(n: int, width: int, benchmark: Benchmark) -> None:
     draws = torch.rand(settings.anchors, generator=g).numpy()
     rasterising, learning = math.inf, math.inf
     for _ in range(benchmark.repeats):
-        rasterising = min(rasterising, rasterise(splats, cameras[0], values, gradient))
+        rasterising = min(rasterising, rasterise(splats, cameras[:v], values, gradient))
         start = time.perf_counter()
         for step in range(STEPS):
-            learner.step([batches[step % len(batches)]], draws, settings.lr)
+            learner.step([batches[(step * v + k) % len(batches)] for k in range(v)], draws, settings.lr)
         learning = min(learning, (time.perf_counter() - start) / STEPS)
     seen = sum(len(b.gaussians) for b in batches) // len(batches)
     facts = (f"{width} x {width * 3 // 4}", f"{n:,}", f"{seen:,}", f"{rasterising:.3f}", f"{1e3 * learning:.2f}")
@@ -108,8 +113,9 @@ def measure(n: int, width: int, benchmark: Benchmark) -> None:
 
 def main(benchmark: Benchmark) -> None:
     """Print a Markdown table."""
-    print(f"{thread_count()} threads, {benchmark.pixels} pixels a step, {benchmark.channels} channels\n")
-    print("| image | Gaussians | of them in a step | rasterising a step, s | feature step, ms | ratio |")
+    of_views = f"{benchmark.pixels} pixels of each of {benchmark.views_per_step} views a step"
+    print(f"{thread_count()} threads, {of_views}, {benchmark.channels} channels\n")
+    print("| image | Gaussians | of them in a view | rasterising a step, s | feature step, ms | ratio |")
     print("|---|---|---|---|---|---|")
     for width in benchmark.widths:
         measure(benchmark.gaussians[0], width, benchmark)

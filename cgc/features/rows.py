@@ -1,10 +1,10 @@
 """Features of the few Gaussians that a step sees: their gradient, their neighbours' pull, their Adam.
 
 Notation: N Gaussians, S channels (a multiple of 8: a feature is filled up with zeros), V views of a step, U Gaussians
-that a view shows, R those that any of them shows: the step's rows, in rising order. sources [R, V] says which of a view's
-U a row is, or -1. Nothing in a step costs by N. Adam counts the steps of each Gaussian by itself, for a Gaussian that a
-step does not see stays as it is, its moments too. The two moments of a Gaussian lie side by side, [N, 2, S]: a large N
-waits for memory.
+that a view shows, R those that any of them shows: the step's rows, in rising order. sources [R, V] says which of a
+view's U a row is, or -1. Nothing in a step costs by N. Adam counts the steps of each Gaussian by itself, for a Gaussian
+that a step does not see stays as it is, its moments too. The two moments of a Gaussian lie side by side, [N, 2, S]: a
+large N waits for memory.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportArgumentType=false
@@ -23,6 +23,7 @@ from cgc.rasterize.lanes import divide, fma, load, prefetch, splat, sqrt, store,
 
 BETAS = (0.9, 0.99)
 EPSILON = 1e-15
+END = 2**31 - 1
 LONG = 500_000  # ns: waking threads and waiting for them takes about half as long
 
 
@@ -35,23 +36,21 @@ def _spread_if_long(nanoseconds: float, work: Callable[..., Any], *arguments: An
 
 
 @kernel
-def _merge(gaussians, counts, rows, sources):
-    """Merge the Gaussians of each view, rising, the first counts [V] of each row of [V, U]; return how many rows."""
-    views, row = counts.shape[0], 0
-    at = np.zeros(views, np.int64)
+def _merge(gaussians, rows, sources):
+    """Merge the Gaussians of each view [V, U + 1], rising up to an END; return how many rows there are."""
+    views, row = sources.shape[1], 0
+    at = np.zeros(views, np.int32)
     while True:
-        least = np.int32(2**31 - 1)
-        for view in range(views):
-            if at[view] < counts[view]:
-                least = min(least, gaussians[view, at[view]])
-        if least == 2**31 - 1:
+        least = gaussians[0, at[0]]
+        for view in range(1, views):
+            least = min(least, gaussians[view, at[view]])
+        if least == END:
             return row
         rows[row] = least
         for view in range(views):
-            sources[row, view] = -1
-            if at[view] < counts[view] and gaussians[view, at[view]] == least:
-                sources[row, view] = at[view]
-                at[view] += 1
+            meant = gaussians[view, at[view]] == least  # half of these are: no branch would foresee which
+            sources[row, view] = at[view] if meant else -1
+            at[view] += meant
         row += 1
 
 
@@ -144,18 +143,18 @@ class Rows:
         powers = np.array(BETAS) ** np.arange(steps + 1)[:, None]
         powers[0] = 0  # no Gaussian takes its step 0
         self._corrections = (1 / (1 - powers) ** (1, 0.5)).astype(np.float32)
-        self._gaussians = np.empty((views, most), np.int32)
+        self._gaussians = np.empty((views, most + 1), np.int32)
         self._found = np.empty(min(n, views * most), np.int32), np.empty((min(n, views * most), views), np.int32)
         self._rows, self._sources = (array[:0] for array in self._found)
 
     def begin(self, gaussians: Sequence[np.ndarray]) -> None:
         """Begin a step with the Gaussians [U] int32 of each of up to V views, in rising order."""
-        counts = np.array([len(some) for some in gaussians])
         for k, some in enumerate(gaussians):
             self._gaussians[k, : len(some)] = some
-        rows, sources = self._found[0], self._found[1].reshape(-1)
-        sources = sources[: len(rows) * len(counts)].reshape(-1, len(counts))
-        count = _merge(self._gaussians, counts, rows, sources)
+            self._gaussians[k, len(some)] = END
+        rows, views = self._found[0], len(gaussians)
+        sources = self._found[1].reshape(-1)[: len(rows) * views].reshape(-1, views)
+        count = _merge(self._gaussians, rows, sources)
         self._rows, self._sources = rows[:count], sources[:count]
 
     def smooth(self, draws: np.ndarray, neighbours: np.ndarray, weight: float) -> float:
@@ -172,7 +171,7 @@ class Rows:
         _, most, stride = self.gradients.shape
         losses, each = np.empty(len(anchors)), np.float32(weight / (len(anchors) * neighbours.shape[1]))
         arrays = (self.features.reshape(-1), self._rows, self._sources, anchors, neighbours, self._steps)
-        nanoseconds = 4.0 * len(anchors) * neighbours.shape[1] * stride
+        nanoseconds = 2.0 * len(anchors) * neighbours.shape[1] * stride
         _spread_if_long(nanoseconds, _smooth, *arrays, most, stride, each, self.gradients.reshape(-1), losses)
         return float(losses.sum())
 
