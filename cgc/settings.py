@@ -138,8 +138,9 @@ class LiftSettings:
     """What the sampled weights may take in memory, in GB; the rest lies in a temporary file mapped into memory."""
     min_weight: float = 5e-3
     """Blending weights under this are left out."""
-    heaviest: int = 8
-    """Weights kept a pixel, its so many heaviest; 0: all. They bound what a step costs, whatever the scene."""
+    heaviest: int = 24
+    """Weights kept a pixel, its so many heaviest; 0: all. They bound what a step costs, whatever the scene; with few,
+    Gaussians that are faint everywhere belong to no object."""
     border: int = 1
     """Pixels this near to a mask's border are not trained on: masks are unsure there."""
     min_mask_pixels: int = 8
