@@ -22,6 +22,7 @@ import numpy as np
 from numba import float32 as f
 
 from cgc.kernels import kernel
+from cgc.rasterize.blend import clear
 from cgc.rasterize.lanes import (
     broadcast,
     divide,
@@ -83,7 +84,7 @@ def _make_units(features, masks, counts, stride, units, lengths, centroids):
 @kernel
 def _find_temperatures(units, masks, counts, stride, centroids, temperatures):
     """The mean distance to the centroid of each mask, made less for large masks, within 0.1 to 1."""
-    temperatures[:] = f(0.0)
+    clear(temperatures, 0, temperatures.shape[0])
     for x in range(masks.shape[0]):
         square, of = splat(f(0.0)), masks[x] * stride
         for c in range(0, stride, 8):
@@ -108,7 +109,7 @@ def _attract(units, masks, stride, centroids, temperatures, shares, gradient, pu
     weights, loss = np.empty(8, np.float32), 0.0
     for x in range(0, masks.shape[0], 8):
         own = masks[x : x + 8]
-        weights[:] = f(0.0)  # lanes without a pixel count nothing
+        clear(weights, 0, 8)  # lanes without a pixel count nothing
         for lane in range(own.shape[0]):
             weights[lane] = shares[own[lane]]
         for c in range(0, stride, 8):

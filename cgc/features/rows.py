@@ -19,6 +19,7 @@ import numpy as np
 from numba import float32 as f
 
 from cgc.kernels import kernel, spread
+from cgc.rasterize.blend import clear
 from cgc.rasterize.lanes import divide, fma, load, prefetch, splat, sqrt, store, total
 
 BETAS = (0.9, 0.99)
@@ -78,7 +79,7 @@ def _smooth(
             prefetch(steps, neighbour)
             for c in range(0, stride, 16):
                 prefetch(features, neighbour * stride + c)
-        around[:] = f(0.0)
+        clear(around, 0, stride)
         count = 0
         for neighbour in neighbours[rows[anchors[k]]]:
             if steps[neighbour] > 0:
