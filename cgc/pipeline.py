@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cgc.appearance.trainer import train as train_splats
-from cgc.clustering import NOISE, cluster
+from cgc.clustering.cluster import cluster
+from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.evaluation.metrics import InstanceScores, Truth, psnr, read_truth, score_instances, ssim
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cgc.clustering import NOISE, by_size, cluster, draw_sample, propagate, revote, run_hdbscan
+from cgc.clustering.cluster import cluster
+from cgc.clustering.density import draw_sample, propagate, run_hdbscan
+from cgc.clustering.vote import NOISE, by_size, revote
 from cgc.errors import InputError
 from cgc.settings import ClusterSettings
 

@@ -16,7 +16,7 @@ import torch
 import tyro
 from sklearn.metrics import adjusted_rand_score
 
-from cgc.clustering import cluster
+from cgc.clustering.cluster import cluster
 from cgc.features.frozen import nearest_neighbours, smooth_features
 from cgc.run_folder import peak_rss_bytes
 from cgc.settings import ClusterSettings

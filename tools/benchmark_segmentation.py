@@ -15,7 +15,8 @@ import tyro
 from scipy.sparse import coo_matrix
 from tyro.conf import Positional
 
-from cgc.clustering import NOISE, cluster
+from cgc.clustering.cluster import cluster
+from cgc.clustering.vote import NOISE
 from cgc.evaluation.metrics import read_truth, score_instances
 from cgc.features.frozen import learn_features, smooth_features
 from cgc.features.samples import visible_mass
