@@ -24,7 +24,9 @@ from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import cluster
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
-from cgc.evaluation.metrics import InstanceScores, Truth, psnr, read_truth, score_instances, ssim
+from cgc.evaluation.instances import InstanceScores, score_instances
+from cgc.evaluation.pictures import psnr, ssim
+from cgc.evaluation.truth import Truth, read_truth
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
 from cgc.features.samples import Batch, sample_batches, visible_mass
 from cgc.files import sha256, write_beside

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cgc.errors import InputError
-from cgc.evaluation.metrics import InstanceScores, psnr, read_truth, score_instances, ssim
+from cgc.evaluation.instances import InstanceScores, score_instances
+from cgc.evaluation.pictures import psnr, ssim
+from cgc.evaluation.truth import read_truth
 
 # --- pictures ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from tyro.conf import Positional
 
 from cgc.clustering.cluster import cluster
 from cgc.clustering.vote import NOISE
-from cgc.evaluation.metrics import read_truth, score_instances
+from cgc.evaluation.instances import score_instances
+from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
 from cgc.features.samples import visible_mass
 from cgc.pipeline import Workspace

@@ -1,6 +1,6 @@
-"""How good a run is: picture quality against photos, and instance quality against exact id maps.
+"""How well id maps find true instances: one-to-one matching, IoU, boundary IoU, panoptic quality.
 
-Instance scores are pooled over all views at once: an id that changes its meaning between views is punished.
+Scores are pooled over all views at once: an id that changes its meaning between views is punished.
 Notation: H W image; id 0 = unassigned; things are what is scored, stuff (floor, wall, table) is what is not.
 """
 
@@ -8,64 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.ndimage import correlate1d, maximum_filter, minimum_filter
+from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 from cgc.errors import InputError
-from cgc.files import read_json
 
 BAND = 0.02
 """Width of the boundary band, times the image's diagonal (Boundary IoU, arXiv 2103.16562)."""
-
-_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
-_SSIM_WINDOW = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
-_SSIM_WINDOW /= _SSIM_WINDOW.sum()
-_MIN_MSE = 1e-10  # identical pictures: 100 dB, so that a mean over views and JSON stay finite
-
-# --- pictures ---------------------------------------------------------------------------------------------
-
-
-def psnr(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two pictures [H, W, 3] in 0..1, in dB; at most 100."""
-    x, y = _pictures(a, b)
-    return float(-10.0 * np.log10(max(float(((x - y) ** 2).mean()), _MIN_MSE)))
-
-
-def ssim(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
-    """Structural similarity of two pictures [H, W, 3] in 0..1, mean over pixels and channels, at most 1.
-
-    Window and borders as 3D Gaussian Splatting has them: an 11x11 Gaussian of sigma 1.5, zeros outside.
-    """
-    x, y = _pictures(a, b)
-    mean_x, mean_y = _blur(x), _blur(y)
-    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
-    covariance = _blur(x * y) - mean_x * mean_y
-    likeness = (2 * mean_x * mean_y + _SSIM_C1) * (2 * covariance + _SSIM_C2)
-    return float((likeness / ((mean_x**2 + mean_y**2 + _SSIM_C1) * (var_x + var_y + _SSIM_C2))).mean())
-
-
-def _pictures(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, y = (p.detach().cpu().numpy() if isinstance(p, Tensor) else np.asarray(p) for p in (a, b))
-    if x.shape != y.shape or x.ndim != 3:
-        raise InputError(f"pictures of one size [H, W, 3] were expected, got {x.shape} and {y.shape}")
-    if x.dtype.kind != "f" or y.dtype.kind != "f":
-        raise InputError(f"pictures as floats in 0..1 were expected, got {x.dtype} and {y.dtype}")
-    return x.astype(np.float64), y.astype(np.float64)
-
-
-def _blur(image: np.ndarray) -> np.ndarray:
-    rows = correlate1d(image, _SSIM_WINDOW, axis=0, mode="constant")
-    return correlate1d(rows, _SSIM_WINDOW, axis=1, mode="constant")
-
-
-# --- instances --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -238,14 +191,14 @@ def _overlap(views: Sequence[_View], true_ids: NDArray[np.int64], predicted_ids:
     rows, columns = len(true_ids) + 1, len(predicted_ids) + 1
     table = np.zeros(rows * columns, np.int64)
     for view in views:
-        row = _position(view.truth[view.known], true_ids)
-        column = _position(view.predicted[view.known], predicted_ids)
+        row = position_in(view.truth[view.known], true_ids)
+        column = position_in(view.predicted[view.known], predicted_ids)
         table += np.bincount(row * columns + column, minlength=rows * columns)
     table = table.reshape(rows, columns)
     return _Overlap(table[:-1, :-1].astype(float), table[:-1].sum(axis=1), table[:, :-1].sum(axis=0))
 
 
-def _position(values: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def position_in(values: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Index of each value in the sorted `ids`; len(ids) for those that are not there."""
     if len(ids) == 0:
         return np.zeros(values.shape, np.int64)
@@ -261,85 +214,3 @@ def _match(iou: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.floa
     rows, columns = rows[touching], columns[touching]
     match[rows], scores[rows] = columns, iou[rows, columns]
     return match, scores
-
-
-# --- truth ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Truth:
-    """True id maps, int32 [H, W] a view, with what their ids are called and which of them are stuff."""
-
-    maps: tuple[NDArray[np.int32], ...]
-    names: dict[int, str]
-    stuff_ids: frozenset[int]
-
-
-def read_truth(scene_dir: Path | str, stems: Sequence[str], level: Literal["object", "part"] = "object") -> Truth:
-    """Read `instance/STEM.png` (ids) of the views `stems` and `instances.json` (id, name, stuff, parent).
-
-    At the level "object" parts are merged into what they are a part of; at "part" the finest ids are kept.
-    Raise InputError for missing or broken files, and for ids that instances.json does not list.
-    """
-    scene_dir = Path(scene_dir)
-    table_path = scene_dir / "instances.json"
-    instances = _read_instances(table_path)
-    paths = [scene_dir / "instance" / f"{stem}.png" for stem in stems]
-    missing = [p for p in paths if not p.is_file()]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(paths)} true id maps are missing, the first of them {missing[0]}; "
-            "restore them, or score other views"
-        )
-    whole = {i: _root(i, instances, table_path) if level == "object" else i for i in instances}
-    known = np.array(sorted({0, *instances}))
-    merged = np.array([whole.get(i, 0) for i in known.tolist()], np.int32)
-    maps = []
-    for path in paths:
-        ids = _read_ids(path)
-        position = _position(ids, known)
-        if (position == len(known)).any():
-            strange = np.unique(ids[position == len(known)]).tolist()
-            raise InputError(f"{path} holds ids {strange[:9]} that {table_path} does not list; correct either")
-        maps.append(merged[position])
-    ids = set(whole.values())
-    return Truth(
-        maps=tuple(maps),
-        names={i: str(x["name"]) for i, x in instances.items() if i in ids},
-        stuff_ids=frozenset(i for i, x in instances.items() if i in ids and x["stuff"]),
-    )
-
-
-def _read_instances(path: Path) -> dict[int, dict[str, Any]]:
-    value = read_json(path, "the table of true instances")
-    try:
-        instances = {int(x["id"]): x for x in value["instances"]}
-        for x in instances.values():
-            _ = x["name"], x["stuff"], int(x.get("parent") or 0)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f'{path} needs "instances", a list with id, name, stuff and parent each ({error!r}); correct it'
-        ) from error
-    return instances
-
-
-def _root(i: int, instances: dict[int, dict[str, Any]], path: Path) -> int:
-    """Follow parents up to the whole object."""
-    seen = {i}
-    while parent := int(instances[i].get("parent") or 0):
-        if parent in seen or parent not in instances:
-            raise InputError(f"{path}: the parent {parent} of instance {i} leads nowhere; correct it")
-        seen.add(parent)
-        i = parent
-    return i
-
-
-def _read_ids(path: Path) -> NDArray[np.int64]:
-    try:
-        with Image.open(path) as image:
-            ids = np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} is not a readable image ({error}); restore it") from error
-    if ids.ndim != 2:
-        raise InputError(f"{path} has {ids.shape[-1]} channels where one of ids was expected; restore it")
-    return ids.astype(np.int64)
