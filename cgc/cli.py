@@ -20,6 +20,7 @@ from cgc.errors import InputError
 from cgc.settings import (
     PRESETS,
     ClusterSettings,
+    EvalSettings,
     LiftSettings,
     RunSettings,
     SceneSettings,
@@ -134,6 +135,17 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Eval:
+    """Score a run against truth: instances, prompts and pictures, or a benchmark as its authors define it."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
+    """The run folder; several are one scene of a benchmark each; none with --predictions."""
+    settings: OmitArgPrefixes[EvalSettings] = field(default_factory=EvalSettings)
+    quiet: bool = False
+    """Show no tables, only where the results lie."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what a run folder holds: its steps, times, quality and segments."""
 
@@ -149,6 +161,7 @@ COMMANDS = {
     "render": Render,
     "export": Export,
     "report": Report,
+    "eval": Eval,
     "info": Info,
 }
 
@@ -212,6 +225,10 @@ def _call(config: object) -> None:
             pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet)
         case Render(out, quiet) | Export(out, quiet) | Report(out, quiet):
             pipeline.run_step(out, type(config).__name__.lower(), quiet=quiet)
+        case Eval(runs, settings, quiet):
+            from cgc import scoring
+
+            scoring.evaluate(runs, settings, quiet=quiet)
         case Info(out):
             pipeline.info(out)
         case _:
@@ -236,6 +253,8 @@ def _parse(name: str, arguments: list[str]) -> object:
         default = _with_defaults(name, settings)
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments, default=default)
 
+    if name == "eval":
+        return tyro.cli(Eval, prog="cgc eval", args=arguments)
     preset = _preset(arguments)
     settings = PRESETS.get(preset or ("short" if name == "demo" else "default"), RunSettings())
     config = parse(settings)

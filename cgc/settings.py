@@ -182,6 +182,35 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True)
+class EvalSettings:
+    """What is scored against what. No run keeps these: they are named in the summary that is written."""
+
+    protocol: Literal["auto", "instances", "prompts", "lerf-mask", "3d-ovs", "nvos", "spin-nerf"] = "auto"
+    """auto: instances, prompts and pictures, as far as there is truth. A benchmark: as its authors score it."""
+    truth: Path | None = None
+    """The truth: a benchmark's folder, a scene with instance/ and instances.json, or id maps named like views
+    (default: the run's own scene)."""
+    selection: Path | None = None
+    """Which segments each prompt of a benchmark means: JSON, {"prompt": [ids]}."""
+    select: Literal["oracle"] | None = None
+    """oracle: the segments that fit the truth best. An upper bound, and called so."""
+    write_selection: Path | None = None
+    """Write the segments that were chosen, as a file for --selection."""
+    predictions: Path | None = None
+    """Score this folder's masks, [SCENE/]VIEW/PROMPT.png (or VIEW.png), in place of a run's."""
+    unlabelled: Literal["ignore", "background"] = "ignore"
+    """What id 0 of maps drawn by hand means: nobody knows, or there is no object."""
+    ignore_id: int = 255
+    """The id of maps drawn by hand that is scored nowhere."""
+    truth_level: Literal["object", "part"] = "object"
+    """Whether parts are merged into what they are a part of, where instances.json has parts."""
+    views: Literal["test", "all"] = "test"
+    """Which views of a scene's own truth are scored: those held back, or all."""
+    out: Path | None = None
+    """Where the results go (default: eval/ in the run)."""
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Every setting of a run."""
 

@@ -6,6 +6,7 @@ Notation: H W image; id 0 = unassigned; things are what is scored, stuff (floor,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,11 @@ from cgc.errors import InputError
 
 BAND = 0.02
 """Width of the boundary band, times the image's diagonal (Boundary IoU, arXiv 2103.16562)."""
+
+
+def band_depth(shape: Sequence[int]) -> int:
+    """Depth in pixels of the boundary band of an image [H, W]."""
+    return max(1, round(BAND * math.hypot(*shape)))
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,41 @@ def score_instances(
 
 
 @dataclass(frozen=True)
+class InstanceView:
+    """The part of a thing's score that one view gives, in pixels; summed over views they give its two IoUs."""
+
+    view: int
+    id: int
+    predicted: int
+    true_pixels: int
+    predicted_pixels: int
+    shared_pixels: int
+    true_band: int
+    predicted_band: int
+    shared_band: int
+
+
+def trace_instances(
+    truth: Sequence[np.ndarray],
+    predicted: Sequence[np.ndarray | None],
+    scores: InstanceScores,
+    ignore_id: int | None = None,
+) -> list[InstanceView]:
+    """Take the scores apart by view: one row for each view in which a true thing or its match shows."""
+    true_ids = np.array([r.id for r in scores.rows], np.int64)
+    matched = np.unique([r.predicted for r in scores.rows if r.predicted]).astype(np.int64)
+    traced = []
+    for index, view in enumerate(_views(truth, predicted, ignore_id)):
+        whole, band = (_overlap([v], true_ids, matched) for v in (view, view.bands()))
+        for row, (i, guess) in enumerate((r.id, r.predicted) for r in scores.rows):
+            column = int(np.searchsorted(matched, guess)) if guess else -1
+            pixels = [n for overlap in (whole, band) for n in overlap.pair(row, column)]
+            if pixels[0] or pixels[1]:
+                traced.append(InstanceView(index, i, guess, *pixels))
+    return traced
+
+
+@dataclass(frozen=True)
 class _View:
     """One view's id maps [H, W], and where the truth is known."""
 
@@ -129,7 +170,7 @@ class _View:
 
     def bands(self) -> _View:
         """Return the same view with only the inner border of every segment left."""
-        depth = max(1, round(BAND * float(np.hypot(*self.truth.shape))))
+        depth = band_depth(self.truth.shape)
         truth, predicted = (_band(ids, self.known, depth) for ids in (self.truth, self.predicted))
         return _View(truth, predicted, self.known)
 
@@ -160,6 +201,12 @@ class _Overlap:
         """Intersection over union of every pair, [T, P]."""
         union = self.true_area[:, None] + self.predicted_area[None, :] - self.overlap
         return self.overlap / np.maximum(union, 1)
+
+    def pair(self, row: int, column: int) -> tuple[int, int, int]:
+        """Pixels of a true id, of a predicted one and of both; column -1 is nothing."""
+        if column < 0:
+            return int(self.true_area[row]), 0, 0
+        return int(self.true_area[row]), int(self.predicted_area[column]), int(self.overlap[row, column])
 
 
 def _views(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarray | None], ignore_id: int | None) -> list[_View]:

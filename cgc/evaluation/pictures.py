@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
+from collections.abc import Callable
+
 import numpy as np
+import torch
 from scipy.ndimage import correlate1d
 from torch import Tensor
 
@@ -31,6 +36,36 @@ def ssim(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
     covariance = _blur(x * y) - mean_x * mean_y
     likeness = (2 * mean_x * mean_y + _SSIM_C1) * (2 * covariance + _SSIM_C2)
     return float((likeness / ((mean_x**2 + mean_y**2 + _SSIM_C1) * (var_x + var_y + _SSIM_C2))).mean())
+
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""A distance of two pictures [1, 3, H, W] in -1..1."""
+
+
+def lpips(a: Tensor | np.ndarray, b: Tensor | np.ndarray, network: Network) -> float:
+    """Learned perceptual distance (arXiv 1801.03924) of two pictures [H, W, 3] in 0..1; less is better."""
+    pair = (torch.from_numpy(2 * p.transpose(2, 0, 1)[None] - 1).float() for p in _pictures(a, b))
+    with torch.no_grad():
+        return float(network(*pair))
+
+
+def load_lpips() -> Network:
+    """Load LPIPS with the VGG backbone; InputError, in one sentence, where the package or its weights are not there."""
+    try:
+        package = importlib.import_module("lpips")
+    except ImportError as error:
+        raise InputError(
+            "LPIPS is not given: the lpips package is not installed; pip install contrastive-gaussian-clustering[lpips]"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it still calls torchvision the old way
+            return package.LPIPS(net="vgg", verbose=False).eval()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"LPIPS is not given: the weights of its VGG backbone could not be loaded ({error}); they are downloaded "
+            "once, on a machine with a network, into torch's cache"
+        ) from error
 
 
 def _pictures(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

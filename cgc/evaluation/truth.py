@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from PIL import Image
 from cgc.errors import InputError
 from cgc.evaluation.instances import position_in
 from cgc.files import read_json
+from cgc.masks.id_maps import MAX_ID, read_id_map
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ def read_truth(scene_dir: Path | str, stems: Sequence[str], level: Literal["obje
     )
 
 
+def merge_parts(scene_dir: Path, ids: np.ndarray) -> NDArray[np.int64]:
+    """Replace the ids of parts by those of what they are a part of; InputError for ids that are not listed."""
+    path = scene_dir / "instances.json"
+    instances = _read_instances(path)
+    found = np.unique(ids)
+    if strange := [i for i in found.tolist() if i and i not in instances]:
+        raise InputError(f"the surface samples hold ids {strange[:9]} that {path} does not list; correct either")
+    whole = np.array([_root(i, instances, path) if i else 0 for i in found.tolist()], np.int64)
+    return whole[position_in(ids, found)]
+
+
 def _read_instances(path: Path) -> dict[int, dict[str, Any]]:
     value = read_json(path, "the table of true instances")
     try:
@@ -70,6 +82,7 @@ def _read_instances(path: Path) -> dict[int, dict[str, Any]]:
         raise InputError(
             f'{path} needs "instances", a list with id, name, stuff and parent each ({error!r}); correct it'
         ) from error
+    check_ids(instances, path)
     return instances
 
 
@@ -93,3 +106,56 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
     if ids.ndim != 2:
         raise InputError(f"{path} has {ids.shape[-1]} channels where one of ids was expected; restore it")
     return ids.astype(np.int64)
+
+
+IGNORE = -1
+"""What drawn maps hold where nobody knows: scored nowhere."""
+
+
+@dataclass(frozen=True)
+class DrawnTruth:
+    """Id maps drawn by hand, int32 [H, W] by the stem of their view; IGNORE where a pixel is not to be scored."""
+
+    maps: dict[str, NDArray[np.int32]]
+    names: dict[int, str]
+
+
+def read_drawn(folder: Path, unlabelled: Literal["ignore", "background"] = "ignore", ignored: int = 255) -> DrawnTruth:
+    """Read a folder of id maps, STEM.png, with what ids are called in names.json ({"1": "cup"}), where that is there.
+
+    Id 0 is unlabelled: nothing is known there ("ignore"), or nothing that is scored is there ("background"). Id
+    `ignored` is ignored unless names.json names it. InputError where there is no map, or one is broken.
+    """
+    if not folder.is_dir():
+        raise InputError(f"the truth folder {folder} does not exist; expected id maps (PNG) named like views")
+    names = _read_names(folder / "names.json") if (folder / "names.json").exists() else {}
+    paths = [p for p in sorted(folder.rglob("*.png")) if not p.name.startswith(".")]
+    if not paths:
+        raise InputError(f"{folder} holds no PNG; expected id maps named like views, or instances.json and instance/")
+    maps = {}
+    for path in paths:
+        ids = read_id_map(path)
+        hidden = (ids == ignored) & (ignored not in names)
+        if unlabelled == "ignore":
+            hidden |= ids == 0
+        maps[path.relative_to(folder).with_suffix("").as_posix()] = np.where(hidden, IGNORE, ids).astype(np.int32)
+    seen = {int(i) for m in maps.values() for i in np.unique(m) if i > 0}
+    if not seen:
+        raise InputError(f"the id maps in {folder} hold no id above 0 that is not ignored; draw an object")
+    return DrawnTruth(maps, {i: names.get(i, f"object {i}") for i in sorted(seen | set(names))})
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    value = read_json(path, "the names of the true ids")
+    try:
+        names = {int(i): str(name) for i, name in value.items()}
+    except (AttributeError, ValueError, TypeError) as error:
+        raise InputError(f'{path} was expected to hold {{"1": "name", ...}} ({error}); correct it') from error
+    check_ids(names, path)
+    return names
+
+
+def check_ids(ids: Iterable[int], path: Path) -> None:
+    """Raise InputError for ids that no id map can hold."""
+    if strange := [i for i in ids if not 0 < i <= MAX_ID]:
+        raise InputError(f"{path} names the ids {strange[:5]}, but an id map holds 1 to {MAX_ID}; number them anew")

@@ -94,3 +94,18 @@ def sample_distorted(ids: np.ndarray, lens: Lens, camera: Camera) -> np.ndarray:
     inside = np.all((pixels >= 0) & (pixels < (width, height)), axis=1)  # NaN, where no ray lands, is outside
     column, row = np.floor(np.where(inside[:, None], pixels, 0)).astype(np.int64).T
     return np.where(inside, ids[row, column], 0).reshape(camera.height, camera.width).astype(ids.dtype)
+
+
+def sample_undistorted(ids: np.ndarray, camera: Camera, lens: Lens, width: int, height: int) -> np.ndarray:
+    """Look up a map [H, W] of the undistorted `camera` at the pixels of the distorted photo: nearest, 0 outside.
+
+    Returns [height, width], the whole photo at any resolution.
+    """
+    K = camera.K.to(torch.float64).cpu().numpy()
+    y, x = np.mgrid[:height, :width] + 0.5
+    pixels = np.stack([x * (lens.width / width), y * (lens.height / height)], -1).reshape(-1, 2)
+    rays = np.asarray(to_colmap(lens).cam_from_img(pixels))[:, :2]
+    flat = rays * (K[0, 0], K[1, 1]) + (K[0, 2], K[1, 2])
+    inside = np.all((flat >= 0) & (flat < (camera.width, camera.height)), axis=1)
+    column, row = np.floor(np.where(inside[:, None], flat, 0)).astype(np.int64).T
+    return np.where(inside, ids[row, column], 0).reshape(height, width).astype(ids.dtype)

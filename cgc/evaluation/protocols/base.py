@@ -1,0 +1,149 @@
+"""What a benchmark's folder holds, whatever its layout: true masks by scene, view and prompt, and references."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from cgc.errors import InputError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class TrueMask:
+    """One true mask: `view` is what the benchmark calls the view, `prompt` what the object is called."""
+
+    scene: str
+    view: str
+    prompt: str
+    path: Path
+
+    def load(self) -> np.ndarray:
+        """Return the mask, [H, W] bool."""
+        return read_mask(self.path)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What points at the object of a prompt, in one view: a mask, or positive and negative scribbles."""
+
+    scene: str
+    view: str
+    prompt: str
+    positive: Path
+    negative: Path | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark's truth. `orders`: by scene, the stems of its images in the order in which a number names a view.
+
+    `mean` says how IoUs are averaged in a scene: over each prompt's views and then over prompts, or over all at once.
+    `definition` is what the numbers are, in a sentence.
+    """
+
+    protocol: str
+    definition: str
+    masks: tuple[TrueMask, ...]
+    references: tuple[Reference, ...] = ()
+    orders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mean: Literal["prompts", "masks"] = "masks"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """The scenes there are, in order."""
+        return tuple(dict.fromkeys(m.scene for m in self.masks))
+
+    def prompts(self, scene: str) -> tuple[str, ...]:
+        """The prompts of a scene, in order."""
+        return tuple(dict.fromkeys(m.prompt for m in self.masks if m.scene == scene))
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a binary mask, [H, W] bool: above half of the range, or above 0 where the file holds 0 and 1 only."""
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image.convert("L") if image.mode not in ("L", "I;16", "I") else image)
+    except _UNREADABLE as error:
+        raise InputError(f"the mask {path} cannot be read ({error}); restore it") from error
+    if values.max(initial=0) <= 1:
+        return values > 0
+    return values > (128 if values.max() <= 255 else 128 * 257)
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders in a folder, by name, without hidden ones."""
+    if not root.is_dir():
+        return []
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def pictures(root: Path, suffixes: Sequence[str] = PICTURES) -> list[Path]:
+    """The image files in a folder, by name, without hidden ones."""
+    if not root.is_dir():
+        return []
+    found = (p for p in root.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    return sorted(p for p in found if p.is_file())
+
+
+def find_scenes(root: Path, inside: str, layout: str) -> dict[str, Path]:
+    """The scene folders, by name, that hold `inside`: the folder itself, or those in it; InputError where none does."""
+    if not root.is_dir():
+        raise InputError(f"the benchmark folder {root} does not exist; expected {layout}")
+    if (root / inside).is_dir():
+        return {root.resolve().name: root}
+    found = {p.name: p for p in folders(root) if (p / inside).is_dir()}
+    if not found:
+        raise InputError(
+            f"{root} has no {inside} folder, nor has any folder in it ({some(p.name for p in folders(root))}); "
+            f"expected {layout}"
+        )
+    return found
+
+
+def some(names: Iterable[object]) -> str:
+    """Write the first names of a list."""
+    listed = [str(n) for n in names]
+    return (", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")) or "none"
+
+
+def find_view(token: str, stems: Sequence[str], order: Sequence[str], *, contained: bool = False) -> int:
+    """The index in `stems` of the view that a benchmark calls `token`.
+
+    That is its stem, or its last part where this is unique; or a number, the place of its image in `order`; or, where
+    names may be `contained`, the longest stem that `token` holds. InputError where there is no such view.
+    """
+    last = [s.rsplit("/", 1)[-1] for s in stems]
+    for names in (list(stems), last):
+        if names.count(token) == 1:
+            return names.index(token)
+    if token.isdigit() and int(token) < len(order) and order[int(token)] != token:
+        return find_view(order[int(token)], stems, ())
+    if contained:
+        held = [s for s in last if s in token]
+        longest = max(held, key=len, default="")
+        if held and last.count(longest) == 1:
+            return last.index(longest)
+    raise InputError(f"the truth has a view {token!r}, but the views of the run are {some(stems)}")
+
+
+def scenes_of(names: Iterable[str], scenes: Sequence[str]) -> list[str]:
+    """The benchmark's scenes that belong to a run called one of `names`: of that name, or with it among its words."""
+    wanted = [n.lower() for n in names if n]
+    for name in wanted:
+        if exact := [s for s in scenes if s.lower() == name]:
+            return exact
+    for name in wanted:
+        word = re.compile(rf"(?<![a-z0-9]){re.escape(name)}(?![a-z0-9])")
+        if found := [s for s in scenes if word.search(s.lower().replace("_", " ")) or word.search(s.lower())]:
+            return found
+    return list(scenes) if len(scenes) == 1 else []
