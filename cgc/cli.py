@@ -226,9 +226,9 @@ def _call(config: object) -> None:
         case Render(out, quiet) | Export(out, quiet) | Report(out, quiet):
             pipeline.run_step(out, type(config).__name__.lower(), quiet=quiet)
         case Eval(runs, settings, quiet):
-            from cgc import scoring
+            from cgc.scoring.evaluate import evaluate
 
-            scoring.evaluate(runs, settings, quiet=quiet)
+            evaluate(runs, settings, quiet=quiet)
         case Info(out):
             pipeline.info(out)
         case _:

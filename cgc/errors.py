@@ -1,5 +1,15 @@
 """The one exception that is a message to the user."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Say in one sentence what was expected, what came, and what to do; the CLI prints it and exits with 2."""
+
+
+def some(names: Iterable[object]) -> str:
+    """Write the first names of a list, for a sentence."""
+    listed = [str(n) for n in names]
+    return (", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")) or "none"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.evaluation.binary import Counts, boundary, count
-from cgc.evaluation.protocols.base import Benchmark, TrueMask, some
+from cgc.evaluation.protocols.base import Benchmark, TrueMask
 
 Predict = Callable[[TrueMask, np.ndarray], np.ndarray | None]
 """The predicted mask [H, W] bool of a true one (given, with its pixels), at its size; None where there is none."""

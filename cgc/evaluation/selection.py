@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.files import read_json, write_json
 
 Selection = dict[str, list[int]]
@@ -24,19 +24,17 @@ def read_selection(path: Path, scene: str, prompts: Sequence[str], ids: Sequence
     value = read_json(path, "the selection file")
     if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
         if scene not in value:
-            raise InputError(f"{path} selects for {_some(value)}, not for the scene {scene}; add it")
+            raise InputError(f"{path} selects for {some(value)}, not for the scene {scene}; add it")
         value = value[scene]
     if not isinstance(value, dict) or not all(_is_ids(v) for v in value.values()):
         raise InputError(f'{path} was expected to hold {{"prompt": [segment ids], ...}}; correct it')
     if strange := [p for p in value if p not in prompts]:
-        raise InputError(
-            f"{path} names {_some(strange)}, but the truth of {scene} asks for {_some(prompts)}; correct it"
-        )
+        raise InputError(f"{path} names {some(strange)}, but the truth of {scene} asks for {some(prompts)}; correct it")
     known = set(ids)
     for prompt, chosen in value.items():
         if strange := [i for i in chosen if i not in known]:
             raise InputError(
-                f"{path}: {prompt!r} selects {_some(strange)}, but the segments are {_some(sorted(known))}; the file "
+                f"{path}: {prompt!r} selects {some(strange)}, but the segments are {some(sorted(known))}; the file "
                 "is of another run, or of before it was clustered again"
             )
     return value
@@ -44,11 +42,6 @@ def read_selection(path: Path, scene: str, prompts: Sequence[str], ids: Sequence
 
 def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
-
-
-def _some(things: Any) -> str:
-    names = [str(t) for t in things]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
 
 
 def write_selection(path: Path, selections: Mapping[str, Selection]) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -108,12 +108,6 @@ def find_scenes(root: Path, inside: str, layout: str) -> dict[str, Path]:
             f"expected {layout}"
         )
     return found
-
-
-def some(names: Iterable[object]) -> str:
-    """Write the first names of a list."""
-    listed = [str(n) for n in names]
-    return (", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")) or "none"
 
 
 def find_view(token: str, stems: Sequence[str], order: Sequence[str], *, contained: bool = False) -> int:

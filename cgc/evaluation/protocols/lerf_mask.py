@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cgc.errors import InputError
-from cgc.evaluation.protocols.base import Benchmark, TrueMask, find_scenes, folders, pictures, some
+from cgc.errors import InputError, some
+from cgc.evaluation.protocols.base import Benchmark, TrueMask, find_scenes, folders, pictures
 
 LAYOUT = "SCENE/test_mask/VIEW/PROMPT.png"
 DEFINITION = "IoU and boundary IoU (2 % of the diagonal), mean over the views of a prompt, then prompts, then scenes"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cgc.errors import InputError
-from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, folders, pictures, some
+from cgc.errors import InputError, some
+from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, folders, pictures
 
 LAYOUT = "masks/TARGET/VIEW_mask.png, reference_image/TARGET/VIEW.JPG and scribbles/TARGET/pos_*.png, neg_*.png"
 DEFINITION = "IoU and pixel accuracy in the target view of what scribbles in the reference view pick, mean over targets"

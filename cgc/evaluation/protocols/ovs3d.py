@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cgc.errors import InputError
-from cgc.evaluation.protocols.base import Benchmark, TrueMask, find_scenes, folders, pictures, some
+from cgc.errors import InputError, some
+from cgc.evaluation.protocols.base import Benchmark, TrueMask, find_scenes, folders, pictures
 
 LAYOUT = "SCENE/segmentations/VIEW/CLASS.png and SCENE/segmentations/classes.txt"
 DEFINITION = "IoU, mean over all classes and views of a scene, then scenes"

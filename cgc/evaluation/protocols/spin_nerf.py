@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cgc.errors import InputError
-from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, folders, pictures, some
+from cgc.errors import InputError, some
+from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, folders, pictures
 
 LAYOUT = "SCENE/VIEW.png, one mask for each annotated view (files with cutout or pseudo in their name are not read)"
 DEFINITION = (

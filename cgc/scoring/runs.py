@@ -1,0 +1,140 @@
+"""A run as something that has id maps of views: rendered, or as `cgc render` left them where the photos are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cgc.errors import InputError, some
+from cgc.evaluation.prompts import Level
+from cgc.masks.id_maps import read_id_map, resize_nearest
+from cgc.pipeline import Workspace
+from cgc.progress import progress_bar
+from cgc.scene.types import View
+from cgc.segmentation.labels import render_labels
+from cgc.segmentation.segments import load_labels
+
+
+def predicted_maps(work: Workspace, views: Sequence[int], level: Level = None) -> list[np.ndarray]:
+    """The run's id maps of some views, int32 [H, W] each, ids the same in all of them."""
+    if level is not None:
+        raise InputError(f"{work.run.root} has no level {level}: it has its own segments only")
+    labels = work.segmentation().labels
+    with progress_bar("id maps", len(views), quiet=work.quiet) as bar:
+        maps = []
+        for index in views:
+            maps.append(render_labels(work.splats, labels, work.scene.views[index].camera, work.rasterizer).ids)
+            bar.advance()
+    return maps
+
+
+@dataclass
+class Run:
+    """A run as something that has id maps of views; `stems` are what its views are called, `notes` what was done."""
+
+    work: Workspace
+    notes: list[str] = field(default_factory=list)
+    _maps: dict[tuple[int, Level], np.ndarray] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        """The run folder."""
+        return self.work.run.root
+
+    @property
+    def scene(self) -> Path:
+        """Where the run's scene lies."""
+        return Path(self.work.run.source.scene)
+
+    @cached_property
+    def stored(self) -> bool:
+        """Whether the photos are gone, so that the id maps of `cgc render` are scored in place of new ones."""
+        gone = not (self.scene / "images").is_dir() and not any(self.scene.glob("transforms*.json"))
+        if gone and self.work.run.is_done("render"):
+            self.notes.append(f"{self.scene} has no photos: the id maps in {self.root / 'masks'} are scored")
+            return True
+        return False
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """The scene's views; none where the photos are gone."""
+        return () if self.stored else self.work.scene.views
+
+    @cached_property
+    def stems(self) -> list[str]:
+        """What the views are called."""
+        if not self.stored:
+            return self.work.picture_names
+        names = list(self.work.run.stats.get("quality", {}))
+        stems = [name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name for name in names]
+        return stems if len(set(stems)) == len(stems) else names
+
+    @property
+    def test_views(self) -> list[int]:
+        """The views that nothing was learned from."""
+        if not self.stored:
+            return self.work.test_views
+        quality = self.work.run.stats["quality"].values()
+        return [i for i, view in enumerate(quality) if view["split"] == "test"]
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """The ids of the run's segments."""
+        self.work.run.require("cluster")
+        labels = load_labels(self.root)[0]
+        return np.unique(labels[labels > 0]).tolist()
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels of the hierarchy that are scored."""
+        return (None,)
+
+    def maps(self, views: Sequence[int], level: Level = None) -> list[np.ndarray]:
+        """The id maps of some views at the views' sizes; made once."""
+        missing = [i for i in dict.fromkeys(views) if (i, level) not in self._maps]
+        if missing and self.stored:
+            made = [read_id_map(self.root / "masks" / f"{self.stems[i]}.png") for i in missing]
+        else:
+            made = predicted_maps(self.work, missing, level) if missing else []
+        self._maps.update({(i, level): m for i, m in zip(missing, made)})
+        return [self._maps[i, level] for i in views]
+
+    def at_size(self, index: int, shape: tuple[int, ...], level: Level = None) -> np.ndarray:
+        """The id map of one view at the size [H, W] of its truth, nearest id; as its photo has it where that bends."""
+        ids, (height, width) = self.maps([index], level)[0], shape
+        view = self.views[index] if self.views else None
+        lens = view.distortion if view else None
+        full = (lens.width, lens.height) if lens else (ids.shape[1], ids.shape[0])
+        if (height, width) == ids.shape and (lens is None or full != (width, height)):
+            return ids
+        if abs(height - width * full[1] / full[0]) > max(2.0, 0.01 * height):
+            raise InputError(
+                f"the truth of {self.stems[index]} is {width}x{height} but the view is {full[0]}x{full[1]}, which has "
+                "another shape: it is the truth of another picture; give the truth of this one"
+            )
+        if view is not None and lens is not None:
+            from cgc.scene.lens import sample_undistorted  # pycolmap takes half a second to import
+
+            self._note("id maps were bent back to the photos' lens, as the truth is (nearest id)")
+            return sample_undistorted(ids, view.camera, lens, width, height)
+        self._note(
+            f"id maps of {ids.shape[1]}x{ids.shape[0]} were resized to the truth's {width}x{height} (nearest id)"
+        )
+        return resize_nearest(ids, width, height)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def learned_from(run: Run, views: Mapping[str, int]) -> list[str]:
+    """Say which of the true views, by what the truth calls them, the run has learned from."""
+    learned = [name for name, index in views.items() if index not in run.test_views]
+    if not learned:
+        return []
+    what = f"all {len(views)}" if len(learned) == len(views) else f"{len(learned)} of the {len(views)}"
+    return [f"{what} true views were learned from ({some(learned)})"]
