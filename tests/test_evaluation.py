@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cgc.errors import InputError
-from cgc.evaluation.instances import InstanceScores, score_instances
-from cgc.evaluation.pictures import psnr, ssim
-from cgc.evaluation.truth import read_truth
+from cgc.evaluation import pictures
+from cgc.evaluation.instances import InstanceScores, score_instances, trace_instances
+from cgc.evaluation.pictures import load_lpips, lpips, psnr, ssim
+from cgc.evaluation.truth import IGNORE, merge_parts, read_drawn, read_truth
+from cgc.masks.id_maps import write_id_map
 
 # --- pictures ---------------------------------------------------------------------------------------------
 
@@ -68,6 +70,39 @@ def test_pictures_that_cannot_be_compared(score):
         score(a, np.zeros((5, 4, 3)))
     with pytest.raises(InputError, match="uint8"):
         score(a, np.zeros((4, 5, 3), np.uint8))
+
+
+class Halves(torch.nn.Module):
+    """A distance that a hand can work out: what differs in the left half counts twice."""
+
+    def forward(self, a, b):
+        assert a.shape == b.shape == (1, 3, 4, 6) and a.min() >= -1 and a.max() <= 1
+        return (a - b).abs().mean() + (a - b)[..., :3].abs().mean()
+
+
+def test_lpips_asks_the_network_for_pictures_in_its_range():
+    a = np.zeros((4, 6, 3), np.float32)
+    b = a.copy()
+    b[:, :3, 0] = 0.5  # 1 in -1..1, on a sixth of all numbers, a third of the left ones
+    assert lpips(a, b, Halves()) == pytest.approx(1 / 6 + 1 / 3)
+    assert lpips(torch.tensor(a), torch.tensor(b), Halves()) == lpips(b, a, Halves())
+    assert lpips(a, a, Halves()) == 0
+
+
+def test_lpips_that_cannot_be_had_is_said_in_a_sentence(monkeypatch):
+    class Package:
+        def LPIPS(self, net, verbose):
+            raise OSError("no network")
+
+    def absent(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(pictures.importlib, "import_module", absent)
+    with pytest.raises(InputError, match=r"not installed; pip install contrastive-gaussian-clustering\[lpips\]"):
+        load_lpips()
+    monkeypatch.setattr(pictures.importlib, "import_module", lambda name: Package())
+    with pytest.raises(InputError, match=r"the weights of its VGG backbone could not be loaded \(no network\)"):
+        load_lpips()
 
 
 # --- instances --------------------------------------------------------------------------------------------
@@ -271,6 +306,22 @@ def test_truth_that_cannot_be_scored():
         score_instances([empty], [empty, empty], set())
 
 
+@pytest.mark.parametrize("ignore_id", [None, 4])
+def test_views_add_up_to_the_scores(ignore_id):
+    rng = np.random.default_rng(4)
+    truth = [blocks(rng, (40, 50), 5, 10) for _ in range(3)]
+    predicted = [np.where(rng.random(m.shape) < 0.2, 0, np.roll(m, 3)) for m in truth]
+    scores = score_instances(truth, [*predicted[:2], None], {5}, ignore_id)
+    traced = trace_instances(truth, [*predicted[:2], None], scores, ignore_id)
+    assert {t.view for t in traced} == {0, 1, 2} and all(t.true_pixels or t.predicted_pixels for t in traced)
+    for r in scores.rows:
+        own = [t for t in traced if t.id == r.id]
+        true, guess, both = (sum(getattr(t, f"{k}_pixels") for t in own) for k in ("true", "predicted", "shared"))
+        assert true == r.pixels and both / (true + guess - both) == pytest.approx(r.iou)
+        true, guess, both = (sum(getattr(t, f"{k}_band") for t in own) for k in ("true", "predicted", "shared"))
+        assert both / (true + guess - both) == pytest.approx(r.boundary_iou)
+
+
 # --- truth ------------------------------------------------------------------------------------------------
 
 
@@ -323,3 +374,30 @@ def test_truth_that_cannot_be_read(tmp_path):
         write_truth(tmp_path, {}, [{"id": 2, "name": "cup", "stuff": False, "parent": parent}])
         with pytest.raises(InputError, match="leads nowhere"):
             read_truth(tmp_path, ["000"])
+
+
+def test_parts_are_merged_and_ids_checked(tmp_path):
+    write_truth(tmp_path, {}, TABLE)
+    assert merge_parts(tmp_path, np.array([300, 0, 1, 2])).tolist() == [2, 0, 1, 2]
+    with pytest.raises(InputError, match=r"the surface samples hold ids \[9\]"):
+        merge_parts(tmp_path, np.array([1, 9]))
+    write_truth(tmp_path, {}, [*TABLE, {"id": 65_536, "name": "far", "stuff": False, "parent": None}])
+    with pytest.raises(InputError, match=r"names the ids \[65536\], but an id map holds 1 to 65535"):
+        read_truth(tmp_path, [])
+
+
+def test_maps_drawn_by_hand(tmp_path):
+    write_id_map(tmp_path / "a.png", np.array([[0, 1, 255, 2]]))
+    write_id_map(tmp_path / "sub/b.png", np.array([[1, 1, 1, 300]]))
+    drawn = read_drawn(tmp_path)
+    assert {k: v.tolist() for k, v in drawn.maps.items()} == {
+        "a": [[IGNORE, 1, IGNORE, 2]],
+        "sub/b": [[1, 1, 1, 300]],
+    }
+    assert drawn.names == {1: "object 1", 2: "object 2", 300: "object 300"}
+    assert read_drawn(tmp_path, "background").maps["a"].tolist() == [[0, 1, IGNORE, 2]]
+    assert read_drawn(tmp_path, "background", 2).maps["a"].tolist() == [[0, 1, 255, IGNORE]]
+    (tmp_path / "names.json").write_text('{"255": "an object after all", "7": "not drawn"}')
+    drawn = read_drawn(tmp_path)
+    assert drawn.maps["a"].tolist() == [[IGNORE, 1, 255, 2]]
+    assert drawn.names == {1: "object 1", 2: "object 2", 7: "not drawn", 255: "an object after all", 300: "object 300"}

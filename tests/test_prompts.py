@@ -187,7 +187,7 @@ def test_prompts_that_cannot_be_scored():
         score_prompts(truth[:1], {None: guess[:1]})
     with pytest.raises(InputError, match="object 3 is not seen in view 1"):
         score_prompts(truth, {None: guess}, prompt_views={3: 1})
-    with pytest.raises(InputError, match="level 0.5 are not one of each true map's size"):
+    with pytest.raises(InputError, match=r"level 0\.5 are not one of each true map's size"):
         score_prompts(truth, {0.5: guess[:2]})
     small = [t.copy() for t in truth]
     for t in small:

@@ -150,7 +150,7 @@ def test_parts_that_are_missing_are_named(lerf, ovs, nvos_labels, spin):
     with pytest.raises(InputError, match="has 0 classes and 2 views"):
         ovs3d.read(ovs)
     (ovs / "sofa/segmentations/classes.txt").unlink()
-    with pytest.raises(InputError, match="classes.txt cannot be read"):
+    with pytest.raises(InputError, match=r"classes\.txt cannot be read"):
         ovs3d.read(ovs)
     (nvos_labels / "labels/llff/scribbles/fern/neg_0_fern.png").unlink()
     (nvos_labels / "labels/llff/reference_image/fern/IMG_1.JPG").unlink()

@@ -260,6 +260,21 @@ def test_distorted_map_lookup_inverts_the_lens():
     assert np.abs(back - np.stack([u + 0.5, v + 0.5], 1)).max() < 1  # half a pixel of the photo
 
 
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_undistorted_map_lookup_inverts_the_other(shrink):
+    lens = Lens("OPENCV", tuple(OPENCV), 400, 300)
+    flat = lenses.undistorted(lens)
+    camera = Camera(torch.eye(4), torch.tensor(lenses.intrinsics(flat), dtype=torch.float32), flat.width, flat.height)
+    height, width = 300 // shrink, 400 // shrink
+    y, x = np.mgrid[:height, :width]
+    for wanted in (x + 1, y + 1):
+        there = lenses.sample_distorted(wanted.astype(np.int32), lens, camera)
+        back = lenses.sample_undistorted(there, camera, lens, width, height)
+        inside = back > 0
+        assert inside.mean() > 0.9 and back.dtype == np.int32 and back.shape == (height, width)
+        assert np.abs(back - wanted)[inside].max() <= 1
+
+
 def test_lens_of_a_smaller_photo_is_the_same_lens():
     for model, params in (("OPENCV", OPENCV), ("PINHOLE", OPENCV[:4])):
         lens = Lens(model, tuple(params), 400, 300)

@@ -120,7 +120,7 @@ def find_view(token: str, stems: Sequence[str], order: Sequence[str], *, contain
     for names in (list(stems), last):
         if names.count(token) == 1:
             return names.index(token)
-    if token.isdigit() and int(token) < len(order) and order[int(token)] != token:
+    if token.isdecimal() and int(token) < len(order) and order[int(token)] != token:
         return find_view(order[int(token)], stems, ())
     if contained:
         held = [s for s in last if s in token]
