@@ -72,7 +72,7 @@ def score_masks(benchmark: Benchmark, masks: Iterable[TrueMask], predict: Predic
 
 
 def means(benchmark: Benchmark, rows: Iterable[MaskRow]) -> dict[str, float]:
-    """The means of one scene's rows as the protocol defines them: miou, boundary_iou, accuracy; and the pooled IoU.
+    """The means of one scene's rows as the protocol defines them: miou, boundary_iou; accuracy; and the pooled IoU.
 
     `miou_others` leaves out the view that was pointed at, where the protocol counts it.
     """
@@ -86,9 +86,10 @@ def means(benchmark: Benchmark, rows: Iterable[MaskRow]) -> dict[str, float]:
     found = {
         "miou": mean(lambda r: r.iou),
         "boundary_iou": mean(lambda r: r.boundary_iou),
-        "accuracy": mean(lambda r: r.accuracy),
         "iou_pooled": sum((r.pixels for r in rows), Counts(0, 0, 0)).iou,
     }
+    if benchmark.references:  # a scene has one object: the share of pixels that are right
+        found["accuracy"] = mean(lambda r: r.accuracy)
     others = [r.iou for r in rows if not r.reference]
     if others and len(others) < len(rows):
         found["miou_others"] = float(np.mean(others))

@@ -27,6 +27,13 @@ READERS: dict[str, Callable[[Path], Benchmark]] = {
 }
 
 
+MEASURES = {
+    "miou": "mIoU",
+    "miou_others": "others' mIoU",
+    "boundary_iou": "boundary",
+    "accuracy": "accuracy",
+    "iou_pooled": "pooled IoU",
+}
 UPPER_BOUND = "UPPER BOUND (the truth chose the segments)"
 
 
@@ -45,13 +52,15 @@ def report_benchmark(runs: list[Run], settings: EvalSettings) -> Report:
         scenes = [s for r in runs for s in _scenes(r, benchmark)] or list(benchmark.scenes)
         results = [(s, None, _score_folder(benchmark, s, settings.predictions, notes)) for s in scenes]
     else:
-        results = [
-            (s, r, _score_run(benchmark, s, r, settings, selections, notes))
-            for r in runs
-            for s in _scenes(r, benchmark)
-        ]
+        owners = [(s, r) for r in runs for s in _scenes(r, benchmark)]
+        if len({s for s, _ in owners}) < len(owners):
+            raise InputError(
+                f"the runs {some(r.root for r in runs)} are of one scene of the benchmark; score them one by one"
+            )
+        results = [(s, r, _score_run(benchmark, s, r, settings, selections, notes)) for s, r in owners]
     by_scene = {scene: means(benchmark, scores.rows) for scene, _, scores in results}
-    overall = {k: float(np.mean([m[k] for m in by_scene.values()])) for k in next(iter(by_scene.values()))}
+    every = [k for k in MEASURES if all(k in m for m in by_scene.values())]
+    overall = {k: float(np.mean([m[k] for m in by_scene.values()])) for k in every}
     rows = [
         {
             "scene": r.scene, "view": r.view, "prompt": r.prompt, "true_pixels": r.pixels.true,
@@ -71,12 +80,10 @@ def report_benchmark(runs: list[Run], settings: EvalSettings) -> Report:
     if settings.write_selection is not None:
         write_selection(settings.write_selection, selections)
     bound = settings.select == "oracle"
-    names = [k for k in ("miou", "miou_others", "boundary_iou", "accuracy", "iou_pooled") if k in overall]
     counts = {scene: len(scores.rows) for scene, _, scores in results}
-    table = [(s, counts[s], *(m.get(k, "") for k in names)) for s, m in by_scene.items()]
+    table = [(s, counts[s], *(m[k] for k in every)) for s, m in by_scene.items()]
     if len(by_scene) > 1:
-        table.append(("mean", sum(counts.values()), *(overall[k] for k in names)))
-    titles = {"miou": "mIoU", "miou_others": "others' mIoU", "boundary_iou": "boundary", "iou_pooled": "pooled IoU"}
+        table.append(("mean", sum(counts.values()), *overall.values()))
     instances = [
         _prompt_means(benchmark, scene, p, scores, selections)
         for scene, _, scores in results
@@ -92,7 +99,7 @@ def report_benchmark(runs: list[Run], settings: EvalSettings) -> Report:
             "runs": {s: str(r.root) for s, r, _ in results if r}, "selected": selections,
             **rounded(overall), "scenes": {s: rounded(m) for s, m in by_scene.items()},
         },
-        [(("scene", "masks", *(titles.get(k, k) for k in names)), table)],
+        [(("scene", "masks", *(MEASURES[k] for k in every)), table)],
         (tuple(rows[0]), rows),
         (("scene", "prompt", "segments", "views", "iou", "boundary_iou"), [i for i in instances if i]),
         notes,

@@ -46,8 +46,6 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
         else:
             held_back = run.test_views if settings.views == "test" else []
             stems = [run.stems[i] for i in held_back or range(len(run.stems))]
-            if not held_back and run.test_views != list(range(len(run.stems))):
-                notes.append("the views that were learned from are scored too")
         truth, ignore_id = read_truth(root, stems, settings.truth_level), None
     else:
         drawn = read_drawn(root, settings.unlabelled, settings.ignore_id)
@@ -59,8 +57,8 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
             else "pixels without a label count as background"
         )
     predicted: dict[Level, list[np.ndarray | None]]
-    if run is None:
-        assert settings.predictions is not None
+    if settings.predictions is not None or run is None:
+        assert settings.predictions is not None  # else there was nothing to score
         predicted = {None: _stored_maps(settings.predictions, stems, truth, notes)}
     else:
         indices = _indices(run, stems, root)

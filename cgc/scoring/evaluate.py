@@ -40,7 +40,7 @@ def evaluate(runs: Sequence[Path], settings: EvalSettings, *, quiet: bool = Fals
     elif len(opened) > 1:
         raise InputError(f"{settings.protocol} scores one run at a time, got {len(opened)}; name one")
     else:
-        reports = _own(opened[0] if opened and settings.predictions is None else None, settings)
+        reports = _own(opened[0] if opened else None, settings)
     said: set[str] = set()
     return [write(report, out / report.protocol, said, quiet=quiet) for report in reports]
 
@@ -54,7 +54,8 @@ def _own(run: Run | None, settings: EvalSettings) -> list[Report]:
                 f"--{name.replace('_', '-')} is for the benchmarks that have prompts ({', '.join(READERS)}); "
                 "name one with --protocol"
             )
-    pictures = [report_pictures(run)] if auto and run is not None else []
+    own = run if settings.predictions is None else None
+    pictures = [report_pictures(own)] if auto and own is not None else []
     case = find_case(run, settings)
     if case is None:
         if auto and pictures:
@@ -65,7 +66,7 @@ def _own(run: Run | None, settings: EvalSettings) -> list[Report]:
         )
     reports = []
     if settings.protocol in ("auto", "instances"):
-        reports.append(report_instances(run, case))
+        reports.append(report_instances(own, case))
     if settings.protocol in ("auto", "prompts"):
         try:
             reports.append(report_prompts(case))

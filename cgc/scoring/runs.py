@@ -119,7 +119,9 @@ class Run:
         if view is not None and lens is not None:
             from cgc.scene.lens import sample_undistorted  # pycolmap takes half a second to import
 
-            self._note("id maps were bent back to the photos' lens, as the truth is (nearest id)")
+            self._note(
+                "id maps were bent back to the photos' lens, as the truth is (nearest id); what undistortion cut is empty"
+            )
             return sample_undistorted(ids, view.camera, lens, width, height)
         self._note(
             f"id maps of {ids.shape[1]}x{ids.shape[0]} were resized to the truth's {width}x{height} (nearest id)"
