@@ -96,8 +96,10 @@ def sample_distorted(ids: np.ndarray, lens: Lens, camera: Camera) -> np.ndarray:
     return np.where(inside, ids[row, column], 0).reshape(camera.height, camera.width).astype(ids.dtype)
 
 
-def sample_undistorted(ids: np.ndarray, camera: Camera, lens: Lens, width: int, height: int) -> np.ndarray:
-    """Look up a map [H, W] of the undistorted `camera` at the pixels of the distorted photo: nearest, 0 outside.
+def sample_undistorted(
+    ids: np.ndarray, camera: Camera, lens: Lens, width: int, height: int, outside: int = 0
+) -> np.ndarray:
+    """Look up a map [H, W] of the undistorted `camera` at the pixels of the distorted photo: nearest, or `outside`.
 
     Returns [height, width], the whole photo at any resolution.
     """
@@ -108,4 +110,4 @@ def sample_undistorted(ids: np.ndarray, camera: Camera, lens: Lens, width: int, 
     flat = rays * (K[0, 0], K[1, 1]) + (K[0, 2], K[1, 2])
     inside = np.all((flat >= 0) & (flat < (camera.width, camera.height)), axis=1)
     column, row = np.floor(np.where(inside[:, None], flat, 0)).astype(np.int64).T
-    return np.where(inside, ids[row, column], 0).reshape(height, width).astype(ids.dtype)
+    return np.where(inside, ids[row, column], outside).reshape(height, width).astype(ids.dtype)

@@ -183,7 +183,7 @@ def _names(masks: Iterable[TrueMask]) -> list[str]:
 def _pointed(reference: Reference, run: Run, view: int) -> list[int]:
     """The segments that a benchmark's reference points at."""
     positive = read_mask(reference.positive)
-    ids = run.at_size(view, positive.shape)
+    ids = np.maximum(run.at_size(view, positive.shape), 0)
     if not positive.any():
         raise InputError(f"{reference.positive} is empty, so it points at nothing; restore it")
     if reference.negative is None:

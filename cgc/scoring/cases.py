@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from cgc.evaluation.prompts import Level
 from cgc.evaluation.truth import IGNORE, Truth, read_drawn, read_truth
 from cgc.masks.id_maps import read_id_map, resize_nearest
 from cgc.scoring.report import size_text
-from cgc.scoring.runs import Run, learned_from
+from cgc.scoring.runs import UNSEEN, Run, learned_from
 from cgc.settings import EvalSettings
 
 
@@ -64,9 +64,12 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
         indices = _indices(run, stems, root)
         notes += learned_from(run, dict(zip(stems, indices)))
         _ = run.maps(indices)
-        predicted = {
-            level: [run.at_size(i, m.shape, level) for i, m in zip(indices, truth.maps)] for level in run.levels
-        }
+        shown = {level: [run.at_size(i, m.shape, level) for i, m in zip(indices, truth.maps)] for level in run.levels}
+        predicted = {level: [np.maximum(m, 0) for m in maps] for level, maps in shown.items()}
+        unseen = [m == UNSEEN for m in shown[None]]
+        if any(u.any() for u in unseen):
+            hidden = tuple(np.where(u, IGNORE, m) for m, u in zip(truth.maps, unseen))
+            truth, ignore_id = replace(truth, maps=hidden), IGNORE
         notes += run.notes
     return Case(root, stems, truth, predicted, ignore_id, settings.truth_level, notes)
 

@@ -18,6 +18,9 @@ from cgc.scene.types import View
 from cgc.segmentation.labels import render_labels
 from cgc.segmentation.segments import load_labels
 
+UNSEEN = -1
+"""What an id map holds where the run's view does not reach as far as its photo."""
+
 
 def predicted_maps(work: Workspace, views: Sequence[int], level: Level = None) -> list[np.ndarray]:
     """The run's id maps of some views, int32 [H, W] each, ids the same in all of them."""
@@ -104,7 +107,10 @@ class Run:
         return [self._maps[i, level] for i in views]
 
     def at_size(self, index: int, shape: tuple[int, ...], level: Level = None) -> np.ndarray:
-        """The id map of one view at the size [H, W] of its truth, nearest id; as its photo has it where that bends."""
+        """The id map of one view at the size [H, W] of its truth, nearest id.
+
+        Where the photo was undistorted it is bent back; what the undistorted picture does not show is UNSEEN.
+        """
         ids, (height, width) = self.maps([index], level)[0], shape
         view = self.views[index] if self.views else None
         lens = view.distortion if view else None
@@ -119,10 +125,8 @@ class Run:
         if view is not None and lens is not None:
             from cgc.scene.lens import sample_undistorted  # pycolmap takes half a second to import
 
-            self._note(
-                "id maps were bent back to the photos' lens, as the truth is (nearest id); what undistortion cut is empty"
-            )
-            return sample_undistorted(ids, view.camera, lens, width, height)
+            self._note("id maps were bent back to the photos' lens, as the truth is (nearest id)")
+            return sample_undistorted(ids, view.camera, lens, width, height, UNSEEN)
         self._note(
             f"id maps of {ids.shape[1]}x{ids.shape[0]} were resized to the truth's {width}x{height} (nearest id)"
         )
