@@ -386,6 +386,18 @@ def test_parts_are_merged_and_ids_checked(tmp_path):
         read_truth(tmp_path, [])
 
 
+@given(value=st.recursive(st.none() | st.integers(), lambda x: st.dictionaries(st.text(max_size=3), x, max_size=3)))
+def test_any_json_names_ids_or_is_an_input_error(value, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "named"
+    if not folder.exists():
+        write_id_map(folder / "a.png", np.array([[1, 2]]))
+    (folder / "names.json").write_text(json.dumps(value))
+    try:
+        assert {1, 2} <= set(read_drawn(folder).names)
+    except InputError as error:
+        assert "names.json" in str(error)
+
+
 def test_maps_drawn_by_hand(tmp_path):
     write_id_map(tmp_path / "a.png", np.array([[0, 1, 255, 2]]))
     write_id_map(tmp_path / "sub/b.png", np.array([[1, 1, 1, 300]]))

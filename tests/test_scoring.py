@@ -21,6 +21,8 @@ from cgc.files import write_csv
 from cgc.masks.id_maps import read_id_map, resize_nearest, write_id_map
 from cgc.scene.lens import intrinsics, sample_distorted, undistorted
 from cgc.scene.types import Camera, Lens, View
+from cgc.scoring.cases import Case
+from cgc.scoring.instances import report_instances, report_prompts
 from cgc.scoring.runs import UNSEEN, Run
 
 STEMS = [name.rsplit(".", 1)[0] for name in sorted(NAMES)]
@@ -157,6 +159,19 @@ def test_a_scene_without_truth_has_its_pictures_scored(own_run, tiny_scene, tmp_
     said = evaluate(own_run)
     assert "pictures alone are scored" in said and not (own_run / "eval/instances").exists()
     assert "there is no instance truth" in refused(own_run, "--protocol", "instances")
+
+
+def test_levels_are_all_reported(tiny_scene):
+    truth = read_truth(tiny_scene, STEMS)
+    fine = [t + 0 for t in truth.maps]
+    coarse = [np.where(t == 2, 1, t) for t in truth.maps]  # two objects are one
+    case = Case(tiny_scene, STEMS, truth, {None: coarse, 0.25: fine}, None, "object", [])
+    found = report_prompts(case)
+    one = found.summary["1 click"]
+    assert (one["level"], one["miou"], one["miou_level_0.25"]) == (0.25, 1, 1) and one["miou_level_own"] < 1
+    assert one["miou_best_levels_upper_bound"] == 1 and "the level is the one that is best" in found.notes[-1]
+    assert found.instances is not None and {r["level"] for r in found.instances[1]} == {"own", "0.25"}
+    assert report_instances(None, case).summary["miou_things"] < 1  # the run's own segments
 
 
 # --- truth drawn by hand ----------------------------------------------------------------------------------

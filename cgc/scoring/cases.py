@@ -65,9 +65,10 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
         notes += learned_from(run, dict(zip(stems, indices)))
         _ = run.maps(indices)
         shown = {level: [run.at_size(i, m.shape, level) for i, m in zip(indices, truth.maps)] for level in run.levels}
-        predicted = {level: [np.maximum(m, 0) for m in maps] for level, maps in shown.items()}
         unseen = [m == UNSEEN for m in shown[None]]
+        predicted = {level: list(maps) for level, maps in shown.items()}
         if any(u.any() for u in unseen):
+            predicted = {level: [np.maximum(m, 0) for m in maps] for level, maps in shown.items()}
             hidden = tuple(np.where(u, IGNORE, m) for m, u in zip(truth.maps, unseen))
             truth, ignore_id = replace(truth, maps=hidden), IGNORE
         notes += run.notes

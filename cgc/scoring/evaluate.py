@@ -55,23 +55,23 @@ def _own(run: Run | None, settings: EvalSettings) -> list[Report]:
                 "name one with --protocol"
             )
     own = run if settings.predictions is None else None
-    pictures = [report_pictures(own)] if auto and own is not None else []
     case = find_case(run, settings)
-    if case is None:
-        if auto and pictures:
-            pictures[0].notes.append("the scene has no instance truth, so pictures alone are scored; give --truth DIR")
-            return pictures
+    if case is None and not (auto and own):
         raise InputError(
             "there is no instance truth: the scene has no instances.json with instance/; give a folder with --truth DIR"
         )
     reports = []
-    if settings.protocol in ("auto", "instances"):
+    if case and settings.protocol in ("auto", "instances"):
         reports.append(report_instances(own, case))
-    if settings.protocol in ("auto", "prompts"):
+    if case and settings.protocol in ("auto", "prompts"):
         try:
             reports.append(report_prompts(case))
         except InputError as error:
             if not auto:
                 raise
             reports[0].notes.append(f"prompts are not scored: {error}")
-    return reports + pictures
+    if auto and own:
+        reports.append(report_pictures(own))
+        if case is None:
+            reports[0].notes.append("the scene has no instance truth, so pictures alone are scored; give --truth DIR")
+    return reports

@@ -125,6 +125,7 @@ def report_prompts(case: Case) -> Report:
         of_views = float(np.mean([r.iou_of_views for r in rows]))
         facts = {"miou": scores.miou(common), "miou_of_views": of_views, "objects": len(rows), "level": common}
         if len(scores.levels) > 1:
+            facts |= {f"miou_level_{_level(level)}": scores.miou(level) for level in scores.levels}
             facts["miou_best_levels_upper_bound"] = float(np.mean([r.iou for r in scores.best]))
         summary[name] = rounded(facts)
         table.append((name, facts["miou"], of_views, len(rows), _level(common)))
@@ -143,7 +144,9 @@ def report_prompts(case: Case) -> Report:
     if first.skipped:
         notes.append(f"left out, under 60 pixels in these views: {some(truth.names[i] for i in first.skipped)}")
     if len(first.levels) > 1:
-        notes.append("the level is the one that is best for all objects together")
+        notes.append(
+            "the level is the one that is best for all objects together, which the truth says; see summary.json"
+        )
     return Report(
         "prompts",
         PROMPT_DEFINITION,
