@@ -97,6 +97,7 @@ def test_lerf_mask_is_read(lerf):
     assert len(found.masks) == 6 and found.masks[0].load().sum() == disc(10, 10, 6).sum()
     assert found.orders["figurines"] == ("frame_2", "frame_4")
     assert found.notes == ("figurines: the view 0 has no truth of pen",)
+    assert found.orders["ramen"] == ()
     alone = lerf_mask.read(lerf / "ramen")
     assert alone.scenes == ("ramen",) and [m.view for m in alone.masks] == ["frame_9"]
 

@@ -142,6 +142,8 @@ def _score_run(
     """Choose the segments of each prompt, and score their union in every view; adds what was chosen to `selections`."""
     masks = [m for m in benchmark.masks if m.scene == scene]
     order = benchmark.orders.get(scene, ())
+    if not order and benchmark.protocol == "3d-ovs":  # the truth came without its images: they are the run's
+        order = sorted(run.stems)
     index = {v: find_view(v, run.stems, order, contained=benchmark.protocol == "spin-nerf") for v in _names(masks)}
     notes += [f"{scene}: {note}" for note in learned_from(run, index)]
     _ = run.maps(list(index.values()))

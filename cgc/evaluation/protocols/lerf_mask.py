@@ -14,8 +14,8 @@ DEFINITION = "IoU and boundary IoU (2 % of the diagonal), mean over the views of
 def read(root: Path) -> Benchmark:
     """Read the truth of one scene or of several. VIEW is a view's name, or its number among the held-back images.
 
-    These are the images that are in images/ and not in images_train/, by name; all of them where there is no
-    images_train/.
+    These are the images that are in images/ and not in images_train/, by name; without images_train/ a number says
+    nothing.
     """
     masks, orders, notes = [], {}, []
     for scene, folder in find_scenes(root, "test_mask", LAYOUT).items():
@@ -32,5 +32,6 @@ def read(root: Path) -> Benchmark:
                 notes.append(f"{scene}: the view {view.name} has no truth of {some(lacking)}")
         masks += own
         held_in = {p.stem for p in pictures(folder / "images_train")}
-        orders[scene] = tuple(p.stem for p in pictures(folder / "images") if p.stem not in held_in)
+        held_back = (p.stem for p in pictures(folder / "images") if p.stem not in held_in)
+        orders[scene] = tuple(held_back) if held_in else ()
     return Benchmark("lerf-mask", DEFINITION, tuple(masks), orders=orders, mean="prompts", notes=tuple(notes))
