@@ -163,8 +163,12 @@ class LiftSettings:
 class ClusterSettings:
     """How features become objects (HDBSCAN on a subsample, labels propagated, one revote by the masks)."""
 
+    algorithm: Literal["hdbscan", "sklearn", "cuml"] = "hdbscan"
+    """Whose HDBSCAN: the hdbscan package's, scikit-learn's, or cuML's, which needs CUDA."""
     samples: int = 12_000
-    """Gaussians that HDBSCAN sees, drawn by visible mass."""
+    """Gaussians that HDBSCAN sees at once, drawn by visible mass; where clusters are small, up to 16 times as many."""
+    rounds: int = 4
+    """Rounds in which Gaussians far from every cluster are sampled and clustered by themselves; 0: none."""
     min_cluster_size: int = 12
     """Smallest cluster, in sampled Gaussians."""
     min_samples: int = 0
@@ -239,7 +243,8 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "spatial_weight": 0, "anchors": 1, "seed": 0,
     },
     "cluster": {
-        "samples": 2, "min_cluster_size": 2, "min_samples": 0, "min_confidence": (0, 1), "revote": 0, "seed": 0,
+        "samples": 2, "rounds": 0, "min_cluster_size": 2, "min_samples": 0, "min_confidence": (0, 1), "revote": 0,
+        "seed": 0,
     },
 }  # fmt: skip
 

@@ -1,16 +1,23 @@
 """Clustering: known answers, brute force, laws."""
 
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.csgraph import minimum_spanning_tree
+from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
 from cgc.clustering.cluster import cluster
-from cgc.clustering.density import draw_sample, propagate, run_hdbscan
+from cgc.clustering.density import ERROR, draw_sample, propagate, run_hdbscan
+from cgc.clustering.linkage import spanning_tree
 from cgc.clustering.vote import NOISE, by_size, revote
 from cgc.errors import InputError
+from cgc.kernels import threads
+from cgc.neighbours import build_tree, nearest_of_another_label, nearest_others, nearest_points
 from cgc.settings import ClusterSettings
 
 
@@ -68,14 +75,15 @@ def test_clustering_repeats_for_a_seed_and_ignores_rotations():
 
 
 def test_noise_can_be_kept():
-    features, _ = blobs(n=400, spread=0.03)
-    g = torch.Generator().manual_seed(9)
-    features[:20] = normalize(torch.randn(20, 8, generator=g), dim=1)
+    features, truth = blobs(n=400, dim=16, spread=0.03)
+    means = torch.stack([features[truth == k].mean(0) for k in range(4)])
+    axes = torch.linalg.qr(means.T, mode="complete").Q.T[4:14]  # at right angles to all blobs and to each other
+    features[:20] = torch.cat([axes, -axes])
     mass = torch.ones(400)
     settings = ClusterSettings(samples=400, min_cluster_size=10, revote=0, noise="keep")
     kept = cluster(features, mass, [], settings)
-    assert (kept.labels[:20] == NOISE).sum() > 10
-    nearest = cluster(features, mass, [], ClusterSettings(samples=400, min_cluster_size=10, revote=0))
+    assert (kept.labels[:20] == NOISE).all() and (kept.labels[20:] != NOISE).mean() > 0.95
+    nearest = cluster(features, mass, [], replace(settings, noise="nearest"))
     assert (nearest.labels != NOISE).all()
 
 
@@ -113,16 +121,147 @@ def test_identical_points_are_one_cluster():
     assert same_partition(labels, np.repeat([0, 1], 30))
 
 
-def test_propagate_equals_brute_force():
-    features, _ = blobs(n=5000, spread=0.4)
-    samples, sample_labels = features[:200], np.arange(200) % 7
-    labels, confidences = propagate(features, samples, sample_labels)
-    distance = torch.cdist(features.double(), samples.double()).numpy()
+@pytest.mark.parametrize("spread", [0.05, 0.4])
+def test_propagate_equals_brute_force(spread):
+    features, truth = blobs(n=5000, k=7, spread=spread)
+    samples, sample_labels = features[:200].numpy(), (truth[:200] + np.arange(200) % 2) % 7
+    labels, confidences = propagate(features.numpy(), samples, sample_labels)
+    distance = np.linalg.norm(features.numpy()[:, None].astype(float) - samples[None], axis=2)
     nearest = np.stack([distance[:, sample_labels == k].min(1) for k in range(7)], 1)
     assert np.array_equal(labels, nearest.argmin(1))
     two = np.sort(nearest, 1)[:, :2]
-    # cosines in float32 know a distance near zero to 1e-3 only
-    np.testing.assert_allclose(confidences, 1 - two[:, 0] / two[:, 1], atol=2e-3)
+    true = 1 - two[:, 0] / two[:, 1]
+    assert np.abs(confidences - true).max() < ERROR + 1e-4
+    assert np.abs(confidences - true).mean() < ERROR / 5
+    alone, sure = propagate(features.numpy(), samples, np.zeros(200, int))
+    assert (alone == 0).all() and (sure == 1).all()
+
+
+@pytest.mark.parametrize(("n", "dim"), [(1, 3), (2, 3), (9, 3), (700, 3), (700, 16), (512, 2)])
+def test_the_tree_of_neighbours_equals_brute_force(n, dim):
+    g = np.random.default_rng(n)
+    points = g.standard_normal((n, dim)).astype(np.float32)
+    points[: n // 5] = points[0]  # coincident ones
+    labels, queries = g.integers(0, 5, n), g.standard_normal((100, dim)).astype(np.float32)
+    tree = build_tree(points)
+    others, distances = nearest_others(tree, 8)
+    exact = np.linalg.norm(points[:, None].astype(float) - points[None], axis=2)
+    exact[np.arange(n), np.arange(n)] = np.inf
+    assert others.shape == (n, min(8, n - 1)) and not (others == np.arange(n)[:, None]).any()
+    assert all(len(set(row)) == len(row) for row in others.tolist())
+    np.testing.assert_allclose(distances, np.sort(exact, 1)[:, : min(8, n - 1)], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(np.take_along_axis(exact, others, 1), distances, rtol=1e-5, atol=1e-7)
+    exact = np.linalg.norm(queries[:, None].astype(float) - points[None], axis=2)
+    numbers, distances = nearest_points(tree, queries)
+    np.testing.assert_allclose(distances, exact.min(1), rtol=1e-5)
+    numbers_within, _ = nearest_points(tree, queries, distances * np.float32(0.99))
+    assert (numbers_within == -1).all()
+    own = labels[numbers]
+    foreign, distances = nearest_of_another_label(tree, labels, queries, own)
+    exact = np.where(labels[None] == own[:, None], np.inf, exact)
+    np.testing.assert_allclose(distances, exact.min(1), rtol=1e-5)
+    assert ((foreign < 0) == np.isinf(exact.min(1))).all()
+
+
+def test_results_do_not_depend_on_the_threads():
+    features = blobs(n=3000)[0].numpy()
+    found = []
+    for count in (1, 3):
+        with threads(count):
+            found.append(
+                (*propagate(features, features[:100], np.arange(100) % 4), nearest_others(build_tree(features), 5)[0])
+            )
+    assert all(np.array_equal(a, b) for a, b in zip(*found))
+
+
+def test_the_spanning_tree_is_nearly_minimal_and_finds_the_same_clusters(monkeypatch):
+    features, _ = blobs(n=800, k=3, spread=0.2)
+    points = features.numpy()
+    links = spanning_tree(points, 10)
+    exact = np.linalg.norm(points[:, None].astype(float) - points[None], axis=2)
+    cores = np.sort(exact, 1)[:, 10]
+    reach = np.maximum(exact, np.maximum(cores[:, None], cores[None]))
+    least = minimum_spanning_tree(reach).data
+    assert links.shape == (799, 3) and (np.diff(links[:, 2]) >= 0).all()
+    np.testing.assert_allclose(links[:, 2], np.sort(least), rtol=0.02)
+    assert links[:, 2].sum() == pytest.approx(least.sum(), rel=1e-3)
+    settings = ClusterSettings(min_cluster_size=10)
+    expected, _ = run_hdbscan(points, settings)
+    monkeypatch.setattr("cgc.clustering.density.MANY", 100)
+    labels, tree = run_hdbscan(points, settings)
+    assert adjusted_rand_score(expected, labels) > 0.99 and "lambda_val" in tree
+    same, _ = run_hdbscan(np.concatenate([np.zeros((60, 3)), np.ones((60, 3))]), ClusterSettings(min_cluster_size=5))
+    assert same_partition(same, np.repeat([0, 1], 60))
+
+
+def test_many_small_clusters_are_found():
+    g = np.random.default_rng(0)
+    centres = g.standard_normal((200, 16))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    truth = np.repeat(np.arange(200), 15)
+    features = torch.from_numpy(centres[truth] + 0.01 * g.standard_normal((3000, 16))).float()
+    settings = ClusterSettings(samples=300, min_cluster_size=10, revote=0)  # 1.5 samples a cluster
+    found = cluster(features, torch.ones(3000), [], settings)
+    assert found.n_segments == 200 and adjusted_rand_score(truth, found.labels) > 0.99
+    assert np.array_equal(found.labels, cluster(features, torch.ones(3000), [], settings).labels)
+
+
+def test_what_lies_far_from_all_clusters_is_clustered_by_itself():
+    features, truth = blobs(n=12_000, k=6, spread=0.02)
+    kept = np.flatnonzero((truth < 3) | (np.arange(12_000) % 10 == 0))  # three clusters of some 2000, three of some 200
+    features, truth, mass = features[kept], truth[kept], torch.ones(len(kept))
+    mass[torch.from_numpy(truth >= 3)] = 0.01  # which are hardly sampled
+    settings = ClusterSettings(samples=400, min_cluster_size=15, revote=0)
+    assert cluster(features, mass, [], replace(settings, rounds=0)).n_segments == 3
+    assert same_partition(cluster(features, mass, [], settings).labels, truth)
+
+
+def test_scikit_learn_finds_the_same():
+    points = blobs(n=500, spread=0.15)[0].numpy()
+    for settings in (ClusterSettings(min_cluster_size=8), ClusterSettings(min_samples=4, selection="leaf")):
+        expected, tree = run_hdbscan(points, settings)
+        labels, none = run_hdbscan(points, replace(settings, algorithm="sklearn"))
+        assert same_partition(labels, expected) and tree and not none
+
+
+def test_cuml_is_called_where_it_can_be_and_asked_for_where_not(monkeypatch):
+    settings = ClusterSettings(algorithm="cuml", min_cluster_size=5, min_samples=3)
+    points = blobs(n=50)[0].numpy()
+    monkeypatch.setitem(sys.modules, "cuml", None)
+    with pytest.raises(InputError, match="pip install cuml"):
+        run_hdbscan(points, settings)
+    asked = {}
+
+    class HDBSCAN:
+        def __init__(self, **options):
+            asked.update(options)
+
+        def fit(self, points):
+            self.labels_ = np.arange(len(points)) % 2
+            return self
+
+    monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace(cluster=SimpleNamespace(HDBSCAN=HDBSCAN)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="needs a CUDA device"):
+        run_hdbscan(points, settings)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    labels, tree = run_hdbscan(points, settings)
+    assert labels.tolist() == [0, 1] * 25 and not tree
+    options = {"min_cluster_size": 5, "min_samples": 4, "cluster_selection_method": "eom", "output_type": "numpy"}
+    assert asked == options
+
+
+def test_equal_points_and_what_is_no_number():
+    same = torch.ones(40, 4)
+    with pytest.raises(InputError, match="everything is noise"):
+        cluster(same[:1], torch.ones(1), [], SETTINGS)
+    try:  # one cluster of all is either found or said to be none
+        assert cluster(same, torch.ones(40), [], SETTINGS).n_segments == 1
+    except InputError as error:
+        assert "everything is noise" in str(error)
+    same[3, 2] = float("nan")
+    with pytest.raises(InputError, match="NaN"):
+        cluster(same, torch.ones(40), [], SETTINGS)
 
 
 def test_revote_by_hand():

@@ -1,23 +1,27 @@
-"""Measure clustering at scale: `python tools/benchmark_clustering.py --gaussians 1000000`.
+"""Measure clustering at scale: `python tools/benchmark_clustering.py`.
 
 Features with known truth: unit vectors around random directions, cluster sizes that differ up to a hundredfold, 2 % of
 them noise; every cluster is a ball in space. Timed as in a run: neighbours, smoothing, HDBSCAN on the subsample,
-propagation to all (not the revote, which costs by sampled pixels, not by Gaussians). Prints seconds, peak memory of the
-process and the adjusted Rand index over what is no noise.
+propagation to all (not the revote, which costs by sampled pixels, not by Gaussians). Each row is a process of its own,
+whose kernels are compiled before: prints its seconds, CPU seconds and peak memory, and the adjusted Rand index over
+what is no noise; then the slope of log seconds by log Gaussians.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 import tyro
 from sklearn.metrics import adjusted_rand_score
 
-from cgc.clustering.cluster import cluster
+from cgc.clustering.cluster import Clustering, cluster
 from cgc.features.frozen import nearest_neighbours, smooth_features
+from cgc.kernels import be_quiet
 from cgc.run_folder import peak_rss_bytes
 from cgc.settings import ClusterSettings
 
@@ -28,8 +32,12 @@ class Benchmark:
 
     gaussians: int = 1_000_000
     """How many Gaussians."""
-    clusters: tuple[int, ...] = (5, 50, 500)
+    clusters: tuple[int, ...] = (5, 50, 500, 10_000)
     """Numbers of true clusters, one measurement each."""
+    growing: tuple[int, ...] = (250_000, 500_000, 1_000_000, 2_000_000)
+    """Numbers of Gaussians whose times must grow linearly, one measurement each."""
+    growing_clusters: int = 100
+    """True clusters in these."""
     dim: int = 16
     """Length of a feature."""
     spread: float = 0.05
@@ -55,20 +63,54 @@ def make(benchmark: Benchmark, clusters: int) -> tuple[torch.Tensor, torch.Tenso
     return unit, torch.from_numpy(points.astype(np.float32)), truth
 
 
+@dataclass(frozen=True)
+class Row:
+    """What one measurement gives."""
+
+    found: int
+    seconds: float
+    cpu: float
+    peak: float
+    ari: float
+
+
+def measure(benchmark: Benchmark, clusters: int) -> Row:
+    """Cluster once, after a small one that compiles the kernels."""
+    be_quiet(True)
+    cluster_all(*make(replace(benchmark, gaussians=30_000), 5)[:2], ClusterSettings(samples=25_000))
+    features, points, truth = make(benchmark, clusters)
+    start, cpu = time.perf_counter(), time.process_time()
+    found = cluster_all(features, points, ClusterSettings(seed=benchmark.seed))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    ari = adjusted_rand_score(truth[truth >= 0], found.labels[truth >= 0])
+    return Row(found.n_segments, seconds, cpu, peak_rss_bytes() / 1e9, float(ari))
+
+
+def cluster_all(features: torch.Tensor, points: torch.Tensor, settings: ClusterSettings) -> Clustering:
+    """Do what a run does from learned features to labels, but the revote."""
+    mass = torch.ones(len(features))
+    smooth = smooth_features(features, nearest_neighbours(points, 8), mass)
+    return cluster(smooth, mass, [], settings)
+
+
 def main(benchmark: Benchmark) -> None:
-    """Print a Markdown table, a row per number of clusters."""
-    print("| Gaussians | true clusters | found | seconds | peak, GB | ARI |")
-    print("|---|---|---|---|---|---|")
-    for clusters in benchmark.clusters:
-        features, points, truth = make(benchmark, clusters)
-        mass = torch.ones(len(features))
-        start = time.perf_counter()
-        smooth = smooth_features(features, nearest_neighbours(points, 8), mass)
-        found = cluster(smooth, mass, [], ClusterSettings(seed=benchmark.seed))
-        seconds = time.perf_counter() - start
-        ari = adjusted_rand_score(truth[truth >= 0], found.labels[truth >= 0])
-        cells = (f"{len(features):,}", clusters, found.n_segments, f"{seconds:.1f}", f"{peak_rss_bytes() / 1e9:.1f}")
-        print("| " + " | ".join(str(c) for c in cells) + f" | {ari:.4f} |", flush=True)
+    """Print a Markdown table, a row per number of clusters and of Gaussians."""
+    print("| Gaussians | true clusters | found | s | CPU s | peak, GB | ARI |")
+    print("|---|---|---|---|---|---|---|")
+    rows = [(benchmark.gaussians, clusters) for clusters in benchmark.clusters]
+    rows += [(n, benchmark.growing_clusters) for n in benchmark.growing]
+    grown: dict[int, Row] = {}
+    for n, clusters in rows:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+            row = fresh.submit(measure, replace(benchmark, gaussians=n), clusters).result()
+        if clusters == benchmark.growing_clusters:
+            grown[n] = row
+        cells = (f"{n:,}", f"{clusters:,}", f"{row.found:,}", f"{row.seconds:.1f}", f"{row.cpu:.1f}", f"{row.peak:.1f}")
+        print("| " + " | ".join(cells) + f" | {row.ari:.4f} |", flush=True)
+    if len(grown) > 1:
+        logs = np.log([(n, row.seconds, row.cpu) for n, row in sorted(grown.items())])
+        slopes = [np.polyfit(logs[:, 0], logs[:, k], 1)[0] for k in (1, 2)]
+        print(f"\nSlope of log seconds by log Gaussians: {slopes[0]:.2f}; of CPU seconds: {slopes[1]:.2f}.")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgc.clustering.density import draw_sample, propagate, run_hdbscan
+from cgc.clustering.density import find_clusters
 from cgc.clustering.vote import NOISE, Weighing, by_size, revote
 from cgc.errors import InputError
 from cgc.settings import ClusterSettings
@@ -38,32 +38,29 @@ class Clustering:
 def cluster(features: Tensor, mass: Tensor, batches: Sequence[Weighing], settings: ClusterSettings) -> Clustering:
     """Cluster Gaussians by features [N, D] (unit rows); mass [N] is their visible mass.
 
-    Memory: 4 B x samples x 4096 for distances, plus the sparse votes. InputError if nothing clusters.
+    Memory: a copy of the features and 40 B a Gaussian, plus the sparse votes. InputError if nothing clusters.
     """
-    unit = torch.nn.functional.normalize(features, dim=-1)
+    if not torch.isfinite(features).all():
+        raise InputError("features hold NaN or infinity where finite numbers were expected; run `cgc lift` again")
     seen = (mass > 0).numpy()
     if not seen.any():
         raise InputError(
             "no Gaussian is visible in any masked view: check that masks, cameras and splats belong together"
         )
-    sample = draw_sample(mass, settings)
-    sample_labels, tree = run_hdbscan(unit[sample].numpy(), settings)
-    clustered = sample_labels >= 0
-    if not clustered.any():
+    found = find_clusters(torch.nn.functional.normalize(features, dim=-1).numpy(), mass, settings)
+    if found is None:
         raise InputError(
             f"everything is noise: HDBSCAN found no cluster of at least {settings.min_cluster_size} among "
-            f"{len(sample)} sampled Gaussians; lower min-cluster-size, raise samples, or train "
+            f"{int(seen.sum())} visible Gaussians; lower min-cluster-size, or train "
             "the features longer (steps of `cgc lift`)"
         )
-    labels, confidences = propagate(unit, unit[sample[clustered]], sample_labels[clustered])
+    labels, confidences = found.labels.astype(np.int32), found.confidences
     if settings.noise == "keep":
-        own = np.full(len(features), False)
-        own[sample[~clustered]] = True
-        labels[own] = NOISE
+        labels[found.noise] = NOISE
     labels[~seen] = NOISE
     for _ in range(settings.revote):
         labels, confidences = revote(labels, batches, mass)
         labels[~seen] = NOISE
     confidences = np.where(labels == NOISE, 0, confidences).astype(np.float32)
     labels = np.where(confidences < settings.min_confidence, NOISE, labels)
-    return Clustering(by_size(labels), confidences, tree)
+    return Clustering(by_size(labels), confidences, found.tree)

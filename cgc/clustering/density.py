@@ -1,18 +1,97 @@
 """Clusters of features: HDBSCAN on a subsample drawn by visible mass, labels for everyone.
 
 Small things keep their share of the subsample, floaters get none; every Gaussian takes the label of its nearest
-clustered sample in feature space.
+clustered sample in feature space. What lies far from all of them is sampled and clustered again by itself, so that
+things too small for the first subsample are found too, at a cost that grows with N and not with N^2.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cgc.clustering.linkage import spanning_tree
+from cgc.errors import InputError
+from cgc.neighbours import build_tree, nearest_of_another_label, nearest_others, nearest_points
 from cgc.settings import ClusterSettings
+
+MANY = 20_000  # samples past which all pairs (hdbscan's Prim) take longer than the links of near ones
+GROWTH = 4, 16  # of a sample that is too thin, in turn
+THIN = 4  # times min_cluster_size: it is, where half of its clusters are smaller
+LEFT = 0.05  # share of the visible Gaussians that may lie far from every cluster
+ERROR = 0.05  # that a confidence may have
+
+
+@dataclass(frozen=True)
+class Found:
+    """Labels [N] from 0, confidences [N], who is noise [N] bool, and the first sample's condensed tree."""
+
+    labels: np.ndarray
+    confidences: np.ndarray
+    noise: np.ndarray
+    tree: dict[str, np.ndarray]
+
+
+def find_clusters(unit: np.ndarray, mass: Tensor, settings: ClusterSettings) -> Found | None:
+    """Find clusters of unit features [N, D] and label every Gaussian; None if all samples are noise.
+
+    Noise are the samples that are in no cluster: they have the label of the nearest one all the same.
+    """
+    visible = (mass > 0).numpy()
+    noise, far, tree = np.full(len(unit), False), visible, {}
+    samples, kinds = np.empty((0, unit.shape[1]), np.float32), np.empty(0, np.int64)
+    nearest, distances = np.full(len(unit), -1), np.full(len(unit), np.inf, np.float32)
+    reach = np.empty(0, np.float32)
+    for turn in range(settings.rounds + 1):
+        sample, labels, columns = _cluster_sample(unit, mass * torch.from_numpy(far), settings)
+        noise[sample] = labels < 0
+        tree = tree if turn else columns
+        sample, labels = sample[labels >= 0], labels[labels >= 0]
+        if not len(sample):
+            break
+        found, distances = nearest_points(build_tree(unit[sample]), unit, distances)
+        nearest = np.where(found < 0, nearest, found + len(samples))
+        reach = np.concatenate([reach, _reach(unit[sample], labels)])
+        samples = np.concatenate([samples, unit[sample]])
+        kinds = np.concatenate([kinds, labels + kinds.max(initial=-1) + 1])
+        far = visible & (distances > reach[kinds[nearest]])
+        if far.sum() < max(settings.min_cluster_size, LEFT * visible.sum()):
+            break
+    if not len(samples):
+        return None
+    return Found(kinds[nearest], _confidences(unit, samples, kinds, nearest, distances), noise, tree)
+
+
+def _cluster_sample(
+    unit: np.ndarray, mass: Tensor, settings: ClusterSettings
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Cluster a sample, and larger ones while it is too thin; return its numbers, labels and condensed tree.
+
+    Of a cluster with fewer than min_cluster_size samples HDBSCAN makes noise, or a part of another cluster. There are
+    such ones where most samples are noise, or half of the clusters are hardly larger.
+    """
+    for growth in (1, *GROWTH):
+        sample = draw_sample(mass, replace(settings, samples=growth * settings.samples))
+        labels, tree = run_hdbscan(unit[sample], settings)
+        sizes = np.bincount(labels[labels >= 0], minlength=1)
+        noisy, small = sizes.sum() < len(sample) / 2, np.median(sizes) < THIN * settings.min_cluster_size
+        if len(sample) < growth * settings.samples or not (noisy or small):
+            break
+    return sample, labels, tree
+
+
+def _reach(samples: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How far each cluster's Gaussians may lie from its samples: thrice what nine in ten of these lie from the next."""
+    _, distances = nearest_others(build_tree(samples), 1)
+    by_label = np.lexsort((distances[:, 0], labels))
+    ends = np.searchsorted(labels[by_label], np.arange(labels.max() + 1), side="right")
+    sizes = np.diff(ends, prepend=0)
+    return 3 * distances[by_label[ends - 1 - sizes // 10], 0]
 
 
 def draw_sample(mass: Tensor, settings: ClusterSettings) -> np.ndarray:
@@ -26,38 +105,91 @@ def draw_sample(mass: Tensor, settings: ClusterSettings) -> np.ndarray:
 
 
 def run_hdbscan(points: np.ndarray, settings: ClusterSettings) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Run HDBSCAN on points [S, D]; return labels [S] (-1 noise, from 0) and the condensed tree's columns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its import and its calls into scikit-learn warn of renamed arguments
-        import hdbscan
+    """Run HDBSCAN on points [S, D]; return labels [S] (-1 noise, from 0) and the condensed tree's columns.
 
-        if len(points) < max(settings.min_cluster_size, 3):
-            return np.full(len(points), -1), {}
+    The tree is the hdbscan package's; with the others' algorithms it is empty.
+    """
+    if len(points) < max(settings.min_cluster_size, settings.min_samples + 1, 3):
+        return np.full(len(points), -1), {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # imports and calls into scikit-learn warn of renamed arguments
+        if settings.algorithm == "hdbscan":
+            return _hdbscan(points.astype(np.float64), settings)
+        others = min(settings.min_samples or settings.min_cluster_size, len(points) - 1)
+        options: dict[str, Any] = dict(
+            min_cluster_size=settings.min_cluster_size,
+            min_samples=others + 1,  # scikit-learn and cuML count the point itself
+            cluster_selection_method=settings.selection,
+        )
+        if settings.algorithm == "sklearn":
+            from sklearn.cluster import HDBSCAN
+
+            options["copy"] = True
+            return HDBSCAN(**options).fit(points.astype(np.float64)).labels_, {}
+        fitted = _import_cuml().HDBSCAN(**options, output_type="numpy").fit(points.astype(np.float32))
+        return np.asarray(fitted.labels_), {}
+
+
+def _hdbscan(points: np.ndarray, settings: ClusterSettings) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Run the hdbscan package on points [S, D] float64, past MANY on a spanning tree of ours."""
+    import hdbscan
+    from hdbscan._hdbscan_linkage import label
+    from hdbscan.hdbscan_ import _tree_to_labels
+
+    if len(points) <= MANY:
         clusterer = hdbscan.HDBSCAN(
             min_cluster_size=settings.min_cluster_size,
             min_samples=settings.min_samples or None,
             cluster_selection_method=settings.selection,
+            algorithm="prims_kdtree",  # exact, and as fast for any data; boruvka takes four times as long for some
             core_dist_n_jobs=1,
-        ).fit(points.astype(np.float64))
-        raw = clusterer.condensed_tree_.to_numpy()
-    return clusterer.labels_, {name: np.ascontiguousarray(raw[name]) for name in raw.dtype.names}
+        ).fit(points)
+        labels, raw = clusterer.labels_, clusterer.condensed_tree_.to_numpy()
+    else:
+        linkage = label(spanning_tree(points, settings.min_samples or settings.min_cluster_size))
+        labels, _, _, raw, _ = _tree_to_labels(points, linkage, settings.min_cluster_size, settings.selection)
+    return labels, {name: np.ascontiguousarray(raw[name]) for name in raw.dtype.names}
 
 
-def propagate(unit: Tensor, samples: Tensor, sample_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _import_cuml() -> Any:
+    """Import cuML's clustering; InputError where it or CUDA is missing."""
+    try:
+        from cuml import cluster  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError(
+            "cluster.algorithm is cuml, and cuML is not installed; `pip install cuml-cu12`, or choose hdbscan"
+        ) from None
+    if not torch.cuda.is_available():
+        raise InputError("cluster.algorithm is cuml, which needs a CUDA device, and there is none; choose hdbscan")
+    return cluster
+
+
+def propagate(unit: np.ndarray, samples: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give each row of unit [N, D] the label of its nearest sample [S, D]; labels [N] and confidences [N].
 
-    Confidence 1 - d1/d2 compares the distances to the nearest sample of its own label and of any other.
+    Confidence 1 - d1/d2 compares the distances to the nearest sample of its own label and of any other, see ERROR.
     """
-    order = np.argsort(sample_labels, kind="stable")
-    kinds, starts = np.unique(sample_labels[order], return_index=True)
-    samples, ends = samples[torch.from_numpy(order)], [*starts[1:], len(order)]
-    labels, confidences = np.empty(len(unit), np.int32), np.empty(len(unit), np.float32)
-    for begin in range(0, len(unit), 4096):
-        cosine = unit[begin : begin + 4096] @ samples.T  # [4096, S]
-        best = torch.stack([cosine[:, a:b].amax(1) for a, b in zip(starts, ends)], dim=1)  # [4096, kinds]
-        top, which = best.topk(min(2, len(kinds)), dim=1)
-        distance = (2 - 2 * top).clamp_min(0).sqrt()
-        labels[begin : begin + 4096] = kinds[which[:, 0].numpy()]
-        sure = 1 - distance[:, 0] / distance[:, 1].clamp_min(1e-9) if len(kinds) > 1 else torch.ones(len(top))
-        confidences[begin : begin + 4096] = sure.numpy()
-    return labels, confidences
+    nearest, distances = nearest_points(build_tree(samples), unit)
+    return labels[nearest], _confidences(unit, samples, labels, nearest, distances)
+
+
+def _confidences(
+    unit: np.ndarray, samples: np.ndarray, labels: np.ndarray, nearest: np.ndarray, distances: np.ndarray
+) -> np.ndarray:
+    """Return 1 - d1/d2, [N], to within ERROR, of rows of unit whose nearest samples [N] and distances d1 [N] are known.
+
+    d2 lies between two bounds by the triangle inequality: the nearest sample's own d2 less d1, and the distance to the
+    sample that this is from. It is looked for only where the two do not tell.
+    """
+    tree = build_tree(samples)
+    foreign, gaps = nearest_of_another_label(tree, labels, samples, labels)
+    if foreign[0] < 0:  # there is one label only
+        return np.ones(len(unit), np.float32)
+    upper, lower = np.empty(len(unit), np.float32), np.maximum(gaps[nearest] - distances, 1e-9)
+    for a in range(0, len(unit), 65_536):
+        there = slice(a, a + 65_536)
+        upper[there] = np.linalg.norm(unit[there] - samples[foreign[nearest[there]]], axis=1)
+    unsure = np.flatnonzero(distances / lower - distances / np.maximum(upper, 1e-9) > ERROR)
+    own = labels[nearest[unsure]]
+    _, upper[unsure] = nearest_of_another_label(tree, labels, unit[unsure], own, upper[unsure])
+    return 1 - np.minimum(distances / np.maximum(upper, 1e-9), 1)

@@ -10,26 +10,25 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.spatial import KDTree
+from numba import float32 as f
 from torch import Tensor
 
+from cgc.errors import InputError
 from cgc.features.rows import Rows
 from cgc.features.samples import Batch
 from cgc.features.views import Views
+from cgc.kernels import kernel, spread
+from cgc.neighbours import build_tree, nearest_others
 from cgc.progress import progress_bar
 from cgc.settings import LiftSettings
 
 
 def nearest_neighbours(points: Tensor, k: int) -> Tensor:
-    """Return the k true nearest neighbours of each point, itself excluded, [N, min(k, N-1)] int64."""
-    k = min(k, len(points) - 1)
+    """Return the k true nearest neighbours of each point, itself excluded, [N, min(k, N-1)] int64, nearest first."""
     array = points.detach().cpu().numpy()
-    _, found = KDTree(array).query(array, k + 1, workers=-1)
-    found = np.asarray(found).reshape(len(array), k + 1)
-    # among coincident points a point need not be its own first neighbour: move it there
-    own = found == np.arange(len(array))[:, None]
-    own[~own.any(1), -1] = True
-    return torch.from_numpy(found[~own].reshape(len(array), k).astype(np.int64))
+    if not np.isfinite(array).all():
+        raise InputError("positions hold NaN or infinity where finite numbers were expected; export the splats again")
+    return torch.from_numpy(nearest_others(build_tree(array), k)[0])
 
 
 def learn_features(
@@ -82,11 +81,28 @@ class Learner:
         return loss
 
 
+@kernel
+def _average(worker, workers, features, neighbours, weights, averages):
+    """Average unit features [N, D] of each Gaussian and its neighbours [N, k], with weights [N]; unit again."""
+    n, dim = features.shape
+    for row in range(worker * n // workers, (worker + 1) * n // workers):
+        for c in range(dim):
+            averages[row, c] = weights[row] * features[row, c]
+        for neighbour in neighbours[row]:
+            for c in range(dim):
+                averages[row, c] += weights[neighbour] * features[neighbour, c]
+        square = f(0.0)
+        for c in range(dim):
+            square += averages[row, c] * averages[row, c]
+        scale = f(1.0) / max(np.sqrt(square), f(1e-12))
+        for c in range(dim):
+            averages[row, c] *= scale
+
+
 def smooth_features(features: Tensor, neighbours: Tensor, mass: Tensor) -> Tensor:
     """Average unit features over each Gaussian and its neighbours, weighted by visible mass; unit again, [N, D]."""
-    unit = torch.nn.functional.normalize(features, dim=-1)
-    weight = mass + 1e-6
-    averaged = unit * weight[:, None]
-    for column in neighbours.T:  # k passes instead of one [N, k, D] block of memory
-        averaged = averaged + unit[column] * weight[column, None]
-    return torch.nn.functional.normalize(averaged, dim=-1)
+    unit = torch.nn.functional.normalize(features, dim=-1).contiguous()
+    averages = torch.empty_like(unit)
+    weights = (mass + 1e-6).to(unit.dtype)
+    spread(_average, *(t.numpy() for t in (unit, neighbours, weights, averages)))
+    return averages
