@@ -39,7 +39,7 @@ class Demo:
     out: Path = Path("runs/demo")
     """The run folder. A run that was stopped goes on where it was."""
     preset: Preset = "short"
-    """How much time to spend training: quick, short, default or full; or paper, the published method to compare with."""
+    """How much time to spend training: quick, short, default or full; or paper, the published method to compare."""
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
@@ -63,7 +63,7 @@ class Run:
     splats: Path | None = None
     """An existing 3DGS .ply of this scene, in place of training."""
     preset: Preset = "default"
-    """How much time to spend training: quick, short, default or full; or paper, the published method to compare with."""
+    """How much time to spend training: quick, short, default or full; or paper, the published method to compare."""
     scene: OmitArgPrefixes[SceneSettings] = field(default_factory=SceneSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)

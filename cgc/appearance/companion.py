@@ -37,6 +37,10 @@ class Companion(Protocol):
         """
         ...
 
+    def betas(self) -> tuple[float, float]:
+        """Return how much of its two moments Adam keeps from step to step."""
+        ...
+
     def values(self, carried: Carried, step: int) -> Tensor | None:
         """Return what to render beside colour, [N, D], or None where this step's loss would not use it."""
         ...
@@ -67,6 +71,10 @@ class NoCompanion:
     def rates(self, step: int) -> dict[str, float]:
         """Learn nothing."""
         return {}
+
+    def betas(self) -> tuple[float, float]:
+        """Return Adam's usual ones."""
+        return 0.9, 0.999
 
     def values(self, carried: Carried, step: int) -> Tensor | None:
         """Render colour alone."""

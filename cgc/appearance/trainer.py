@@ -261,13 +261,14 @@ class _Run:
 
     def _carry(self, carried: dict[str, Tensor]) -> None:
         """Make parameters of what is carried: the densifier treats them like the others."""
-        rates = self.companion.rates(0)
+        rates, betas = self.companion.rates(0), self.companion.betas()
         for name, value in carried.items():
             learned = name in rates
             own = torch.nn.Parameter(value.detach().clone().contiguous(), requires_grad=learned)
             self.params[CARRIED + name] = own
             if learned:
-                self._optimizers[CARRIED + name] = torch.optim.Adam([own], lr=rates[name], eps=ADAM_EPS, fused=True)
+                adam = torch.optim.Adam([own], lr=rates[name], betas=betas, eps=ADAM_EPS, fused=True)
+                self._optimizers[CARRIED + name] = adam
 
     def carried(self) -> dict[str, Tensor]:
         """Return what the present Gaussians carry for the companion, [N, ...] a name."""

@@ -57,6 +57,10 @@ class JointFeatures:
         """Return the one learning rate; it does not decay."""
         return {"features": self._settings.lr * (PAPER_STEPS / self._steps) ** 0.5}
 
+    def betas(self) -> tuple[float, float]:
+        """Return Adam's usual ones to the power f: its memory is as many of the paper's steps."""
+        return 0.9 ** (PAPER_STEPS / self._steps), 0.999 ** (PAPER_STEPS / self._steps)
+
     def values(self, carried: Mapping[str, Tensor], step: int) -> Tensor | None:
         """Return the features at a contrastive step."""
         return carried["features"] if is_due(step, self._settings.contrastive_every, self._steps) else None
@@ -155,7 +159,7 @@ def learn_rasterised(
     companion, frozen = JointFeatures(id_maps, settings, settings.steps), splats.detach()
     features = torch.nn.Parameter(companion.start(frozen)["features"])
     carried = {"features": features}
-    adam = torch.optim.Adam([features], eps=ADAM_EPS, fused=True)
+    adam = torch.optim.Adam([features], betas=companion.betas(), eps=ADAM_EPS, fused=True)
     generator = torch.Generator().manual_seed(settings.seed)
     views, order, shown = sorted(id_maps), [], {}
     with progress_bar("features", settings.steps, quiet=quiet) as bar:
