@@ -184,7 +184,7 @@ class JointSettings:
     spatial_every: int = 100
     """Add the spatial regularisation every so many steps."""
     anchors: int = 1000
-    """Gaussians drawn each time for the spatial regularisation."""
+    """Gaussians drawn each time for the spatial regularisation, among 300,000; fewer Gaussians, fewer anchors."""
     steps: int = 1500
     """Optimiser steps where the splats stay as they are; otherwise they are those of the training."""
     seed: int = 0
@@ -284,7 +284,7 @@ PAPER = RunSettings(
     train=replace(TRAIN_PRESETS["short"], features="joint"),
     lift=LiftSettings(method="joint"),
     cluster=ClusterSettings(
-        samples=20_000, min_cluster_size=50, revote=0, smoothing="none", draw="uniform", masks="blended"
+        samples=20_000, min_cluster_size=20, revote=0, smoothing="none", draw="uniform", masks="blended"
     ),
 )
 """Contrastive Gaussian Clustering as published and released, in as many steps as `short`: the baseline of comparisons.

@@ -33,7 +33,7 @@ from cgc.splats.ply import read_ply, write_ply
 SETTINGS = replace(
     PAPER,
     train=replace(TINY.train, features="joint"),
-    joint=JointSettings(dim=8, ignore_pixels=4, anchors=100, contrastive_weight=1e-3, steps=60),
+    joint=JointSettings(dim=8, ignore_pixels=4, contrastive_weight=1e-3, steps=60),
     cluster=replace(PAPER.cluster, samples=500, min_cluster_size=10),
 )
 CAMERA = Camera.look_at((0, -4, 0), (0, 0, 0), width=12, height=8)
@@ -135,6 +135,7 @@ def test_nearest_and_farthest_equal_sorting():
 
 
 def test_the_spatial_loss_is_the_equation(monkeypatch):
+    monkeypatch.setattr("cgc.features.joint.MOST", 40)
     g = torch.Generator().manual_seed(4)
     means = torch.randn(40, 3, generator=g).requires_grad_()
     features = torch.randn(40, 6, generator=g).requires_grad_()
@@ -153,8 +154,10 @@ def test_the_spatial_loss_is_the_equation(monkeypatch):
     slow.backward()
     torch.testing.assert_close(features.grad, slow_features.grad, rtol=1e-4, atol=1e-7)
     assert means.grad is None
-    few = spatial_loss(means, features, 3, torch.Generator().manual_seed(1))
-    assert not torch.equal(few, loss) and torch.equal(few, spatial_loss(means, features, 3, g.manual_seed(1)))
+    few = spatial_loss(means, features, 4, torch.Generator().manual_seed(1))
+    assert not torch.equal(few, loss) and torch.equal(few, spatial_loss(means, features, 4, g.manual_seed(1)))
+    monkeypatch.setattr("cgc.features.joint.MOST", 80)  # half as many Gaussians: half the anchors, half the weight
+    torch.testing.assert_close(spatial_loss(means, features, 8, g.manual_seed(1)), few / 2)
     monkeypatch.setattr("cgc.features.joint.MOST", 10)
     features.grad = None
     spatial_loss(means, features, 40, g).backward()
@@ -173,7 +176,7 @@ def test_rasterised_features_tell_the_clumps_apart_and_repeat_to_the_bit():
     within = means.norm(dim=1).mean()
     means = torch.nn.functional.normalize(means, dim=-1)
     between = (means @ means.T)[~torch.eye(CLUMPS, dtype=torch.bool)].mean()
-    assert within > 0.9 and between < 0.6
+    assert within > 0.85 and between < 0.6
     few = replace(settings, steps=8)
     once, again = (learn_rasterised(splats, cameras(), id_maps(), CpuRasterizer(), few, quiet=True) for _ in range(2))
     assert torch.equal(once, again)

@@ -125,21 +125,24 @@ class _Contrast(torch.autograd.Function):
 
 
 def spatial_loss(means: Tensor, features: Tensor, n_anchors: int, generator: torch.Generator) -> Tensor:
-    """Return 0.05 sigmoid(1 - mean cos(2 nearest)) + 0.15 sigmoid(mean cos(5 farthest)) of some anchors.
+    """Return a share of 0.05 sigmoid(1 - mean cos(2 nearest)) + 0.15 sigmoid(mean cos(5 farthest)) of some anchors.
 
-    means [N, 3] get no gradient; features [N, D]. An anchor is among its own nearest, as in the release.
+    means [N, 3] get no gradient; features [N, D]. An anchor is among its own nearest, as in the release. The share is
+    that of N in 300,000, of the loss and of the `n_anchors`: a Gaussian is an anchor as often, and feels it as much, as
+    among 300,000.
     """
+    share = min(len(means) / MOST, 1.0)
     order = torch.randperm(len(means), generator=generator)[:MOST]
     if len(order) < len(means):
         means, features = means[order], embedding(order, features)
         order = torch.randperm(len(order), generator=generator)
-    anchors = order[:n_anchors]
+    anchors = order[: max(round(share * n_anchors), 1)]
     near, far = nearest_and_farthest(means, anchors, NEAR, FAR)
     # embedding, not indexing: its gradient adds up in one order, so a run can be repeated bit for bit
     unit = normalize(embedding(anchors, features), dim=-1)[:, None]
     near_cosine = (normalize(embedding(near, features), dim=-1) * unit).sum(-1).mean()
     far_cosine = (normalize(embedding(far, features), dim=-1) * unit).sum(-1).mean()
-    return NEAR_WEIGHT * (1 - near_cosine).sigmoid() + FAR_WEIGHT * far_cosine.sigmoid()
+    return share * (NEAR_WEIGHT * (1 - near_cosine).sigmoid() + FAR_WEIGHT * far_cosine.sigmoid())
 
 
 def learn_rasterised(
