@@ -588,7 +588,7 @@ def run_all(
 def run_step(
     out: Path, step: str, *, quiet: bool = False, scene: Path | None = None, masks: Path | None = None, **changed: Any
 ) -> RunFolder:
-    """Do one step of an existing run again, with settings `changed` (train=, lift= or cluster=).
+    """Do one step of an existing run again, with settings `changed` (train=, lift=, cluster= or joint=).
 
     `scene` and `masks` say where these lie now. The run keeps the settings once the step has succeeded.
     """
