@@ -169,7 +169,7 @@ def test_the_spatial_loss_is_the_equation(monkeypatch):
 
 def test_rasterised_features_tell_the_clumps_apart_and_repeat_to_the_bit():
     splats, labels = clumps()
-    settings = replace(SETTINGS.joint, steps=150)
+    settings = replace(SETTINGS.joint, steps=90)
     features = learn_rasterised(splats, cameras(), id_maps(), CpuRasterizer(), settings, quiet=True)
     unit = torch.nn.functional.normalize(features, dim=-1)
     means = torch.stack([unit[torch.from_numpy(labels == i)].mean(0) for i in range(1, CLUMPS + 1)])
@@ -330,7 +330,7 @@ def test_given_splats_get_the_papers_features_by_rasterising(tiny_scene, tmp_pat
     splats, _ = clumps()
     write_ply(tmp_path / "given.ply", splats)
     out = tmp_path / "run"
-    run(tiny_scene, out, replace(SETTINGS, joint=replace(SETTINGS.joint, steps=100)), splats=tmp_path / "given.ply")
+    run(tiny_scene, out, replace(SETTINGS, joint=replace(SETTINGS.joint, steps=50)), splats=tmp_path / "given.ply")
     assert torch.equal(read_ply(out / "splats.ply").means, splats.means) and not (out / TRAINED_FEATURES).exists()
     assert stats(out)["miou_things"] > 0.6
     before = (out / "features.safetensors").read_bytes()
