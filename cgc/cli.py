@@ -21,6 +21,7 @@ from cgc.settings import (
     PRESETS,
     ClusterSettings,
     EvalSettings,
+    JointSettings,
     LiftSettings,
     RunSettings,
     SceneSettings,
@@ -28,7 +29,7 @@ from cgc.settings import (
     seconds_of,
 )
 
-Preset = Literal["quick", "short", "default", "full"]
+Preset = Literal["quick", "short", "default", "full", "paper"]
 RunArgument = Annotated[Path, arg(metavar="RUN", help="The run folder; the name alone, without --out, will do.")]
 
 
@@ -39,10 +40,11 @@ class Demo:
     out: Path = Path("runs/demo")
     """The run folder. A run that was stopped goes on where it was."""
     preset: Preset = "short"
-    """How much time to spend training: quick, short, default or full."""
+    """How much time to spend training: quick, short, default or full; or paper, the published method to compare."""
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    joint: JointSettings = field(default_factory=JointSettings)
     quiet: bool = False
     """Show no progress."""
 
@@ -62,11 +64,12 @@ class Run:
     splats: Path | None = None
     """An existing 3DGS .ply of this scene, in place of training."""
     preset: Preset = "default"
-    """How much time to spend training: quick, short, default or full."""
+    """How much time to spend training: quick, short, default or full; or paper, the published method to compare."""
     scene: OmitArgPrefixes[SceneSettings] = field(default_factory=SceneSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    joint: JointSettings = field(default_factory=JointSettings)
     quiet: bool = False
     """Show no progress."""
 
@@ -79,7 +82,7 @@ class Train:
     scene_folder: Annotated[Path | None, arg(name="scene", metavar="SCENE")] = None
     """The scene of a run that does not exist yet, or where the scene of a run lies now."""
     preset: Preset | None = None
-    """Take the training settings of a preset: quick, short, default or full."""
+    """Take the training settings of a preset: quick, short, default, full or paper."""
     train: OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
     quiet: bool = False
     """Show no progress."""
@@ -207,12 +210,12 @@ def _call(config: object) -> None:
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:
-        case Demo(out, _, train, lift, cluster, quiet):
+        case Demo(out, _, train, lift, cluster, joint, quiet):
             scene = pipeline.demo_scene()
-            settings = RunSettings(SceneSettings(), train, lift, cluster)
+            settings = RunSettings(SceneSettings(), train, lift, cluster, joint)
             pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet)
-        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, quiet):
-            settings = RunSettings(scene, train, lift, cluster)
+        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, quiet):
+            settings = RunSettings(scene, train, lift, cluster, joint)
             pipeline.run_all(folder, out or _default_out(folder), settings, masks=masks, splats=splats, quiet=quiet)
         case Train(out, Path() as folder, _, train, quiet) if not (out / "scene.json").exists():
             settings = RunSettings(train=train)
@@ -264,7 +267,13 @@ def _parse(name: str, arguments: list[str]) -> object:
     from cgc.run_folder import open_run
 
     made_with = open_run(out).settings
-    return parse(replace(made_with, train=settings.train) if preset else made_with)
+    return parse(replace(made_with, **_set_by(settings)) if preset else made_with)
+
+
+def _set_by(preset: RunSettings) -> dict[str, object]:
+    """Return what a preset sets: the training, and each other step that it does not leave as usual."""
+    usual, parts = RunSettings(), ("train", "lift", "cluster", "joint")
+    return {p: getattr(preset, p) for p in parts if p == "train" or getattr(preset, p) != getattr(usual, p)}
 
 
 def _preset(arguments: list[str]) -> str | None:
@@ -291,7 +300,7 @@ def _in_seconds(arguments: list[str]) -> list[str]:
 def _with_defaults(name: str, settings: RunSettings) -> object:
     """Return the command with these settings, and all else as yet missing."""
     kind = COMMANDS[name]
-    known = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in ("train", "lift", "cluster")}
+    known = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "scene"}
     if kind is Demo:
         return Demo(**known)
     if kind is Run:

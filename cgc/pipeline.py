@@ -28,17 +28,18 @@ from cgc.evaluation.instances import InstanceScores, score_instances
 from cgc.evaluation.pictures import psnr, ssim
 from cgc.evaluation.truth import Truth, read_truth
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
+from cgc.features.joint import JointFeatures, learn_rasterised
 from cgc.features.samples import Batch, sample_batches, visible_mass
 from cgc.files import sha256, write_beside
 from cgc.masks.id_maps import MaskSet, read_id_map, read_mask_folder, resize_nearest, write_id_map
 from cgc.progress import console, progress_bar, short_time
 from cgc.rasterize.base import Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
-from cgc.run_folder import STEPS, RunFolder, Source, create_run, open_run
+from cgc.run_folder import STEPS, TRAINED_FEATURES, RunFolder, Source, create_run, open_run
 from cgc.scene.images import check_images, load_image
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Camera, Scene
-from cgc.segmentation.labels import render_labels, render_rgb
+from cgc.segmentation.labels import LabelPicture, render_blended, render_labels, render_rgb
 from cgc.segmentation.segments import (
     Segmentation,
     describe,
@@ -96,6 +97,10 @@ class Workspace:
                 "give their folder with --masks DIR"
             )
         return read_mask_folder(Path(self.run.source.masks), self.scene.views)
+
+    def train_id_maps(self) -> dict[int, np.ndarray]:
+        """The id maps [H, W] of the training views that have one."""
+        return {i: self.masks.load(i) for i in self.train_views if self.masks.paths[i]}
 
     @cached_property
     def truth(self) -> Truth | None:
@@ -161,17 +166,25 @@ Quality = dict[str, dict[str, float | str]]
 
 
 def train(work: Workspace) -> str:
-    """Train the splats, or take those that were given; writes splats.ply."""
+    """Train the splats, or take those that were given; writes splats.ply, and in the joint mode features beside it."""
     start = time.perf_counter()
     run, target = work.run, work.run.root / "splats.ply"
+    companion = None
+    if run.trains_features:
+        run.source = replace(run.source, masks_hash=hash_masks(work.masks, work.train_views))
+        companion = JointFeatures(work.train_id_maps(), run.settings.joint, run.settings.train.steps)
     if run.source.splats:
         splats, cap = read_ply(run.source.splats), None
         said = f"{len(splats):,} Gaussians taken from {run.source.splats}"
     else:
         splats, trained = train_splats(
             work.scene, load_image, work.rasterizer, run.settings.train,
-            test_every=run.settings.scene.test_every, checkpoint_dir=run.root / "checkpoints", quiet=work.quiet,
+            test_every=run.settings.scene.test_every, companion=companion, checkpoint_dir=run.root / "checkpoints",
+            quiet=work.quiet,
         )  # fmt: skip
+        if companion:
+            with write_beside(run.root / TRAINED_FEATURES) as path:
+                save_file(trained.carried, path)
         start = time.perf_counter() - trained.seconds  # some of them in processes that were stopped
         cap, budget = trained.max_gaussians, run.settings.train.budget
         said = f"{len(splats):,} Gaussians trained"
@@ -192,18 +205,44 @@ def lift(work: Workspace) -> str:
     start = time.perf_counter()
     work.run.source = replace(work.run.source, masks_hash=hash_masks(work.masks, work.train_views))
     run, target = work.run, work.run.root / "features.safetensors"
-    batches, neighbours = work.batches, work.neighbours
+    batches = work.batches
     mass = visible_mass(batches, len(work.splats))
     if not mass.any():
         raise InputError(
             "no Gaussian is visible in any masked view: the cameras look past the splats; "
             "check that the splats and the masks are of this scene"
         )
-    features = learn_features(batches, neighbours, run.settings.lift, quiet=work.quiet)
+    features = LIFTS[run.settings.lift.method](work)
     with write_beside(target) as path:
         save_file({"features": features, "mass": mass}, path)
     run.finish("lift", time.perf_counter() - start)
     return f"{features.shape[1]} features on each of {len(features):,} Gaussians: {target}"
+
+
+def _contrast(work: Workspace) -> torch.Tensor:
+    """Learn features from sampled blending weights."""
+    return learn_features(work.batches, work.neighbours, work.run.settings.lift, quiet=work.quiet)
+
+
+def _joint(work: Workspace) -> torch.Tensor:
+    """Take the features that were learned beside colour, or learn them by rasterising where there are none."""
+    run = work.run
+    if run.trains_features:
+        features = _load(run.root / TRAINED_FEATURES, f"run `cgc train {run.root}` again", "features")["features"]
+        if len(features) == len(work.splats):
+            return features
+        raise InputError(
+            f"{run.root / TRAINED_FEATURES} has {len(features):,} features for {len(work.splats):,} Gaussians; "
+            f"run `cgc train {run.root}` again"
+        )
+    cameras = [view.camera for view in work.scene.views]
+    return learn_rasterised(
+        work.splats, cameras, work.train_id_maps(), work.rasterizer, run.settings.joint, quiet=work.quiet
+    )
+
+
+LIFTS: dict[str, Callable[[Workspace], torch.Tensor]] = {"contrast": _contrast, "joint": _joint}
+"""How features [N, D] come about, by `LiftSettings.method`."""
 
 
 def hash_masks(masks: MaskSet, views: list[int]) -> str:
@@ -215,12 +254,17 @@ def hash_masks(masks: MaskSet, views: list[int]) -> str:
 def load_features(run: RunFolder) -> tuple[torch.Tensor, torch.Tensor]:
     """Read features [N, D] and visible mass [N]; InputError where they are missing or broken."""
     run.require("lift")
-    path = run.root / "features.safetensors"
+    data = _load(run.root / "features.safetensors", f"run `cgc lift {run.root}` again", "features", "mass")
+    return data["features"], data["mass"]
+
+
+def _load(path: Path, advice: str, *names: str) -> dict[str, torch.Tensor]:
+    """Read tensors; InputError with the advice where the file is broken or lacks one of `names`."""
     try:
         data = load_file(path)
-        return data["features"], data["mass"]
+        return {name: data[name] for name in names}
     except (SafetensorError, KeyError, OSError) as error:
-        raise InputError(f"{path} is broken ({error}); run `cgc lift {run.root}` again") from error
+        raise InputError(f"{path} is broken ({error}); {advice}") from error
 
 
 def cluster_features(work: Workspace) -> str:
@@ -237,7 +281,9 @@ def cluster_features(work: Workspace) -> str:
         raise InputError(f"the masks have changed since the features were learned; run `cgc lift {run.root}` again")
     batches = work.batches
     with progress_bar("cluster", 3, quiet=work.quiet) as bar:
-        smooth = smooth_features(features, work.neighbours, mass)
+        smooth = features
+        if run.settings.cluster.smoothing == "neighbours":
+            smooth = smooth_features(features, work.neighbours, mass)
         bar.advance(1, samples=min(run.settings.cluster.samples, len(features)))
         found = cluster(smooth, mass, batches, run.settings.cluster)
         bar.advance(1, segments=found.n_segments)
@@ -253,6 +299,7 @@ def render(work: Workspace) -> str:
     start = time.perf_counter()
     run, target = work.run, work.run.root / "masks"
     segmentation = work.segmentation()
+    draw = _label_renderer(work, segmentation)
     n_ids = int(segmentation.labels.max(initial=0)) + 1
     pixels: dict[str, np.ndarray] = {}
     quality: Quality = {}
@@ -260,7 +307,7 @@ def render(work: Workspace) -> str:
     tests = work.test_views
     with progress_bar("render", len(work.scene.views), quiet=work.quiet) as bar:
         for index, (view, name) in enumerate(zip(work.scene.views, work.picture_names)):
-            picture = render_labels(work.splats, segmentation.labels, view.camera, work.rasterizer)
+            picture = draw(view.camera)
             write_id_map(target / f"{name}.png", picture.ids)
             _write_weight(run.root / "weights" / f"{name}.png", picture.weight)
             pixels[view.name] = np.bincount(picture.ids.ravel(), minlength=n_ids)
@@ -276,6 +323,15 @@ def render(work: Workspace) -> str:
     save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)})
     run.finish("render", time.perf_counter() - start, **facts)
     return f"{len(pixels)} id maps: {target}"
+
+
+def _label_renderer(work: Workspace, segmentation: Segmentation) -> Callable[[Camera], LabelPicture]:
+    """Return what makes a camera's id map, as the settings say."""
+    splats, labels, rasterizer = segmentation.splats, segmentation.labels, work.rasterizer
+    if work.run.settings.cluster.masks == "labels":
+        return lambda camera: render_labels(splats, labels, camera, rasterizer)
+    features, _ = load_features(work.run)
+    return lambda camera: render_blended(splats, features, labels, camera, rasterizer)
 
 
 def _write_weight(path: Path, weight: np.ndarray) -> None:
@@ -534,7 +590,7 @@ def run_all(
 def run_step(
     out: Path, step: str, *, quiet: bool = False, scene: Path | None = None, masks: Path | None = None, **changed: Any
 ) -> RunFolder:
-    """Do one step of an existing run again, with settings `changed` (train=, lift= or cluster=).
+    """Do one step of an existing run again, with settings `changed` (train=, lift=, cluster= or joint=).
 
     `scene` and `masks` say where these lie now. The run keeps the settings once the step has succeeded.
     """

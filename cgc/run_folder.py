@@ -38,6 +38,8 @@ _OUTPUTS = {
     "export": "segments",
     "report": "report/index.html",
 }
+TRAINED_FEATURES = "trained_features.safetensors"
+"""What training leaves beside the splats where it learns features too."""
 _BEFORE = {"lift": "train", "cluster": "lift", "render": "cluster", "export": "cluster", "report": "render"}
 
 
@@ -69,6 +71,11 @@ class RunFolder:
     source: Source
     stats: dict[str, Any]
 
+    @property
+    def trains_features(self) -> bool:
+        """Say whether features are learned beside colour in training."""
+        return self.settings.train.features == "joint" and not self.source.splats
+
     def key(self, step: str) -> str:
         """Hash everything the outcome of `step` depends on."""
         settings = self.settings
@@ -78,18 +85,24 @@ class RunFolder:
                 "splats": self.source.splats_hash,
                 "read": to_json(settings.scene),
             },
-            "lift": {"masks": self.source.masks_hash, "lift": to_json(settings.lift)},
-            "cluster": to_json(settings.cluster),
+            "lift": {"masks": self.source.masks_hash, "lift": _changed(settings.lift, "method")},
+            "cluster": _changed(settings.cluster, "smoothing", "draw", "masks"),
         }.get(step, {})
         if step == "train" and not self.source.splats:
-            own["train"] = {k: v for k, v in to_json(settings.train).items() if k != "checkpoint_every"}
+            own["train"] = _changed(settings.train, "features")
+            del own["train"]["checkpoint_every"]
+        if step == "train" and self.trains_features:
+            own |= {"joint": to_json(settings.joint), "masks": self.source.masks_hash}
+        if step == "lift" and settings.lift.method == "joint" and not self.trains_features:
+            own["joint"] = to_json(settings.joint)
         before = _BEFORE.get(step)
         text = json.dumps([FORMAT, step, own, self.key(before) if before else None], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def is_done(self, step: str) -> bool:
         """Say whether the step's files are there and were made with today's settings and inputs."""
-        return self.stats["steps"].get(step) == self.key(step) and (self.root / _OUTPUTS[step]).exists()
+        names = [_OUTPUTS[step]] + ([TRAINED_FEATURES] if step == "train" and self.trains_features else [])
+        return self.stats["steps"].get(step) == self.key(step) and all((self.root / name).exists() for name in names)
 
     def require(self, step: str) -> None:
         """Raise InputError unless `step` and those before it are done, with today's settings and inputs."""
@@ -120,6 +133,12 @@ class RunFolder:
             path, wanted = self.root / name, {"format": FORMAT, **values}
             if not path.exists() or read_json(path, f"the run's {name}") != wanted:
                 write_json(path, wanted)
+
+
+def _changed(settings: Any, *younger: str) -> dict[str, Any]:
+    """Return settings as JSON without those `younger` than the format that are as they always were: runs stay done."""
+    values, usual = to_json(settings), to_json(type(settings)())
+    return {k: v for k, v in values.items() if k not in younger or v != usual[k]}
 
 
 def peak_rss_bytes() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -92,6 +92,8 @@ class TrainSettings:
     """Reset opacities every so many steps while refining; 0: never (short runs do not recover)."""
     checkpoint_every: int = 500
     """Write a checkpoint every so many steps, to resume after a kill; 0: never."""
+    features: Literal["none", "joint"] = "none"
+    """Learn nothing else, or features beside colour from the first step, as the paper's release does (see `joint`)."""
     seed: int = 0
     """Seed of everything random in training."""
 
@@ -121,6 +123,9 @@ TRAIN_PRESETS: dict[str, TrainSettings] = {
 class LiftSettings:
     """How a feature is learned on every Gaussian from the masks (arXiv 2404.12784, geometry frozen)."""
 
+    method: Literal["contrast", "joint"] = "contrast"
+    """`contrast` learns from sampled blending weights; `joint` takes the features that were learned beside colour, or
+    learns them likewise by rasterising where there are none (see `joint`; of what follows only the sampling counts)."""
     dim: int = 16
     """Length of a feature."""
     steps: int = 250
@@ -160,6 +165,33 @@ class LiftSettings:
 
 
 @dataclass(frozen=True)
+class JointSettings:
+    """How features are learned by rasterising them (arXiv 2404.12784 and its released trainer).
+
+    Intervals are of the release's 30,000 steps: S steps divide them by f = 30,000 / S.
+    """
+
+    dim: int = 16
+    """Length of a feature."""
+    lr: float = 2.5e-3
+    """Adam's learning rate in 30,000 steps; it is multiplied by the root of f."""
+    contrastive_every: int = 50
+    """Render features and add the contrastive loss every so many steps."""
+    contrastive_weight: float = 1e-6
+    """Weight of the contrastive loss, which is a sum over pixels."""
+    ignore_pixels: int = 100
+    """Masks of at most this many pixels are ignored."""
+    spatial_every: int = 100
+    """Add the spatial regularisation every so many steps."""
+    anchors: int = 1000
+    """Gaussians drawn each time for the spatial regularisation, among 300,000; fewer Gaussians, fewer anchors."""
+    steps: int = 1500
+    """Optimiser steps where the splats stay as they are; otherwise they are those of the training."""
+    seed: int = 0
+    """Seed of everything random about features."""
+
+
+@dataclass(frozen=True)
 class ClusterSettings:
     """How features become objects (HDBSCAN on a subsample, labels propagated, one revote by the masks)."""
 
@@ -181,6 +213,12 @@ class ClusterSettings:
     """Gaussians less sure of their label than this become noise (-1)."""
     revote: int = 1
     """Rounds in which the masks correct the labels through the blending weights; 0: none."""
+    smoothing: Literal["neighbours", "none"] = "neighbours"
+    """Average features over true neighbours first, or take them as they are."""
+    draw: Literal["mass", "uniform"] = "mass"
+    """Draw the samples by visible mass, or every visible Gaussian alike."""
+    masks: Literal["labels", "blended"] = "labels"
+    """Render 2D masks from one label a Gaussian, or give each pixel the segment its blended feature is most like."""
     seed: int = 0
     """Seed of the subsample."""
 
@@ -222,6 +260,7 @@ class RunSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    joint: JointSettings = field(default_factory=JointSettings)
 
 
 Limit = float | tuple[float, float]
@@ -245,6 +284,10 @@ LIMITS: dict[str, dict[str, Limit]] = {
     "cluster": {
         "samples": 2, "rounds": 0, "min_cluster_size": 2, "min_samples": 0, "min_confidence": (0, 1), "revote": 0,
         "seed": 0,
+    },
+    "joint": {
+        "dim": 1, "lr": 0, "contrastive_every": 1, "contrastive_weight": 0, "ignore_pixels": 0, "spatial_every": 1,
+        "anchors": 1, "steps": 1, "seed": 0,
     },
 }  # fmt: skip
 
@@ -271,8 +314,20 @@ def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:
         raise InputError(f"{name} is {value!r} where {expected} was expected; correct that setting")
 
 
-PRESETS: dict[str, RunSettings] = {name: RunSettings(train=train) for name, train in TRAIN_PRESETS.items()}
-"""Whole runs by budget; they differ in training, the rest takes seconds."""
+PAPER = RunSettings(
+    train=replace(TRAIN_PRESETS["short"], features="joint"),
+    lift=LiftSettings(method="joint"),
+    cluster=ClusterSettings(
+        samples=20_000, min_cluster_size=20, revote=0, smoothing="none", draw="uniform", masks="blended"
+    ),
+)
+"""Contrastive Gaussian Clustering as published and released, in as many steps as `short`: the baseline of comparisons.
+What it leaves open or departs from is listed in docs/method.md."""
+
+PRESETS: dict[str, RunSettings] = {name: RunSettings(train=train) for name, train in TRAIN_PRESETS.items()} | {
+    "paper": PAPER
+}
+"""Whole runs: by budget, which differ in training (the rest takes seconds), and the paper's."""
 
 
 _UNITS = (("h", 3600.0), ("m", 60.0), ("s", 1.0))

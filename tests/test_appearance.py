@@ -16,6 +16,7 @@ from torch.nn import functional
 from cgc.appearance import schedule, trainer
 from cgc.appearance.capture import Densification, IdentityCapture
 from cgc.appearance.checkpoint import KEEP, identify, load_checkpoint
+from cgc.appearance.companion import Carried, NoCompanion
 from cgc.appearance.cost import PRIOR, Coefficients, StepCosts, prior
 from cgc.appearance.densify import Densifier
 from cgc.appearance.losses import photometric_loss, psnr
@@ -667,6 +668,148 @@ def test_bad_scenes_are_refused_in_a_sentence(tiny) -> None:
 
     with pytest.raises(InputError, match="became nan at step 0"):
         run(tiny, capture=Broken())
+
+
+# --- companions: what Gaussians carry beside colour ----------------------------------------------------
+
+
+class Places(NoCompanion):
+    """Carries a learned feature, which is to show 1 everywhere, and a fixed number: where the Gaussian began."""
+
+    def __init__(self, every: int = 1, weight: float = 1.0) -> None:
+        self.every, self.weight = every, weight
+        self.seen: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def identity(self) -> str:
+        return f"every {self.every}"
+
+    def start(self, splats: Splats) -> dict[str, Tensor]:
+        return {"feature": torch.zeros(len(splats), 2), "origin": torch.arange(len(splats))}
+
+    def rates(self, step: int) -> dict[str, float]:
+        return {"feature": 0.05 * 0.99**step}
+
+    def values(self, carried: Carried, step: int) -> Tensor | None:
+        return carried["feature"] if (step + 1) % self.every == 0 else None
+
+    def image_loss(self, view: int, camera: Camera, values: Tensor, step: int) -> Tensor | None:
+        self.seen.append((step, view, tuple(values.shape)))
+        assert values.shape[:2] == (camera.height, camera.width)
+        return self.weight * (values - 1).square().mean()
+
+
+def test_a_companion_that_changes_nothing_leaves_the_splats_as_they_are(tiny) -> None:
+    settings = replace(TINY, background="random", grow_grad2d=1e-6)
+    plain, _ = run(tiny, settings)
+    beside, stats = run(tiny, settings, companion=Places(weight=0.0))
+    for name in ("means", "quats", "log_scales", "logit_opacities", "sh"):
+        torch.testing.assert_close(getattr(plain, name), getattr(beside, name), rtol=1e-4, atol=1e-4)
+    assert stats.carried["feature"].shape == (len(beside), 2) and not stats.carried["feature"].any()
+
+
+def test_what_gaussians_carry_is_copied_and_dropped_with_them(tiny) -> None:
+    class Fixed(Places):
+        def rates(self, step: int) -> dict[str, float]:
+            return {}
+
+    settings = replace(TINY, grow_grad2d=1e-6, prune_opacity=0.02)
+    splats, stats = run(tiny, settings, companion=Fixed())
+    origin = stats.carried["origin"]
+    assert len(splats) > 60 and origin.shape == (len(splats),) and origin.dtype == torch.int64
+    assert origin.min() >= 0 and origin.max() < 60 and len(origin.unique()) < len(origin)
+    first = first_splats(tiny[0], settings).means
+    moved = (splats.means - first[origin]).norm(dim=-1)
+    strangers = (splats.means - first[origin.flip(0)]).norm(dim=-1)
+    assert moved.median() < 0.5 * strangers.median()  # a copy lies near where its Gaussian began
+
+
+def test_a_companion_learns_when_it_is_asked_and_its_channels_are_rendered_then_only(tiny) -> None:
+    rendered = []
+
+    class Noting(CpuRasterizer):
+        def render(self, splats, values, cameras, **options) -> Render:
+            rendered.append(values.shape[-1])
+            return super().render(splats, values, cameras, **options)
+
+    settings = replace(TINY, steps=40, background="white")
+    companion = Places(every=4)
+    _, stats = train(*tiny, Noting(), settings, test_every=3, quiet=True, companion=companion)
+    assert rendered == [3, 3, 3, 5] * 10 and [s for s, _, _ in companion.seen] == list(range(3, 40, 4))
+    assert {view for _, view, _ in companion.seen} <= {1, 2, 4, 5, 7, 8}
+    assert float(stats.carried["feature"].mean()) > 0.3
+
+
+def test_a_step_without_its_channels_is_one_with_the_gradient_zero(tiny) -> None:
+    class Always(Places):
+        def values(self, carried: Carried, step: int) -> Tensor:
+            return carried["feature"]
+
+        def image_loss(self, view: int, camera: Camera, values: Tensor, step: int) -> Tensor | None:
+            return super().image_loss(view, camera, values, step) if (step + 1) % self.every == 0 else None
+
+    settings = replace(TINY, steps=12, refine_stop=0.0)
+    sparing, wasteful = (run(tiny, settings, companion=kind(every=4))[1].carried for kind in (Places, Always))
+    torch.testing.assert_close(sparing["feature"], wasteful["feature"], rtol=1e-4, atol=1e-5)
+    assert sparing["feature"].any()
+
+
+def test_a_companions_losses_reach_the_geometry_and_the_densification(tiny) -> None:
+    class Pull(NoCompanion):
+        def splat_loss(self, splats: Splats, carried: Carried, step: int) -> Tensor:
+            return 100 * splats.means.square().mean()
+
+    settings = replace(TINY, steps=30, grow_grad2d=1.0)
+    plain, pulled = run(tiny, settings)[0], run(tiny, settings, companion=Pull())[0]
+    assert float(pulled.means.norm(dim=-1).mean()) < 0.99 * float(plain.means.norm(dim=-1).mean())
+    grown = [len(run(tiny, replace(settings, grow_grad2d=3e-2), companion=Places(weight=w))[0]) for w in (0.0, 1e3)]
+    assert grown[0] < grown[1]
+
+
+class DyingPlaces(Places):
+    """Dies at step 40."""
+
+    def values(self, carried: Carried, step: int) -> Tensor | None:
+        if step == 40:
+            raise Killed
+        return super().values(carried, step)
+
+
+def test_a_training_with_a_companion_resumes_to_the_same_bits(tiny, tmp_path: Path) -> None:
+    settings = replace(TINY, checkpoint_every=15, background="random", coarse=0.4, grow_grad2d=1e-6)
+    start = first_splats(tiny[0], settings).select(torch.arange(5, 60))
+    whole, stats = run(tiny, settings, companion=Places(every=4), start=start)
+    with pytest.raises(Killed):
+        run(tiny, settings, companion=DyingPlaces(every=4), start=start, checkpoint_dir=tmp_path)
+    with pytest.raises(InputError, match="another kind of features, or other masks"):
+        run(tiny, settings, companion=Places(every=5), start=start, checkpoint_dir=tmp_path)
+    with pytest.raises(InputError, match="another scene"):
+        run(tiny, settings, companion=Places(every=4), checkpoint_dir=tmp_path)
+    rest, resumed = run(tiny, settings, companion=Places(every=4), start=start, checkpoint_dir=tmp_path)
+    assert resumed.resumed_from == 30
+    assert_same(whole, rest)
+    assert stats.carried.keys() == resumed.carried.keys() == {"feature", "origin"}
+    for name, value in stats.carried.items():
+        assert torch.equal(value, resumed.carried[name]), name
+
+
+def test_rehearsals_leave_a_companion_as_it_is(tiny, monkeypatch) -> None:
+    settings = replace(TINY, steps=30)
+    plain = run(tiny, settings, companion=Places())[1].carried
+    monkeypatch.setattr(trainer, "REHEARSED", 1)
+    _, shown = train(*tiny, CpuRasterizer(), settings, test_every=3, companion=Places())
+    assert torch.equal(plain["feature"], shown.carried["feature"])
+
+
+def test_training_starts_from_given_splats(tiny) -> None:
+    given = make_splats(60)
+    given = replace(given, sh=torch.cat([given.sh, torch.zeros(60, 3, 3)], 1))  # degree 1
+    still = replace(TINY, steps=3, means_lr=0, quats_lr=0, log_scales_lr=0, logit_opacities_lr=0, sh_dc_lr=0,
+                    sh_rest_lr=0, sh_degree=3, sh_ramp=0)  # fmt: skip
+    kept, stats = run(tiny, still, start=given)
+    assert_same(kept, replace(given, quats=functional.normalize(given.quats, dim=-1)))
+    assert stats.psnr_train > 20  # they are nearly what was photographed
+    moved, _ = run(tiny, replace(TINY, steps=20), start=given)
+    assert not torch.equal(moved.means, given.means) and moved.sh.shape[1] == 4
 
 
 def test_presets_are_settings_by_budget() -> None:

@@ -114,7 +114,7 @@ def test_unknown_words_exit_with_2(words, capsys):
     assert end.value.code == 2 and "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("preset", ["quick", "short", "default", "full"])
+@pytest.mark.parametrize("preset", list(PRESETS))
 def test_presets_change_defaults_and_options_change_presets(preset, called):
     assert main(["run", "s", "--preset", preset, "--train.sh-degree", "1", "--lift.dim", "5"]) == 0
     assert main(["demo", f"--preset={preset}", "--out", "there"]) == 0
@@ -175,6 +175,9 @@ def test_run_again_keeps_the_runs_settings_unless_a_preset_is_asked_for(own_run,
     (_, (_, _, first), _), (_, (_, _, second), _) = called
     assert first == replace(SETTINGS, cluster=replace(SETTINGS.cluster, revote=0))
     assert second == replace(SETTINGS, train=PRESETS["quick"].train)
+    assert main(["run", "s", "--out", str(own_run), "--preset", "paper", "--joint.dim", "4"]) == 0
+    third = called[2][1][2]
+    assert third == replace(PRESETS["paper"], scene=SETTINGS.scene, joint=replace(PRESETS["paper"].joint, dim=4))
 
 
 @pytest.mark.parametrize("words", [["--budget", "1h30m"], ["--budget=1.5h"], ["--budget", "5400"]])

@@ -51,6 +51,14 @@ def a_batch(pixels, masks, n, n_masks):
 SETTINGS = ClusterSettings(samples=300, min_cluster_size=10, revote=0)
 
 
+def test_samples_are_drawn_by_mass_or_all_alike():
+    mass = torch.cat([torch.zeros(100), torch.full((1000,), 0.01), torch.full((1000,), 1.0)])
+    for draw, share in (("mass", 0.9), ("uniform", 0.5)):
+        sample = draw_sample(mass, ClusterSettings(samples=200, draw=draw))
+        assert len(np.unique(sample)) == 200 and (np.diff(sample) > 0).all() and sample.min() >= 100
+        assert abs((sample >= 1100).mean() - share) < 0.1
+
+
 def test_blobs_are_found_and_everyone_is_labelled():
     features, truth = blobs()
     mass = torch.ones(len(features))

@@ -19,7 +19,7 @@ from cgc.rasterize.base import Contributions
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation import labels as label_room
-from cgc.segmentation.labels import render_labels, render_rgb
+from cgc.segmentation.labels import render_blended, render_labels, render_rgb
 from cgc.segmentation.segments import (
     Segmentation,
     describe,
@@ -135,6 +135,38 @@ def test_names_of_labels_do_not_matter(seed):
     other = render_labels(splats, new[labels], camera, CpuRasterizer())
     np.testing.assert_array_equal(one.weight, other.weight)
     assert ((new[one.ids] == other.ids) | (one.weight <= 0.5)).all()
+
+
+def test_blended_pictures_equal_the_slow_ones(rasterizer):
+    splats, camera = cloud(), some_camera()
+    splats = replace(splats, logit_opacities=splats.logit_opacities + 2, log_scales=splats.log_scales + 0.7)
+    features = torch.randn(len(splats), 6, generator=torch.Generator().manual_seed(3))
+    labels = np.random.default_rng(2).integers(-1, 5, len(splats)).astype(np.int32)
+    labels[(labels == 0) | (labels == 3)] = -1  # no Gaussian has 3
+    picture = render_blended(splats, features, labels, camera, rasterizer)
+    W = reference.contributions(reference.double(splats), reference.double_camera(camera))
+    dense, unit = W.dense.detach().numpy(), (features / features.norm(dim=1, keepdim=True)).double().numpy()
+    sure, ids = W.clear.numpy(), picture.ids.ravel()
+    assert sure.mean() > 0.9 and set(np.unique(ids)) == {0, 1, 2, 4}
+    for pixel in np.flatnonzero(sure):
+        alpha = dense[pixel].sum()
+        if abs(alpha - 0.5) < 1e-3:
+            continue
+        blended = dense[pixel] @ features.double().numpy()
+        likeness = {k: blended @ unit[labels == k].mean(0) for k in (1, 2, 4)}
+        likeness = {k: v / np.linalg.norm(blended) / np.linalg.norm(unit[labels == k].mean(0))
+                    for k, v in likeness.items()}  # fmt: skip
+        best = sorted(likeness, key=lambda k: -likeness[k])
+        if alpha < 0.5:
+            assert ids[pixel] == 0 and picture.weight.ravel()[pixel] == 0
+        elif likeness[best[0]] - likeness[best[1]] > 1e-4:
+            assert ids[pixel] == best[0]
+            assert picture.weight.ravel()[pixel] == pytest.approx(max(likeness[best[0]], 0), abs=1e-4)
+
+
+def test_blended_pictures_of_noise_alone_are_empty(rasterizer):
+    picture = render_blended(cloud(), torch.ones(60, 3), np.full(60, -1, np.int32), some_camera(), rasterizer)
+    assert not picture.ids.any() and not picture.weight.any()
 
 
 def test_rgb_pictures_are_clamped_and_lie_on_their_background(rasterizer):

@@ -17,9 +17,11 @@ from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.scene.types import Scene
 from cgc.settings import TrainSettings, to_json
+from cgc.splats.types import Splats
 
 KEEP = 2
 VERSION = 2
+NAMES = {"companion": "kind of features, or other masks"}
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,25 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to: hashes of the settings and of the scene with its photos."""
+    """What a checkpoint belongs to: hashes of the settings, of the scene with its photos, and of the companion."""
 
     settings: str
     scene: str
+    companion: str = ""
 
 
 def identify(
-    settings: TrainSettings, scene: Scene, train_views: Sequence[int], photos: Sequence[np.ndarray]
+    settings: TrainSettings,
+    scene: Scene,
+    train_views: Sequence[int],
+    photos: Sequence[np.ndarray],
+    *,
+    companion: str = "",
+    start: Splats | None = None,
 ) -> Identity:
-    """Hash what a training depends on: settings, cameras, points, and the training photos [H, W, 3].
+    """Hash what a training depends on: settings, cameras, points or splats, and the training photos [H, W, 3].
 
-    How often checkpoints are written does not change the result, so it is left out.
+    `companion` is its identity. How often checkpoints are written does not change the result, so it is left out.
     """
     kept = {k: v for k, v in to_json(settings).items() if k != "checkpoint_every"}
     digest = hashlib.blake2b(digest_size=16)
@@ -55,8 +64,11 @@ def identify(
         digest.update(np.ascontiguousarray(photo).tobytes())
     digest.update(np.ascontiguousarray(scene.points).tobytes())
     digest.update(np.ascontiguousarray(scene.point_colors).tobytes())
+    if start is not None:
+        for tensor in (start.means, start.quats, start.log_scales, start.logit_opacities, start.sh):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     settings_digest = hashlib.blake2b(json.dumps(kept).encode(), digest_size=16)
-    return Identity(settings_digest.hexdigest(), digest.hexdigest())
+    return Identity(settings_digest.hexdigest(), digest.hexdigest(), companion)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, identity: Identity) -> Path:
@@ -65,7 +77,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, identity: Identity) ->
     path = folder / f"train_{checkpoint.step:07d}.safetensors"
     facts = {
         "version": VERSION, "step": checkpoint.step, "numbers": checkpoint.numbers,
-        "settings": identity.settings, "scene": identity.scene,
+        **vars(identity),
     }  # fmt: skip
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
     with write_beside(path) as temporary:
@@ -90,10 +102,11 @@ def load_checkpoint(folder: Path, identity: Identity) -> Checkpoint | None:
             tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not a checkpoint of cgc ({error}); delete it to train without it") from error
-    for what, mine in (("version", VERSION), ("settings", identity.settings), ("scene", identity.scene)):
-        if facts.get(what) != mine:
+    for what, mine in {"version": VERSION, **vars(identity)}.items():
+        if facts.get(what, "") != mine:
+            named = NAMES.get(what, what)
             raise InputError(
-                f"{path} was written by a training with another {what}; repeat the command it was made with, "
+                f"{path} was written by a training with another {named}; repeat the command it was made with, "
                 f"choose another --out, or delete {folder} to train from the start"
             )
     return Checkpoint(int(facts["step"]), dict(tensors), facts["numbers"])

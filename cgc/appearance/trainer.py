@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from cgc.appearance import schedule
 from cgc.appearance.capture import CaptureModel, Densification, IdentityCapture
 from cgc.appearance.checkpoint import Checkpoint, Identity, identify, load_checkpoint, save_checkpoint
+from cgc.appearance.companion import Companion, NoCompanion
 from cgc.appearance.densify import Densifier, Optimizers, Params
 from cgc.appearance.losses import photometric_loss, psnr
 from cgc.appearance.plan import Plan
@@ -32,6 +33,7 @@ from cgc.splats.init import random_splats, splats_from_points
 from cgc.splats.types import Splats
 
 ADAM_EPS = 1e-15
+CARRIED = "carried."  # before the names of what Gaussians carry for the companion
 REHEARSALS, MANY = 5, 16  # steps, and times as many Gaussians
 REHEARSED = 200  # steps: shorter trainings are over before it would pay
 SHORTEST = 160  # pixels on the longer side: no photo is halved below it (a level at 100 pixels cost segments a point)
@@ -43,7 +45,8 @@ SMOOTHING = 0.1  # weight of the newest of the shown values
 class TrainStats:
     """How a training went: `seconds` of all processes that worked on it, `psnr_train` smoothed over views.
 
-    `max_gaussians` is the cap in force at the end, `resumed_from` the first step of this process.
+    `max_gaussians` is the cap in force at the end, `resumed_from` the first step of this process; `carried` is what
+    the Gaussians carry for the companion, [N, ...] a name.
     """
 
     steps: int
@@ -53,6 +56,7 @@ class TrainStats:
     loss: float
     psnr_train: float
     resumed_from: int
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ def train(
     *,
     test_every: int = 8,
     capture: CaptureModel | None = None,
+    companion: Companion | None = None,
+    start: Splats | None = None,
     checkpoint_dir: Path | None = None,
     quiet: bool = False,
     clock: Clock = time.perf_counter,
@@ -95,6 +101,7 @@ def train(
     """Train splats on every view of `scene` but each `test_every`-th (0: on all).
 
     `load_image(view)` gives uint8 [H, W, 3] of the view's camera's size; it is asked for training views only.
+    Training begins with `start`, or else with Gaussians on the points of the scene.
     With `checkpoint_dir` a killed training continues from its newest checkpoint, to the same result; not so with
     a budget, because the cap then follows from the seconds that steps take by `clock`.
     Raise InputError where nothing can be trained, and for a checkpoint that belongs to something else.
@@ -105,13 +112,16 @@ def train(
         raise InputError(f"no view of {scene.root} is left to train on; give more photos, or a larger --test-every")
     levels = settings.coarse_levels if settings.coarse > 0 else 0
     photos = {i: _read_photo(scene.views[i], load_image).pyramid(levels) for i in train_views}
-    first = first_splats(scene, settings)
-    plan = Plan(settings, _mean_pixels(photos, levels), len(first), begun=begun, clock=clock, quiet=quiet)
-    run = _Run(first, scene.extent, photos, rasterizer, settings, capture or IdentityCapture(), plan)
-    identity = identify(settings, scene, train_views, [photos[i][0].pixels for i in train_views])
+    capture, companion = capture or IdentityCapture(), companion or NoCompanion()
+    splats = (start or first_splats(scene, settings)).detach()
+    first = _First(splats, companion.start(splats), scene.extent)
+    plan = Plan(settings, _mean_pixels(photos, levels), len(first.splats), begun=begun, clock=clock, quiet=quiet)
+    run = _Run(first, photos, rasterizer, settings, capture, companion, plan)
+    pixels = [photos[i][0].pixels for i in train_views]
+    identity = identify(settings, scene, train_views, pixels, companion=companion.identity(), start=start)
     resumed_from = run.resume(checkpoint_dir, identity) if checkpoint_dir else 0
     if (settings.budget or not quiet) and not resumed_from and settings.steps >= REHEARSED:
-        _rehearse(first, scene.extent, photos, rasterizer, settings, plan, clock)
+        _rehearse(first, photos, rasterizer, settings, companion, plan, clock)
     plan.start(resumed_from)
     with progress_bar("train", settings.steps, start=resumed_from, quiet=quiet, effort=plan.effort, clock=clock) as bar:
         for step in range(resumed_from, settings.steps):
@@ -121,8 +131,9 @@ def train(
                 save_checkpoint(checkpoint_dir, run.checkpoint(done), identity)
             plan.tick(step)
             bar.advance(1, **(run.shown() if done % SHOWN_EVERY == 0 else {}))
-    splats = run.splats()
-    return splats, TrainStats(settings.steps, plan.seconds, len(splats), plan.cap, run.loss, run.psnr, resumed_from)
+    splats, carried = run.splats(), {k: v.detach() for k, v in run.carried().items()}
+    numbers = (settings.steps, plan.seconds, len(splats), plan.cap, run.loss, run.psnr, resumed_from)
+    return splats, TrainStats(*numbers, carried)
 
 
 def _is_due(settings: TrainSettings, done: int) -> bool:
@@ -173,12 +184,28 @@ def _parameters(splats: Splats) -> Params:
     return {k: torch.nn.Parameter(v.detach().clone().contiguous()) for k, v in tensors.items() if v.numel()}
 
 
+@dataclass(frozen=True)
+class _First:
+    """The Gaussians that a training starts with, what they carry for the companion, and the scene's extent."""
+
+    splats: Splats
+    carried: dict[str, Tensor]
+    extent: float
+
+    def repeated(self, times: int) -> _First:
+        """Return every Gaussian so many times, smaller, so that they cover about as much of a picture."""
+        index = torch.arange(len(self.splats)).repeat(times)
+        many = self.splats.select(index)
+        many = replace(many, log_scales=many.log_scales - 0.5 * math.log(times))
+        return replace(self, splats=many, carried={k: v[index] for k, v in self.carried.items()})
+
+
 def _rehearse(
-    first: Splats,
-    extent: float,
+    first: _First,
     photos: dict[int, list[_Photo]],
     rasterizer: Rasterizer,
     settings: TrainSettings,
+    companion: Companion,
     plan: Plan,
     clock: Clock,
 ) -> None:
@@ -187,20 +214,14 @@ def _rehearse(
     Training itself shows that too late: it starts with small photos and few Gaussians.
     """
     whole = {i: p[:1] for i, p in photos.items()}
-    for times in {1, max(1, min(settings.max_gaussians // len(first), MANY))}:
-        many = _repeated(first, times)
-        run = _Run(many, extent, whole, rasterizer, settings, IdentityCapture(), plan)
+    for times in {1, max(1, min(settings.max_gaussians // len(first.splats), MANY))}:
+        many = first.repeated(times)
+        run = _Run(many, whole, rasterizer, settings, IdentityCapture(), companion, plan)
         for step in range(REHEARSALS):
             before = clock()
             run.learn(step)
             if step > 0:  # the first one compiles
-                plan.rehearsed(_mean_pixels(whole, 0)[0], len(many), clock() - before)
-
-
-def _repeated(splats: Splats, times: int) -> Splats:
-    """Return every Gaussian so many times, smaller, so that they cover about as much of a picture."""
-    many = splats.select(torch.arange(len(splats)).repeat(times))
-    return replace(many, log_scales=many.log_scales - 0.5 * math.log(times))
+                plan.rehearsed(_mean_pixels(whole, 0)[0], len(many.splats), clock() - before)
 
 
 class _Run:
@@ -208,23 +229,24 @@ class _Run:
 
     def __init__(
         self,
-        first: Splats,
-        extent: float,
+        first: _First,
         photos: dict[int, list[_Photo]],
         rasterizer: Rasterizer,
         settings: TrainSettings,
         capture: CaptureModel,
+        companion: Companion,
         plan: Plan,
     ) -> None:
-        self.settings, self.capture, self.plan = settings, capture, plan
+        self.settings, self.capture, self.companion, self.plan = settings, capture, companion, plan
         self.loss = self.psnr = 0.0
         self._rasterizer = rasterizer
         self._train_views = sorted(photos)
         self._photos = photos
         self._anything_seen = False
-        self.params: Params = _parameters(first)
+        self.params: Params = _parameters(first.splats)
+        self._degree = first.splats.sh_degree
         self._rates = {
-            "means": settings.means_lr * extent, "quats": settings.quats_lr,
+            "means": settings.means_lr * first.extent, "quats": settings.quats_lr,
             "scales": settings.log_scales_lr, "opacities": settings.logit_opacities_lr,
             "sh_dc": settings.sh_dc_lr, "sh_rest": settings.sh_rest_lr,
         }  # fmt: skip
@@ -232,9 +254,25 @@ class _Run:
             name: torch.optim.Adam([p], lr=self._rates[name], eps=ADAM_EPS, fused=True)
             for name, p in self.params.items()
         }
+        self._carry(first.carried)
         groups = capture.parameter_groups()
         self._capture_optimizer = torch.optim.Adam(groups, eps=ADAM_EPS) if groups else None
-        self._densifier = Densifier(extent=extent, prune_scale=settings.prune_scale, seed=settings.seed)
+        self._densifier = Densifier(extent=first.extent, prune_scale=settings.prune_scale, seed=settings.seed)
+
+    def _carry(self, carried: dict[str, Tensor]) -> None:
+        """Make parameters of what is carried: the densifier treats them like the others."""
+        rates, betas = self.companion.rates(0), self.companion.betas()
+        for name, value in carried.items():
+            learned = name in rates
+            own = torch.nn.Parameter(value.detach().clone().contiguous(), requires_grad=learned)
+            self.params[CARRIED + name] = own
+            if learned:
+                adam = torch.optim.Adam([own], lr=rates[name], betas=betas, eps=ADAM_EPS, fused=True)
+                self._optimizers[CARRIED + name] = adam
+
+    def carried(self) -> dict[str, Tensor]:
+        """Return what the present Gaussians carry for the companion, [N, ...] a name."""
+        return _under(self.params, CARRIED)
 
     def step(self, step: int) -> None:
         """Learn from a photo; then grow, prune or reset where it is time."""
@@ -247,8 +285,11 @@ class _Run:
         photo = _at_level(self._photos[view], schedule.level(self.settings, step))
         target = photo.float()
         render = self._render(view, photo, step)
-        predicted = self.capture.predict(view, render.values)
-        loss = self._loss(view, render, predicted, target)
+        colors, beside = _apart(render.values)
+        predicted = self.capture.predict(view, colors)
+        loss = self._loss(view, colors, predicted, target)
+        for term in self._companion_terms(view, photo.camera, beside, step):
+            loss = loss + term
         counted = schedule.counts_gradients(self.settings, step)
         if counted:
             render.means2d.retain_grad()
@@ -261,20 +302,32 @@ class _Run:
 
     def _render(self, view: int, photo: _Photo, step: int) -> Render:
         cameras = self.capture.cameras(view, photo.camera)
-        degree = schedule.sh_degree(self.settings, step)
+        degree = min(schedule.sh_degree(self.settings, step), self._degree)
         rest = self.params["sh_rest"] if "sh_rest" in self.params else self.params["sh_dc"].new_zeros(0, 0, 3)
         position = [c.position.detach() for c in cameras]
         colors = [sh_colors(self.params["means"], self.params["sh_dc"], rest, p, degree) for p in position]
-        values = colors[0] if len(colors) == 1 else torch.stack(colors)
         background = schedule.background_at(self.settings, step)
+        beside = self.companion.values(self.carried(), step)
+        if beside is not None:
+            colors = [torch.cat([c, beside], 1) for c in colors]  # [N, 3 + D]
+            background = torch.cat([background, background.new_zeros(beside.shape[1])])
+        values = colors[0] if len(colors) == 1 else torch.stack(colors)
         shown = None if self.settings.background == "black" else background
         return self._rasterizer.render(self._raw_splats(), values, cameras, backgrounds=shown)
 
-    def _loss(self, view: int, render: Render, predicted: Tensor, target: Tensor) -> Tensor:
+    def _companion_terms(self, view: int, camera: Camera, beside: Tensor | None, step: int) -> list[Tensor]:
+        """Return what the companion adds to the loss; several cameras of a photo share its time evenly."""
+        terms = [self.companion.splat_loss(self._raw_splats(), self.carried(), step)]
+        if beside is not None:
+            mean = beside[0] if len(beside) == 1 else beside.mean(0)  # [H, W, D]
+            terms.append(self.companion.image_loss(view, camera, mean, step))
+        return [term for term in terms if term is not None]
+
+    def _loss(self, view: int, colors: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
         valid = self.capture.valid_pixels(view, *target.shape[:2])
         compared = predicted if valid is None else torch.where(valid[..., None], predicted, target)
         loss = photometric_loss(compared, target, self.settings.ssim_weight)
-        extra = self.capture.extra_loss(view, render.values, predicted, target)
+        extra = self.capture.extra_loss(view, colors, predicted, target)
         return loss if extra is None else loss + extra
 
     def _check(self, step: int, loss: float, render: Render) -> None:
@@ -304,15 +357,23 @@ class _Run:
 
     def _descend(self, step: int) -> None:
         """Take one step of Adam with this step's learning rates."""
-        s = self.settings
+        rates = self._rates_at(step)
         for name, optimizer in self._optimizers.items():
-            factor = s.means_lr_final if name == "means" else s.lr_final
-            optimizer.param_groups[0]["lr"] = schedule.decayed(self._rates[name], factor, s, step)
+            optimizer.param_groups[0]["lr"] = rates[name]
+            if name not in self._rates and self.params[name].grad is None:
+                self.params[name].grad = torch.zeros_like(self.params[name])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self._capture_optimizer:
             self._capture_optimizer.step()
             self._capture_optimizer.zero_grad(set_to_none=True)
+
+    def _rates_at(self, step: int) -> dict[str, float]:
+        """Return every parameter's learning rate at this step."""
+        s = self.settings
+        final = {name: s.means_lr_final if name == "means" else s.lr_final for name in self._rates}
+        own = {name: schedule.decayed(rate, final[name], s, step) for name, rate in self._rates.items()}
+        return own | {CARRIED + name: rate for name, rate in self.companion.rates(step).items()}
 
     def _densify(self, step: int) -> None:
         s = self.settings
@@ -352,6 +413,7 @@ class _Run:
             for index, value in enumerate(_leaves(optimizer)):
                 tensors[f"{name}.{index}.value"] = value.detach()
                 tensors |= {f"{name}.{index}.{k}": v for k, v in optimizer.state[value].items()}
+        tensors |= {k: v for k, v in self.params.items() if k not in self._optimizers}
         numbers = {
             "loss": self.loss, "psnr": self.psnr, "anything_seen": float(self._anything_seen),
             "seconds": self.plan.seconds,
@@ -367,6 +429,8 @@ class _Run:
         self._anything_seen = bool(found.numbers["anything_seen"])
         self._densifier.statistics |= _under(found.tensors, "strategy.")
         self.plan.restore(_under(found.tensors, "plan."), found.numbers["seconds"])
+        for name in self.params.keys() - self._optimizers.keys():
+            self.params[name].data = found.tensors[name]
         for name, optimizer in self._all_optimizers().items():
             for index, value in enumerate(_leaves(optimizer)):
                 state = _under(found.tensors, f"{name}.{index}.")
@@ -375,9 +439,14 @@ class _Run:
         return found.step
 
 
+def _apart(values: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return colours [C, H, W, 3] and what was rendered beside them [C, H, W, D], None where nothing was."""
+    return (values, None) if values.shape[-1] == 3 else (values[..., :3], values[..., 3:])
+
+
 def _leaves(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [value for group in optimizer.param_groups for value in group["params"]]
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

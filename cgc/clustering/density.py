@@ -95,11 +95,13 @@ def _reach(samples: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def draw_sample(mass: Tensor, settings: ClusterSettings) -> np.ndarray:
-    """Draw Gaussians without replacement with chance ~ mass^1/2, sorted indices."""
+    """Draw visible Gaussians without replacement with chance ~ mass^1/2, or all alike; sorted indices."""
     generator = np.random.default_rng(settings.seed)
     candidates = np.flatnonzero((mass > 0).numpy())
     if len(candidates) <= settings.samples:
         return candidates
+    if settings.draw == "uniform":
+        return np.sort(generator.choice(candidates, settings.samples, replace=False))
     keys = 0.5 * np.log(mass.numpy()[candidates]) + generator.gumbel(size=len(candidates))
     return np.sort(candidates[np.argpartition(-keys, settings.samples)[: settings.samples]])
 

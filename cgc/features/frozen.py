@@ -1,6 +1,6 @@
 """Learn a feature on every Gaussian with the geometry frozen: W F is linear in F, so a step is a sparse product.
 
-The joint mode (features rasterised beside colour while appearance trains) will be a sibling of this file; both
+The joint mode (joint.py: features rasterised beside colour while appearance trains) is a sibling of this file; both
 end in features [N, D].
 """
 

@@ -1,4 +1,7 @@
-"""Pictures of labels: one discrete label per Gaussian, rendered as if one-hot, the heaviest wins."""
+"""Pictures of labels: one discrete label per Gaussian, rendered as if one-hot, the heaviest wins.
+
+Or, as in Contrastive Gaussian Clustering, of features: the segment that a pixel's blended feature is most like wins.
+"""
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportAttributeAccessIssue=false
 # (numba changes the signatures of what it compiles)
@@ -20,8 +23,15 @@ MAX_PIXELS_AT_ONCE = 1 << 18
 """Pixels whose blending weights are held at once; with some 30 entries a pixel this is about 120 MB."""
 
 
+MIN_ALPHA = 0.5
+"""Pixels that show less than this of the splats belong to no segment in a picture of blended features."""
+
+
 class LabelPicture(NamedTuple):
-    """ids [H, W] int32, 0 = no segment; weight [H, W] float32, the share of the pixel that the winner has."""
+    """ids [H, W] int32, 0 = no segment; weight [H, W] float32, the share of the pixel that the winner has.
+
+    Of blended features, the weight is the cosine to the winner, where it is over 0.
+    """
 
     ids: np.ndarray
     weight: np.ndarray
@@ -65,6 +75,31 @@ def render_labels(splats: Splats, labels: np.ndarray, camera: Camera, rasterizer
         spread(_winners, *parts, labels, n_labels, out_ids[begin:end], out_weight[begin:end])
     shape = (camera.height, camera.width)
     return LabelPicture(out_ids.reshape(shape), out_weight.reshape(shape))
+
+
+def render_blended(
+    splats: Splats, features: Tensor, labels: np.ndarray, camera: Camera, rasterizer: Rasterizer
+) -> LabelPicture:
+    """Blend features [N, D] as colour is blended; per pixel the segment whose mean unit feature is most similar.
+
+    labels [N] (-1 noise, 1..K). Pixels with an alpha under 0.5 get id 0; of equal segments the lower number wins.
+    """
+    ids, rows = np.unique(labels, return_inverse=True)
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    sums = unit.new_zeros(len(ids), unit.shape[1]).index_add(0, torch.from_numpy(rows), unit)  # [K, D]
+    ids, means = ids[ids > 0], torch.nn.functional.normalize(sums[torch.from_numpy(ids > 0)], dim=-1)
+    out_ids = np.zeros((camera.height, camera.width), np.int32)
+    out_weight = np.zeros((camera.height, camera.width), np.float32)
+    if not len(ids):
+        return LabelPicture(out_ids, out_weight)
+    with torch.no_grad():
+        picture = rasterizer.render(splats, features, [camera])
+    seen = (picture.alphas[0] >= MIN_ALPHA).cpu().numpy()
+    blended = torch.nn.functional.normalize(picture.values[0].cpu()[torch.from_numpy(seen)], dim=-1)  # [P, D]
+    cosine = (blended @ means.T).numpy()  # [P, K]
+    out_ids[seen] = ids[cosine.argmax(1)]
+    out_weight[seen] = cosine.max(1).clip(0, 1)
+    return LabelPicture(out_ids, out_weight)
 
 
 def render_rgb(splats: Splats, camera: Camera, rasterizer: Rasterizer, background: Tensor | None = None) -> np.ndarray:
