@@ -44,6 +44,7 @@ from cgc.segmentation.segments import (
     Segmentation,
     describe,
     export_segments,
+    load_hierarchy,
     load_labels,
     load_table,
     save_labels,
@@ -150,7 +151,7 @@ class Workspace:
     def segmentation(self) -> Segmentation:
         """The run's splats with their labels."""
         self.run.require("cluster")
-        return Segmentation(self.splats, *load_labels(self.run.root))
+        return Segmentation(self.splats, *load_labels(self.run.root), load_hierarchy(self.run.root))
 
     def say(self, text: str) -> None:
         """Print a line, unless quiet."""
@@ -287,7 +288,7 @@ def cluster_features(work: Workspace) -> str:
         bar.advance(1, samples=min(run.settings.cluster.samples, len(features)))
         found = cluster(smooth, mass, batches, run.settings.cluster)
         bar.advance(1, segments=found.n_segments)
-        save_labels(run.root, found.labels, found.confidences, found.tree)
+        save_labels(run.root, found.labels, found.confidences, found.tree, found.hierarchy)
         bar.advance(1)
     noise = int((found.labels == NOISE).sum())
     run.finish("cluster", time.perf_counter() - start, segments=found.n_segments, noise=noise)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cgc.clustering.density import find_clusters
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE, Weighing, by_size, revote
 from cgc.errors import InputError
 from cgc.settings import ClusterSettings
@@ -23,11 +24,15 @@ from cgc.settings import ClusterSettings
 
 @dataclass(frozen=True)
 class Clustering:
-    """labels [N] int32 (NOISE or 1..K), confidences [N] float32 in [0, 1]; tree: columns of the condensed tree."""
+    """labels [N] int32 (NOISE or 1..K), confidences [N] float32 in [0, 1]; tree: columns of the condensed tree.
+
+    The labels are what the hierarchy shows at its base level.
+    """
 
     labels: np.ndarray
     confidences: np.ndarray
     tree: dict[str, np.ndarray]
+    hierarchy: Hierarchy
 
     @property
     def n_segments(self) -> int:
@@ -63,4 +68,5 @@ def cluster(features: Tensor, mass: Tensor, batches: Sequence[Weighing], setting
         labels[~seen] = NOISE
     confidences = np.where(labels == NOISE, 0, confidences).astype(np.float32)
     labels = np.where(confidences < settings.min_confidence, NOISE, labels)
-    return Clustering(by_size(labels), confidences, found.tree)
+    labels = by_size(labels)
+    return Clustering(labels, confidences, found.tree, Hierarchy.flat(labels))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import read_json, write_beside, write_json
 from cgc.geometry import SH_C0
@@ -44,11 +45,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Splats with labels [N] (-1 noise, 1..K) and confidences [N] in [0, 1]."""
+    """Splats with labels [N] (-1 noise, else what is shown) and confidences [N] in [0, 1].
+
+    The ids are nodes of the hierarchy (by default a flat one of the labels), so they mean the same at every level.
+    """
 
     splats: Splats
     labels: np.ndarray
     confidences: np.ndarray
+    hierarchy: Hierarchy = None  # pyright: ignore[reportAssignmentType] (set below)
 
     def __post_init__(self) -> None:
         n = len(self.splats)
@@ -57,17 +62,28 @@ class Segmentation:
                 f"{len(self.labels)} labels and {len(self.confidences)} confidences came for {n} Gaussians: segments "
                 "and splats are of different runs; cluster again"
             )
+        if self.hierarchy is None:
+            object.__setattr__(self, "hierarchy", Hierarchy.flat(self.labels))
+        if len(self.hierarchy.leaves) != n:
+            raise InputError(
+                f"a hierarchy of {len(self.hierarchy.leaves)} Gaussians came for {n}: they are of different runs; "
+                "cluster again"
+            )
 
     @property
     def ids(self) -> np.ndarray:
         """The ids of the segments that own a Gaussian, ascending."""
         return np.unique(self.labels[self.labels > 0])
 
+    def at_level(self, level: float | None) -> Segmentation:
+        """The same splats as the hierarchy shows them at a level, 0 (wholes) to 1 (smallest parts); None: objects."""
+        return replace(self, labels=self.hierarchy.at(level))
+
     def object(self, segment: int, *, clean: bool = False) -> Splats:
-        """The Gaussians of one segment; `clean` leaves out those that only smear it (see `is_clean`)."""
-        own = np.flatnonzero(self.labels == segment)
+        """The Gaussians of one segment, shown or not; `clean` leaves out those that only smear it (see `is_clean`)."""
+        own = np.flatnonzero(self.hierarchy.members(segment))
         if not len(own):
-            raise InputError(f"there is no segment {segment}: ids go from 1 to {self.labels.max(initial=0)}")
+            raise InputError(f"there is no segment {segment}: ids go from 1 to {self.hierarchy.n_nodes}")
         picked = self.splats.select(torch.from_numpy(own))
         if not clean:
             return picked
@@ -133,21 +149,56 @@ def _bytes(v: np.ndarray) -> tuple[int, int, int]:
     return r, g, b
 
 
-def save_labels(folder: Path, labels: np.ndarray, confidences: np.ndarray, tree: Mapping[str, np.ndarray]) -> None:
-    """Write segments.npz: labels, confidences and the condensed tree's columns (tree_*)."""
+def save_labels(
+    folder: Path,
+    labels: np.ndarray,
+    confidences: np.ndarray,
+    tree: Mapping[str, np.ndarray],
+    hierarchy: Hierarchy | None = None,
+) -> None:
+    """Write segments.npz: labels, confidences, the condensed tree's columns (tree_*) and the hierarchy, if any."""
     columns: dict[str, Any] = {f"tree_{k}": v for k, v in tree.items()}
+    if hierarchy is not None:
+        columns |= {
+            "leaves": hierarchy.leaves, "node_parents": hierarchy.parents, "node_levels": hierarchy.levels,
+            "base_level": np.array(hierarchy.base),
+        }  # fmt: skip
     with write_beside(folder / "segments.npz") as path:
         np.savez_compressed(path, labels=labels, confidences=confidences, **columns)
 
 
 def load_labels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read labels and confidences from segments.npz; InputError where it is missing or broken."""
+    data = _read_columns(folder, "labels", "confidences")
+    return data["labels"].astype(np.int32), data["confidences"].astype(np.float32)
+
+
+def load_hierarchy(folder: Path) -> Hierarchy:
+    """Read the hierarchy from segments.npz, flat where it has none; InputError where it is missing or broken."""
+    names = ("leaves", "node_parents", "node_levels", "base_level")
+    data = _read_columns(folder, "labels", optional=names)
+    labels = data["labels"].astype(np.int32)
+    if not any(name in data for name in names):
+        return Hierarchy.flat(labels)
+    again = f"run `cgc cluster {folder}` again"
+    if absent := [name for name in names if name not in data]:
+        raise InputError(f"{folder / 'segments.npz'} is broken (it has no {', '.join(absent)}); {again}")
+    leaves, parents, levels = (data[name] for name in names[:3])
+    hierarchy = Hierarchy(
+        leaves.astype(np.int32), parents.astype(np.int32), levels.astype(np.float32), float(data["base_level"])
+    )
+    if not np.array_equal(hierarchy.at(), np.where(labels > 0, labels, -1)):
+        raise InputError(f"{folder / 'segments.npz'} is broken (labels and hierarchy do not agree); {again}")
+    return hierarchy
+
+
+def _read_columns(folder: Path, *names: str, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     path = folder / "segments.npz"
     if not path.exists():
         raise InputError(f"{path} is missing: the run is not clustered yet; run `cgc cluster {folder}` first")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            return data["labels"].astype(np.int32), data["confidences"].astype(np.float32)
+            return {name: data[name] for name in (*names, *(n for n in optional if n in data))}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is broken ({error}); run `cgc cluster {folder}` again") from error
 
