@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,10 +21,15 @@ from cgc.geometry import SH_C0
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
 
+Row = TypeVar("Row")
+
 
 @dataclass(frozen=True)
 class Segment:
-    """One object: what the table says of it. Lengths in world units; the box spans its 1st to 99th percentile."""
+    """One object: what the table says of it. Lengths in world units; the box spans its 1st to 99th percentile.
+
+    parent is the whole that holds it (0: none), children are its parts; level is the finest at which it is shown.
+    """
 
     id: int
     gaussians: int
@@ -36,11 +41,29 @@ class Segment:
     views: int
     pixels: int
     best_view: str
+    parent: int = 0
+    children: tuple[int, ...] = ()
+    level: float = 1.0
 
     @property
     def size(self) -> tuple[float, float, float]:
         """Side lengths of the box."""
         return tuple(b - a for a, b in zip(self.box_min, self.box_max))  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of an object, or a whole that holds several: what the table says of it, as of a `Segment`."""
+
+    id: int
+    parent: int
+    children: tuple[int, ...]
+    level: float
+    gaussians: int
+    centre: tuple[float, float, float]
+    box_min: tuple[float, float, float]
+    box_max: tuple[float, float, float]
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -117,7 +140,7 @@ def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> li
     means = splats.means.detach().cpu().numpy().astype(float)
     rgb = (splats.sh[:, 0].detach().cpu().numpy() * SH_C0 + 0.5).clip(0, 1)
     opacities = splats.opacities.detach().cpu().numpy()
-    names = list(pixels)
+    names, tree = list(pixels), segmentation.hierarchy
     table = []
     for segment in segmentation.ids.tolist():
         own = labels == segment
@@ -135,8 +158,35 @@ def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> li
                 views=int((counts > 0).sum()),
                 pixels=int(counts.sum()),
                 best_view=names[int(counts.argmax())] if len(names) and counts.any() else "",
+                parent=tree.parent(segment),
+                children=tuple(tree.children(segment)),
+                level=float(tree.levels[segment]),
             )
         )
+    return table
+
+
+def describe_nodes(segmentation: Segmentation) -> list[Node]:
+    """Make the table of what is not an object: the parts and the wholes that own a Gaussian."""
+    tree, means = segmentation.hierarchy, segmentation.splats.means.detach().cpu().numpy().astype(float)
+    table = []
+    for node in range(tree.n_objects + 1, tree.n_nodes + 1):
+        own = tree.members(node)
+        if own.any():
+            low, high = np.percentile(means[own], [1, 99], axis=0)
+            table.append(
+                Node(
+                    id=node,
+                    parent=tree.parent(node),
+                    children=tuple(tree.children(node)),
+                    level=float(tree.levels[node]),
+                    gaussians=int(own.sum()),
+                    centre=_floats(np.median(means[own], axis=0)),
+                    box_min=_floats(low),
+                    box_max=_floats(high),
+                    confidence=float(segmentation.confidences[own].mean()),
+                )
+            )
     return table
 
 
@@ -203,28 +253,36 @@ def _read_columns(folder: Path, *names: str, optional: Sequence[str] = ()) -> di
         raise InputError(f"{path} is broken ({error}); run `cgc cluster {folder}` again") from error
 
 
-def save_table(folder: Path, table: list[Segment], facts: Mapping[str, Any]) -> None:
-    """Write segments.json: `facts` and one row per segment."""
+def save_table(folder: Path, table: list[Segment], facts: Mapping[str, Any], nodes: Sequence[Node] = ()) -> None:
+    """Write segments.json: `facts`, one row per segment, and one per part or whole."""
     rows = [{**vars(s), "size": s.size} for s in table]
-    write_json(folder / "segments.json", {**facts, "segments": rows})
+    write_json(folder / "segments.json", {**facts, "segments": rows, "nodes": [vars(n) for n in nodes]})
 
 
 def load_table(folder: Path) -> list[Segment]:
     """Read the table of segments.json."""
+    return _load_rows(folder, "segments", Segment)
+
+
+def load_nodes(folder: Path) -> list[Node]:
+    """Read the parts and wholes of segments.json; none where it has no such table."""
+    return _load_rows(folder, "nodes", Node)
+
+
+def _load_rows(folder: Path, name: str, kind: type[Row]) -> list[Row]:
     path = folder / "segments.json"
     value = read_json(path, "the table of segments")
-    names = {f.name for f in fields(Segment)}
+    names = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
     try:
-        rows: list[dict[str, Any]] = value["segments"]
-        made = [{k: tuple(v) if isinstance(v, list) else v for k, v in r.items() if k in names} for r in rows]
-        return [Segment(**row) for row in made]  # pyright: ignore[reportArgumentType]
+        rows: list[dict[str, Any]] = value.get(name, []) if name == "nodes" else value[name]
+        return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items() if k in names}) for r in rows]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a table of segments ({error}); run `cgc render {folder}` again") from error
 
 
-def export_segments(folder: Path, segmentation: Segmentation) -> list[Path]:
+def export_segments(folder: Path, segmentation: Segmentation, name: str = "segments") -> list[Path]:
     """Write every segment, cleaned, as a plain 3DGS PLY, segments/0007.ply for id 7; remove files of gone ids."""
-    target = folder / "segments"
+    target = folder / name
     paths = []
     for segment in segmentation.ids.tolist():
         path = target / f"{segment:04d}.ply"
