@@ -14,6 +14,7 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tiny import NAMES
 
 from cgc.cli import main
@@ -388,3 +389,25 @@ def test_prompts_are_scored_at_the_levels_that_differ(nested_run, tiny_run):
     work.run.settings = replace(work.run.settings, cluster=replace(work.run.settings.cluster, masks="blended"))
     assert Run(work).levels == (None,)
     assert all(0 <= level <= 1 for level in LEVELS)
+
+
+def test_a_reference_mask_or_a_selection_points_at_parts(nested_run, tmp_path):
+    tree, part = load_hierarchy(nested_run), load_hierarchy(nested_run).n_nodes
+    assert main(["render", str(nested_run), "--level", "1", "--quiet"]) == 0
+    root = tmp_path / "MVSeg/scene"
+    root.mkdir(parents=True)
+    for stem in STEMS:
+        own = read_id_map(nested_run / f"masks_at_1/{stem}.png") == part
+        Image.fromarray((255 * own).astype(np.uint8)).save(root / f"scene_{stem.rsplit('/', 1)[-1]}.png")
+    kept = tmp_path / "selection.json"
+    for words in (["--write-selection", kept], ["--selection", kept]):
+        asked = ["eval", nested_run, "--protocol", "spin-nerf", "--truth", root, "--quiet", *words]
+        assert main([str(w) for w in asked]) == 0
+        found = json.loads((nested_run / "eval/spin-nerf/summary.json").read_text())
+        assert found["miou"] == 1 and list(json.loads(kept.read_text()).values()) == [[part]]
+    run = Run(Workspace(open_run(nested_run), quiet=True))
+    assert run.ids == list(range(1, tree.n_nodes + 1))
+    assert run.level_of([1, 3]) is None and run.level_of([part, 2]) == 1
+    assert run.level_of([tree.n_objects + 1, 3]) == pytest.approx(0.3)
+    with pytest.raises(InputError, match=f"no level of .* shows all of the segments 1, {part}"):
+        run.level_of([1, part])

@@ -10,7 +10,8 @@ import numpy as np
 
 from cgc.errors import InputError, some
 from cgc.evaluation.benchmarks import BenchmarkScores, means, score_masks
-from cgc.evaluation.prompts import mask_ids, scribble_ids
+from cgc.evaluation.binary import count
+from cgc.evaluation.prompts import Level, mask_ids, scribble_ids
 from cgc.evaluation.protocols import lerf_mask, nvos, ovs3d, spin_nerf
 from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, find_view, read_mask, scenes_of
 from cgc.evaluation.selection import Selection, best_ids, read_selection, write_selection
@@ -146,31 +147,33 @@ def _score_run(
         order = sorted(run.stems)
     index = {v: find_view(v, run.stems, order, contained=benchmark.protocol == "spin-nerf") for v in _names(masks)}
     notes += [f"{scene}: {note}" for note in learned_from(run, index)]
-    _ = run.maps(list(index.values()))
+    levels: dict[str, Level] = {}
 
     def shown(mask: TrueMask, true: np.ndarray) -> np.ndarray:
-        return run.at_size(index[mask.view], true.shape)
+        return run.at_size(index[mask.view], true.shape, levels.get(mask.prompt))
 
     prompts = benchmark.prompts(scene)
     if settings.selection is not None:
         chosen = read_selection(settings.selection, scene, prompts, run.ids)
+        levels = {prompt: run.level_of(ids) for prompt, ids in chosen.items()}
     elif settings.select == "oracle":
         chosen = {}
         for prompt in prompts:
             pairs = [(true, shown(m, true)) for m in masks if m.prompt == prompt for true in [m.load()]]
             chosen[prompt] = best_ids([t for t, _ in pairs], [g for _, g in pairs])
     elif benchmark.references:
-        chosen = {
-            r.prompt: _pointed(r, run, find_view(r.view, run.stems, order, contained=True))
-            for r in benchmark.references
-            if r.scene == scene
-        }
+        chosen = {}
+        for r in (r for r in benchmark.references if r.scene == scene):
+            view = find_view(r.view, run.stems, order, contained=True)
+            levels[r.prompt], chosen[r.prompt] = _pointed(r, run, view)
     else:
         raise InputError(
             f"the prompts of {benchmark.protocol} are texts ({some(prompts)}): say which segments they mean with "
             "--selection FILE, or take the best with --select oracle, which is an upper bound"
         )
+    run.prepare(list(index.values()), list(dict.fromkeys([None, *levels.values()])))
     selections[scene] = chosen
+    notes += [f"{scene}: {p} is at level {x:g}, whose segments fit it best" for p, x in levels.items() if x is not None]
     if lacking := [p for p in prompts if p not in chosen]:
         notes.append(f"{scene}: nothing is selected for {some(lacking)}")
     return score_masks(
@@ -182,21 +185,32 @@ def _names(masks: Iterable[TrueMask]) -> list[str]:
     return list(dict.fromkeys(m.view for m in masks))
 
 
-def _pointed(reference: Reference, run: Run, view: int) -> list[int]:
-    """The segments that a benchmark's reference points at."""
+def _pointed(reference: Reference, run: Run, view: int) -> tuple[Level, list[int]]:
+    """The level and the segments that a benchmark's reference points at.
+
+    Of a mask the level is that whose segments fit it best, in its own view alone. Scribbles do not say how far the
+    object goes: they point at objects.
+    """
     positive = read_mask(reference.positive)
-    ids = np.maximum(run.at_size(view, positive.shape), 0)
     if not positive.any():
         raise InputError(f"{reference.positive} is empty, so it points at nothing; restore it")
     if reference.negative is None:
-        return mask_ids(positive, ids)
+        run.prepare([view], run.levels)
+        found: dict[Level, tuple[float, list[int]]] = {}
+        for level in run.levels:
+            ids = np.maximum(run.at_size(view, positive.shape, level), 0)
+            picked = mask_ids(positive, ids)
+            found[level] = count(positive, np.isin(ids, picked)).iou, picked
+        best = max(found, key=lambda level: found[level][0])  # ties: the objects, which come first
+        return best, found[best][1]
+    ids = np.maximum(run.at_size(view, positive.shape), 0)
     negative = read_mask(reference.negative)
     if negative.shape != positive.shape:
         raise InputError(
             f"{reference.negative} is {size_text(negative)} where {reference.positive.name} is {size_text(positive)}; "
             "restore both"
         )
-    return scribble_ids(positive, negative, ids)
+    return None, scribble_ids(positive, negative, ids)
 
 
 def _score_folder(benchmark: Benchmark, scene: str, folder: Path, notes: list[str]) -> BenchmarkScores:

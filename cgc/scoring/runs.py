@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError, some
 from cgc.evaluation.prompts import Level
 from cgc.masks.id_maps import read_id_map, resize_nearest
@@ -92,25 +93,45 @@ class Run:
 
     @cached_property
     def ids(self) -> list[int]:
-        """The ids of the run's segments."""
+        """The ids of the run's segments, of all levels that it can show."""
+        if self.stored or not self.work.has_levels:
+            self.work.run.require("cluster")
+            labels = load_labels(self.root)[0]
+            return np.unique(labels[labels > 0]).tolist()
+        finest = np.unique(self.tree.leaves[self.tree.leaves > 0]).tolist()
+        return sorted({node for leaf in finest for node in (leaf, *self.tree.ancestors(leaf))})
+
+    @cached_property
+    def tree(self) -> Hierarchy:
+        """The hierarchy of the run's segments."""
         self.work.run.require("cluster")
-        labels = load_labels(self.root)[0]
-        return np.unique(labels[labels > 0]).tolist()
+        return load_hierarchy(self.root)
+
+    def level_of(self, ids: Sequence[int]) -> Level:
+        """A level that shows all of some segments, the objects' own where that does; InputError where none does."""
+        if not len(ids) or set(ids) <= set(self.tree.shown(self.tree.base).tolist()):
+            return None
+        level = float(self.tree.levels[list(ids)].min())
+        if not set(ids) <= set(self.tree.shown(level).tolist()):
+            raise InputError(
+                f"no level of {self.root} shows all of the segments {some(ids)}: some are parts of others; "
+                "select segments that lie beside each other"
+            )
+        return level
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
         """The levels of the hierarchy that are scored: None, and those of LEVELS that show something else."""
         if self.stored or not self.work.has_levels:
             return (None,)
-        self.work.run.require("cluster")
-        tree = load_hierarchy(self.root)
-        stops: dict[int, Level] = {tree.base_stop: None}
+        stops: dict[int, Level] = {self.tree.base_stop: None}
         for level in LEVELS:
-            stops.setdefault(tree.stop(level), level)
+            stops.setdefault(self.tree.stop(level), level)
         return tuple(stops.values())
 
     def prepare(self, views: Sequence[int], levels: Sequence[Level]) -> None:
         """Make the id maps of some views at several levels, which costs little more than at one."""
+        levels = [level for level in levels if any((i, level) not in self._maps for i in views)]
         missing = [i for i in dict.fromkeys(views) if any((i, level) not in self._maps for level in levels)]
         if missing and self.stored:
             made = {None: [read_id_map(self.root / "masks" / f"{self.stems[i]}.png") for i in missing]}
