@@ -11,6 +11,7 @@ file names.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def cluster_masks(mass: Tensor, columns: Columns, settings: ClusterSettings) -> 
     return _finished(*_join_and_vote(labels, columns, mass, settings), None, settings)
 
 
-def _held(columns: Columns) -> csr_matrix:
+def _held(columns: Columns) -> Any:
     """Which Gaussians each mask holds, [N, M] of ones: those that show in it nearly as much as in any mask.
 
     A mask's faint Gaussians (what lies behind it, say) are left out: other views show them in full, in other masks.
@@ -131,7 +132,7 @@ def cut_into_pieces(
     points = np.ascontiguousarray(points, np.float32)
     sample = draw_sample(mass, settings)
     cells = min(settings.pieces, len(np.unique(points[sample], axis=0)))
-    fitted = KMeans(cells, n_init=1, max_iter=30, random_state=settings.seed).fit(points[sample])
+    fitted = KMeans(cells, n_init=1, max_iter=30, random_state=settings.seed).fit(points[sample])  # pyright: ignore
     centres = np.ascontiguousarray(fitted.cluster_centers_, np.float32)
     cell = nearest_points(build_tree(centres), points, np.full(len(points), np.inf, np.float32))[0]
     own = labels >= 0
@@ -163,7 +164,7 @@ def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarra
     return np.where(mass.numpy() > 0, labels, NOISE).astype(np.int32), confidences
 
 
-def _row_labels(votes: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+def _row_labels(votes: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the heaviest column of each row and its share; NOISE and 0 for rows without a vote."""
     votes.eliminate_zeros()
     some = np.flatnonzero(np.diff(votes.indptr))

@@ -42,12 +42,12 @@ class Columns:
     views [M] int64, the view of each mask, and ids [M] int64, its id there. Memory: 8 B an entry.
     """
 
-    matrix: csr_matrix
+    matrix: Any  # csr_matrix: its stubs know less than it does
     views: np.ndarray
     ids: np.ndarray
 
     @property
-    def by_view(self) -> csr_matrix:
+    def by_view(self) -> Any:
         """Which view each mask is of, [M, V], one 1 a row; V counts the views that have a mask."""
         found, index = np.unique(self.views, return_inverse=True)
         shape = (len(self.views), len(found))
@@ -58,7 +58,7 @@ def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
     """Sum the weights of sampled pixels by Gaussian and mask; a view's batches share its masks."""
     keys = [(batch.view, int(i)) for batch in batches for i in batch.mask_ids]
     number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
-    total = csr_matrix((n_gaussians, len(number)), dtype=np.float32)
+    total: Any = csr_matrix((n_gaussians, len(number)), dtype=np.float32)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for i, batch in enumerate(batches):
         columns = np.array([number[batch.view, int(j)] for j in batch.mask_ids], np.int32)
@@ -72,7 +72,7 @@ def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
     return Columns(total.astype(np.float32), views, ids)
 
 
-def group_matrix(groups: np.ndarray, kept: np.ndarray | None = None) -> csr_matrix:
+def group_matrix(groups: np.ndarray, kept: np.ndarray | None = None) -> Any:
     """Turn groups [N] (-1: none) into a matrix [A, N] of ones, of the `kept` [N] bool only."""
     own = groups >= 0 if kept is None else (groups >= 0) & kept
     members = np.flatnonzero(own)

@@ -13,9 +13,9 @@ groups of Gaussians through the blending weights, so that masks of several objec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.vote import compact
@@ -59,7 +59,7 @@ class Joins:
         return np.unique(root[: self.count], return_inverse=True)[1]
 
 
-def count_views(columns: Columns, groups: csr_matrix) -> Counts:
+def count_views(columns: Columns, groups: Any) -> Counts:
     """Count the views in which masks have groups [A, N] (weights of their Gaussians) together, and see them both.
 
     Memory: 12 B for each of A x M and 16 for each of A x A.

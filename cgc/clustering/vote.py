@@ -29,12 +29,12 @@ def revote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarr
     shape = (n, int(shift.max(initial=0)) + 1)
     is_noise = (np.arange(shape[1]) + lowest) == NOISE
     own = coo_matrix((OWN * mass.numpy() + 1e-9, (np.arange(n), shift)), shape=shape).tocsr()
-    ones = csr_matrix((np.ones(n, np.float32), (shift, np.arange(n))), shape=shape[::-1])
+    ones: Any = csr_matrix((np.ones(n, np.float32), (shift, np.arange(n))), shape=shape[::-1])
     shown = (ones @ columns.matrix).toarray().T  # [M, labels]
     purity = shown.max(1, initial=0.0, where=~is_noise) / np.maximum(shown.sum(1), 1e-9)
     winner = np.where(is_noise, -1.0, shown).argmax(1)
     masks = np.arange(len(winner))
-    ballots = csr_matrix((np.ones(len(masks), np.float32), (masks, winner)), shape=(len(masks), shape[1]))
+    ballots: Any = csr_matrix((np.ones(len(masks), np.float32), (masks, winner)), shape=(len(masks), shape[1]))
     votes = columns.matrix @ diags(purity**2) @ ballots + own
     best, share = winners(votes.tocsr())
     return (best + lowest).astype(np.int32), share

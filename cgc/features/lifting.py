@@ -7,6 +7,7 @@ mean the same thing in every view.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
@@ -26,14 +27,14 @@ def vote_ids(
     min_weight: float = 0.0,
     *,
     quiet: bool = False,
-) -> tuple[csr_matrix, np.ndarray]:
+) -> tuple[Any, np.ndarray]:
     """Return W^T onehot(ids) summed over views, [N, I], and the ids [I] of its columns, rising; id 0 is one of them.
 
     id_maps: [H, W] each, of the cameras of these numbers. Entries of W under `min_weight` are left out. Memory: 12 B an
     entry of W of one view, and of the sum.
     """
     kinds = np.unique(np.concatenate([np.zeros(1, np.int64), *(np.unique(m) for m in id_maps.values())]))
-    votes = csr_matrix((len(splats), len(kinds)), dtype=np.float32)
+    votes: Any = csr_matrix((len(splats), len(kinds)), dtype=np.float32)
     with progress_bar("votes", len(id_maps), quiet=quiet) as bar:
         for view, id_map in id_maps.items():
             w = rasterizer.contributions(splats, cameras[view], min_weight=min_weight)
