@@ -219,7 +219,7 @@ class ClusterSettings:
     """Share of the views that see two parts in which one mask must have both, so that they are one object: lower for
     wholes, higher for parts."""
     pieces: int = 400
-    """Cells that clusters are cut by before they are joined."""
+    """Cells that clusters are cut by before they are joined, at most; each has 30 of the samples or more."""
     revote: int = 1
     """Rounds in which the masks correct the labels through the blending weights, without joining; 0: none."""
     smoothing: Literal["neighbours", "none"] = "neighbours"

@@ -30,6 +30,7 @@ from cgc.settings import ClusterSettings
 FINE = 0.6  # share of the views at which pieces are joined before the masks vote for the first time
 ROUNDS = 2  # of joining and voting after that
 SPATIAL = 0.3  # what a unit feature's length is worth in scene extents, where clusters are cut into pieces
+CELL = 30  # samples that a cell has at least in the mean: smaller ones show too few pixels to be counted
 SMALLEST = 15  # Gaussians: smaller pieces stay with the rest of their cell
 MOST_MASKS = 4000  # that are joined with one another, the largest; the others vote only
 PURE = 0.6  # share of a mask's views in which its Gaussians stay in one mask; those of several objects have less
@@ -131,7 +132,7 @@ def cut_into_pieces(
     points = unit if places is None else np.concatenate([unit, SPATIAL * places.numpy()], 1)
     points = np.ascontiguousarray(points, np.float32)
     sample = draw_sample(mass, settings)
-    cells = min(settings.pieces, len(np.unique(points[sample], axis=0)))
+    cells = min(settings.pieces, max(len(sample) // CELL, 1), len(np.unique(points[sample], axis=0)))
     fitted = KMeans(cells, n_init=1, max_iter=30, random_state=settings.seed).fit(points[sample])  # pyright: ignore
     centres = np.ascontiguousarray(fitted.cluster_centers_, np.float32)
     cell = nearest_points(build_tree(centres), points, np.full(len(points), np.inf, np.float32))[0]
