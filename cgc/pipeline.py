@@ -21,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cgc.appearance.trainer import train as train_splats
-from cgc.clustering.cluster import cluster
+from cgc.clustering.cluster import Clustering, cluster, cluster_masks
+from cgc.clustering.columns import mask_columns
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
@@ -29,6 +31,7 @@ from cgc.evaluation.pictures import psnr, ssim
 from cgc.evaluation.truth import Truth, read_truth
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
 from cgc.features.joint import JointFeatures, learn_rasterised
+from cgc.features.lifting import vote_labels
 from cgc.features.samples import Batch, sample_batches, visible_mass
 from cgc.files import sha256, write_beside
 from cgc.masks.id_maps import MaskSet, read_id_map, read_mask_folder, resize_nearest, write_id_map
@@ -235,6 +238,8 @@ def lift(work: Workspace) -> str:
     with write_beside(target) as path:
         save_file({"features": features, "mass": mass}, path)
     run.finish("lift", time.perf_counter() - start)
+    if not features.shape[1]:
+        return f"nothing to learn, the masks say it all: {target}"
     return f"{features.shape[1]} features on each of {len(features):,} Gaussians: {target}"
 
 
@@ -260,7 +265,14 @@ def _joint(work: Workspace) -> torch.Tensor:
     )
 
 
-LIFTS: dict[str, Callable[[Workspace], torch.Tensor]] = {"contrast": _contrast, "joint": _joint}
+def _nothing(work: Workspace) -> torch.Tensor:
+    """Learn nothing: [N, 0]."""
+    return torch.zeros(len(work.splats), 0)
+
+
+LIFTS: dict[str, Callable[[Workspace], torch.Tensor]] = {
+    "contrast": _contrast, "joint": _joint, "graph": _nothing, "vote": _nothing,
+}  # fmt: skip
 """How features [N, D] come about, by `LiftSettings.method`."""
 
 
@@ -298,19 +310,44 @@ def cluster_features(work: Workspace) -> str:
         )
     if hash_masks(work.masks, work.train_views) != run.source.masks_hash:
         raise InputError(f"the masks have changed since the features were learned; run `cgc lift {run.root}` again")
-    batches = work.batches
     with progress_bar("cluster", 3, quiet=work.quiet) as bar:
-        smooth = features
-        if run.settings.cluster.smoothing == "neighbours":
-            smooth = smooth_features(features, work.neighbours, mass)
+        clusterer = CLUSTERERS.get(run.settings.lift.method, _by_features)
         bar.advance(1, samples=min(run.settings.cluster.samples, len(features)))
-        found = cluster(smooth, mass, batches, run.settings.cluster)
+        found = clusterer(work, features, mass)
         bar.advance(1, segments=found.n_segments)
         save_labels(run.root, found.labels, found.confidences, found.tree, found.hierarchy)
         bar.advance(1)
     noise = int((found.labels == NOISE).sum())
     run.finish("cluster", time.perf_counter() - start, segments=found.n_segments, noise=noise)
     return f"{found.n_segments} segments, {noise:,} Gaussians in none: {target}"
+
+
+def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
+    """Cluster the features, and join what masks have in one."""
+    settings, columns = work.run.settings.cluster, mask_columns(work.batches, len(features))
+    if settings.smoothing == "neighbours":
+        features = smooth_features(features, work.neighbours, mass)
+    return cluster(features, mass, columns, settings, places=work.splats.means / work.scene.extent)
+
+
+def _by_masks(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
+    """Join masks of different views."""
+    return cluster_masks(mass, mask_columns(work.batches, len(features)), work.run.settings.cluster)
+
+
+def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
+    """Take the ids of the masks as they are."""
+    cameras = [view.camera for view in work.scene.views]
+    labels, confidences = vote_labels(
+        work.splats, cameras, work.train_id_maps(), work.rasterizer, work.run.settings.lift.min_weight, quiet=work.quiet
+    )
+    return Clustering(labels, confidences, {}, Hierarchy.flat(labels))
+
+
+CLUSTERERS: dict[str, Callable[[Workspace, torch.Tensor, torch.Tensor], Clustering]] = {
+    "graph": _by_masks, "vote": _by_ids,
+}  # fmt: skip
+"""What makes labels where no features were learned, by `LiftSettings.method`."""
 
 
 def render(work: Workspace) -> str:

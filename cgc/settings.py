@@ -123,9 +123,11 @@ TRAIN_PRESETS: dict[str, TrainSettings] = {
 class LiftSettings:
     """How a feature is learned on every Gaussian from the masks (arXiv 2404.12784, geometry frozen)."""
 
-    method: Literal["contrast", "joint"] = "contrast"
+    method: Literal["contrast", "joint", "graph", "vote"] = "contrast"
     """`contrast` learns from sampled blending weights; `joint` takes the features that were learned beside colour, or
-    learns them likewise by rasterising where there are none (see `joint`; of what follows only the sampling counts)."""
+    learns them likewise by rasterising where there are none (see `joint`; of what follows only the sampling counts);
+    `graph` learns nothing: masks of different views are joined by the Gaussians they share; `vote` is for ids that mean
+    the same in every view (trackers, hand labels): each Gaussian takes the id that covers most of its weight."""
     dim: int = 16
     """Length of a feature."""
     steps: int = 250
@@ -193,7 +195,7 @@ class JointSettings:
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """How features become objects (HDBSCAN on a subsample, labels propagated, one revote by the masks)."""
+    """How features become objects: HDBSCAN on a subsample, labels for everyone, joined where masks of views agree."""
 
     algorithm: Literal["hdbscan", "sklearn", "cuml"] = "hdbscan"
     """Whose HDBSCAN: the hdbscan package's, scikit-learn's, or cuML's, which needs CUDA."""
@@ -211,8 +213,15 @@ class ClusterSettings:
     """Gaussians that HDBSCAN calls noise: join the nearest cluster in feature space, or stay noise (-1)."""
     min_confidence: float = 0.0
     """Gaussians less sure of their label than this become noise (-1)."""
+    join: bool = True
+    """Join parts of clusters that masks have in one in enough views; otherwise HDBSCAN's clusters are the objects."""
+    level: float = 0.35
+    """Share of the views that see two parts in which one mask must have both, so that they are one object: lower for
+    wholes, higher for parts."""
+    pieces: int = 400
+    """Cells that clusters are cut by before they are joined, at most; each has 30 of the samples or more."""
     revote: int = 1
-    """Rounds in which the masks correct the labels through the blending weights; 0: none."""
+    """Rounds in which the masks correct the labels through the blending weights, without joining; 0: none."""
     smoothing: Literal["neighbours", "none"] = "neighbours"
     """Average features over true neighbours first, or take them as they are."""
     draw: Literal["mass", "uniform"] = "mass"
@@ -282,8 +291,8 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "spatial_weight": 0, "anchors": 1, "seed": 0,
     },
     "cluster": {
-        "samples": 2, "rounds": 0, "min_cluster_size": 2, "min_samples": 0, "min_confidence": (0, 1), "revote": 0,
-        "seed": 0,
+        "samples": 2, "rounds": 0, "min_cluster_size": 2, "min_samples": 0, "min_confidence": (0, 1), "level": (0, 1),
+        "pieces": 1, "revote": 0, "seed": 0,
     },
     "joint": {
         "dim": 1, "lr": 0, "contrastive_every": 1, "contrastive_weight": 0, "ignore_pixels": 0, "spatial_every": 1,
@@ -302,7 +311,9 @@ def check(settings: RunSettings) -> None:
 
 def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:
     """Raise InputError unless `value` is of the kind (int, float or a Literal) and within its limits."""
-    if choices := get_args(kind):
+    if kind is bool:
+        right, expected = isinstance(value, bool), "true or false"
+    elif choices := get_args(kind):
         right, expected = value in choices, " or ".join(map(str, choices))
     else:
         low, high = limit if isinstance(limit, tuple) else (limit, math.inf)
@@ -318,7 +329,7 @@ PAPER = RunSettings(
     train=replace(TRAIN_PRESETS["short"], features="joint"),
     lift=LiftSettings(method="joint"),
     cluster=ClusterSettings(
-        samples=20_000, min_cluster_size=20, revote=0, smoothing="none", draw="uniform", masks="blended"
+        samples=20_000, min_cluster_size=20, join=False, revote=0, smoothing="none", draw="uniform", masks="blended"
     ),
 )
 """Contrastive Gaussian Clustering as published and released, in as many steps as `short`: the baseline of comparisons.

@@ -11,10 +11,12 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
-from cgc.clustering.cluster import cluster
+from cgc.clustering.cluster import cluster, cluster_masks, cut_into_pieces
+from cgc.clustering.columns import group_matrix, mask_columns
 from cgc.clustering.density import ERROR, draw_sample, propagate, run_hdbscan
+from cgc.clustering.graph import Counts, core, count_views, join, join_groups
 from cgc.clustering.linkage import spanning_tree
-from cgc.clustering.vote import NOISE, by_size, revote
+from cgc.clustering.vote import NOISE, by_size, compact, revote
 from cgc.errors import InputError
 from cgc.kernels import threads
 from cgc.neighbours import build_tree, nearest_of_another_label, nearest_others, nearest_points
@@ -34,8 +36,8 @@ def same_partition(a, b):
     return len(pairs) == len({p[0] for p in pairs}) == len({p[1] for p in pairs})
 
 
-def a_batch(pixels, masks, n, n_masks):
-    """Weights given as a dense [P, N] array, masks [P]: what `revote` reads of a batch."""
+def a_batch(pixels, masks, n, n_masks, view=0):
+    """Weights given as a dense [P, N] array, masks [P]: what `mask_columns` reads of a batch."""
     dense = np.asarray(pixels, np.float32)
     rows, ids = np.nonzero(dense)
     weights = SimpleNamespace(
@@ -45,7 +47,11 @@ def a_batch(pixels, masks, n, n_masks):
     )
     assert dense.shape[1] == n
     ids = torch.arange(n_masks) + 1
-    return SimpleNamespace(gaussians=torch.arange(n), weights=weights, masks=torch.tensor(masks), mask_ids=ids)
+    masks = torch.tensor(masks)
+    return SimpleNamespace(view=view, gaussians=torch.arange(n), weights=weights, masks=masks, mask_ids=ids)
+
+
+NO_MASKS = mask_columns([], 0)
 
 
 SETTINGS = ClusterSettings(samples=300, min_cluster_size=10, revote=0)
@@ -63,7 +69,7 @@ def test_blobs_are_found_and_everyone_is_labelled():
     features, truth = blobs()
     mass = torch.ones(len(features))
     mass[:5] = 0  # never seen
-    found = cluster(features, mass, [], SETTINGS)
+    found = cluster(features, mass, NO_MASKS, SETTINGS)
     assert found.n_segments == 4
     assert (found.labels[:5] == NOISE).all() and (found.confidences[:5] == 0).all()
     assert same_partition(found.labels[5:], truth[5:])
@@ -76,10 +82,10 @@ def test_blobs_are_found_and_everyone_is_labelled():
 def test_clustering_repeats_for_a_seed_and_ignores_rotations():
     features, _ = blobs()
     mass = torch.ones(len(features))
-    first = cluster(features, mass, [], SETTINGS)
-    assert np.array_equal(first.labels, cluster(features, mass, [], SETTINGS).labels)
+    first = cluster(features, mass, NO_MASKS, SETTINGS)
+    assert np.array_equal(first.labels, cluster(features, mass, NO_MASKS, SETTINGS).labels)
     turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(3))).Q
-    assert same_partition(first.labels, cluster(features @ turn, mass, [], SETTINGS).labels)
+    assert same_partition(first.labels, cluster(features @ turn, mass, NO_MASKS, SETTINGS).labels)
 
 
 def test_noise_can_be_kept():
@@ -89,27 +95,27 @@ def test_noise_can_be_kept():
     features[:20] = torch.cat([axes, -axes])
     mass = torch.ones(400)
     settings = ClusterSettings(samples=400, min_cluster_size=10, revote=0, noise="keep")
-    kept = cluster(features, mass, [], settings)
+    kept = cluster(features, mass, NO_MASKS, settings)
     assert (kept.labels[:20] == NOISE).all() and (kept.labels[20:] != NOISE).mean() > 0.95
-    nearest = cluster(features, mass, [], replace(settings, noise="nearest"))
+    nearest = cluster(features, mass, NO_MASKS, replace(settings, noise="nearest"))
     assert (nearest.labels != NOISE).all()
 
 
 def test_unsure_gaussians_can_be_noise():
     features, _ = blobs()
     settings = ClusterSettings(samples=300, min_cluster_size=10, revote=0, min_confidence=2.0)
-    assert (cluster(features, torch.ones(len(features)), [], settings).labels == NOISE).all()
+    assert (cluster(features, torch.ones(len(features)), NO_MASKS, settings).labels == NOISE).all()
 
 
 def test_all_noise_and_nothing_visible_are_said():
     g = torch.Generator().manual_seed(0)
     features = normalize(torch.randn(40, 16, generator=g), dim=1)
     with pytest.raises(InputError, match=r"everything is noise.*min-cluster-size"):
-        cluster(features, torch.ones(40), [], ClusterSettings(min_cluster_size=30))
+        cluster(features, torch.ones(40), NO_MASKS, ClusterSettings(min_cluster_size=30))
     with pytest.raises(InputError, match="no Gaussian is visible"):
-        cluster(features, torch.zeros(40), [], ClusterSettings())
+        cluster(features, torch.zeros(40), NO_MASKS, ClusterSettings())
     with pytest.raises(InputError, match="everything is noise"):
-        cluster(features[:1], torch.ones(1), [], ClusterSettings())
+        cluster(features[:1], torch.ones(1), NO_MASKS, ClusterSettings())
 
 
 def test_sample_is_seeded_sorted_unique_and_follows_mass():
@@ -209,9 +215,9 @@ def test_many_small_clusters_are_found():
     truth = np.repeat(np.arange(200), 15)
     features = torch.from_numpy(centres[truth] + 0.01 * g.standard_normal((3000, 16))).float()
     settings = ClusterSettings(samples=300, min_cluster_size=10, revote=0)  # 1.5 samples a cluster
-    found = cluster(features, torch.ones(3000), [], settings)
+    found = cluster(features, torch.ones(3000), NO_MASKS, settings)
     assert found.n_segments == 200 and adjusted_rand_score(truth, found.labels) > 0.99
-    assert np.array_equal(found.labels, cluster(features, torch.ones(3000), [], settings).labels)
+    assert np.array_equal(found.labels, cluster(features, torch.ones(3000), NO_MASKS, settings).labels)
 
 
 def test_what_lies_far_from_all_clusters_is_clustered_by_itself():
@@ -220,8 +226,8 @@ def test_what_lies_far_from_all_clusters_is_clustered_by_itself():
     features, truth, mass = features[kept], truth[kept], torch.ones(len(kept))
     mass[torch.from_numpy(truth >= 3)] = 0.01  # which are hardly sampled
     settings = ClusterSettings(samples=400, min_cluster_size=15, revote=0)
-    assert cluster(features, mass, [], replace(settings, rounds=0)).n_segments == 3
-    assert same_partition(cluster(features, mass, [], settings).labels, truth)
+    assert cluster(features, mass, NO_MASKS, replace(settings, rounds=0)).n_segments == 3
+    assert same_partition(cluster(features, mass, NO_MASKS, settings).labels, truth)
 
 
 def test_scikit_learn_finds_the_same():
@@ -262,21 +268,21 @@ def test_cuml_is_called_where_it_can_be_and_asked_for_where_not(monkeypatch):
 def test_equal_points_and_what_is_no_number():
     same = torch.ones(40, 4)
     with pytest.raises(InputError, match="everything is noise"):
-        cluster(same[:1], torch.ones(1), [], SETTINGS)
+        cluster(same[:1], torch.ones(1), NO_MASKS, SETTINGS)
     try:  # one cluster of all is either found or said to be none
-        assert cluster(same, torch.ones(40), [], SETTINGS).n_segments == 1
+        assert cluster(same, torch.ones(40), NO_MASKS, SETTINGS).n_segments == 1
     except InputError as error:
         assert "everything is noise" in str(error)
     same[3, 2] = float("nan")
     with pytest.raises(InputError, match="NaN"):
-        cluster(same, torch.ones(40), [], SETTINGS)
+        cluster(same, torch.ones(40), NO_MASKS, SETTINGS)
 
 
 def test_revote_by_hand():
     # Gaussians 0, 1, 2 are under one pure mask, but 2 has the wrong label; 3 and 4 under another
     labels = np.array([1, 1, 2, 2, 2], np.int32)
     batch = a_batch(np.eye(5), [0, 0, 0, 1, 1], 5, 2)
-    voted, share = revote(labels, [batch], torch.ones(5))
+    voted, share = revote(labels, mask_columns([batch], len(labels)), torch.ones(5))
     assert voted.tolist() == [1, 1, 1, 2, 2]
     purity = (2 / 3) ** 2  # of the first mask, squared
     np.testing.assert_allclose(share[2], purity / (purity + 0.1), rtol=1e-5)
@@ -286,7 +292,7 @@ def test_revote_by_hand():
 def test_revote_never_votes_for_noise_and_can_rescue_it():
     labels = np.array([NOISE, NOISE, 3, NOISE], np.int32)
     batch = a_batch(np.eye(4), [0, 0, 0, 1], 4, 2)
-    voted, _ = revote(labels, [batch], torch.ones(4) * 1e-3)
+    voted, _ = revote(labels, mask_columns([batch], len(labels)), torch.ones(4) * 1e-3)
     assert voted.tolist()[:3] == [3, 3, 3]
     assert voted[3] == NOISE  # its mask shows nothing but noise
 
@@ -294,3 +300,131 @@ def test_revote_never_votes_for_noise_and_can_rescue_it():
 def test_by_size():
     assert by_size(np.array([5, 5, -1, 9, 9, 9, 2, 2])).tolist() == [3, 3, -1, 1, 1, 1, 2, 2]
     assert by_size(np.array([-1, -1])).tolist() == [-1, -1]
+
+
+# --- joining by masks -------------------------------------------------------------------------------------
+
+
+def views_of(groups, partitions):
+    """One batch a view, a pixel a Gaussian (nothing behind it), whose masks are what the partition makes of groups."""
+    n, weights = len(groups), np.eye(len(groups), dtype=np.float32)
+    batches = []
+    for view, mask_of_group in enumerate(partitions):
+        masks = np.array([mask_of_group[g] for g in groups])
+        shown = np.flatnonzero(masks >= 0)
+        batches.append(a_batch(weights[shown], masks[shown].tolist(), n, max(mask_of_group) + 1, view))
+    return mask_columns(batches, n)
+
+
+def test_columns_are_sums_of_weights_by_mask():
+    g = np.random.default_rng(0)
+    weights = [g.random((6, 5)) * (g.random((6, 5)) < 0.6) for _ in range(3)]
+    masks = [g.integers(0, 2, 6).tolist() for _ in range(3)]
+    # two batches of view 0 share its masks, those of view 4 are others
+    columns = mask_columns([a_batch(w, m, 5, 2, v) for w, m, v in zip(weights, masks, (0, 0, 4))], 5)
+    assert columns.views.tolist() == [0, 0, 4, 4] and columns.ids.tolist() == [1, 2, 1, 2]
+    expected = np.zeros((5, 4))
+    for w, m, first in zip(weights, masks, (0, 0, 2)):
+        for pixel, mask in enumerate(m):
+            expected[:, first + mask] += w[pixel]
+    np.testing.assert_allclose(columns.matrix.toarray(), expected, rtol=1e-5)
+    assert columns.by_view.toarray().tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
+
+
+def test_views_are_counted_by_hand():
+    # groups 0 and 1 share a mask in one view of three, 2 shows in two views and shares a mask with 1 in none
+    groups = np.repeat([0, 1, 2], 40)
+    columns = views_of(groups, [[0, 0, 1], [0, 1, 2], [0, 1, -1]])
+    counts = count_views(columns, group_matrix(groups))
+    weight = (40 / 44) ** 2  # of a pair of groups that show 40 pixels each
+    np.testing.assert_allclose(counts.seen, weight * np.array([[3, 3, 2], [3, 3, 2], [2, 2, 2]]), rtol=1e-5)
+    np.testing.assert_allclose(counts.together, weight * np.array([[3, 1, 0], [1, 3, 0], [0, 0, 2]]), atol=1e-5)
+
+
+def slow_join(together, seen, least):
+    """Join the pair of the highest rate again and again; the partition that is left, and the rates."""
+    sets, rates = [[i] for i in range(len(together))], []
+    while len(sets) > 1:
+        pool = lambda t, a, b: sum(t[i, j] for i in a for j in b)  # noqa: E731
+        pairs = [(a, b) for a in range(len(sets)) for b in range(a)]
+        rate = {p: pool(together, *(sets[i] for i in p)) / (pool(seen, *(sets[i] for i in p)) + 2) for p in pairs}
+        best = max(pairs, key=lambda p: rate[p])
+        if rate[best] < least:
+            break
+        rates.append(rate[best])
+        sets = [s for i, s in enumerate(sets) if i not in best] + [sets[best[0]] + sets[best[1]]]
+    return {frozenset(s) for s in sets}, rates
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_joins_are_those_of_the_slow_way(seed):
+    g = np.random.default_rng(seed)
+    seen = g.uniform(1, 20, (9, 9))
+    seen = seen + seen.T
+    share = g.random((9, 9))
+    together = seen * (share + share.T) / 2
+    joins = join(Counts(together, seen), 0.4)
+    sets, rates = slow_join(together, seen, 0.4)
+    np.testing.assert_allclose(joins.rates, rates)
+    labels = joins.cut(0.4)
+    assert {frozenset(np.flatnonzero(labels == k).tolist()) for k in np.unique(labels)} == sets
+    assert len(np.unique(joins.cut(1.1))) == 9  # no join is that sure
+
+
+def test_parts_that_half_of_the_views_fuse_are_one_and_neighbours_that_few_fuse_are_not():
+    groups = np.repeat([0, 1, 2], 30)
+    fused, apart, touching = [0, 0, 1], [0, 1, 2], [0, 1, 1]
+    columns = views_of(groups, [fused] * 6 + [apart] * 5 + [touching])
+    found = join_groups(groups, columns, 0.35)
+    assert same_partition(found, np.minimum(groups - 1, 1).clip(0))
+    assert same_partition(join_groups(groups, columns, 0.7), groups)  # finer
+    unseen = np.where(np.arange(90) % 10 == 0, NOISE, groups)
+    assert (join_groups(unseen, columns, 0.35)[unseen == NOISE] == NOISE).all()
+
+
+def test_only_sure_gaussians_speak_where_there_are_enough():
+    groups = np.array([0] * 10 + [1] * 10 + [-1])
+    confidences = np.array([0.9] * 5 + [0.1] * 5 + [0.9] + [0.1] * 9 + [1.0])
+    assert core(groups, confidences).tolist() == [True] * 5 + [False] * 5 + [True] * 10 + [False]
+
+
+def test_masks_that_hold_two_things_neither_join_them_nor_label():
+    groups = np.repeat(np.arange(4), 30)
+    one_wrong = [[0, 1, 2, 3]] * 8 + [[0, 0, 1, 2], [0, 1, 1, 2]]
+    columns, mass = views_of(groups, one_wrong), torch.ones(120)
+    found = cluster_masks(mass, columns, ClusterSettings())
+    assert same_partition(found.labels, groups) and found.confidences.min() > 0.7
+    # rows, columns and diagonals of a square of sixteen groups: no view confirms a mask of another
+    row, column = np.divmod(np.arange(16), 4)
+    crossing = [row.tolist(), column.tolist(), ((row + column) % 4).tolist()]
+    with pytest.raises(InputError, match="no mask"):
+        cluster_masks(torch.ones(320), views_of(np.repeat(np.arange(16), 20), crossing), ClusterSettings())
+
+
+def test_features_and_masks_together_mend_what_features_tear_apart():
+    features, truth = blobs(n=800, k=6)
+    object_of = np.array([0, 0, 1, 2, 3, 4])[truth]  # two directions are one object
+    columns = views_of(object_of, [[0, 1, 2, 3, 4]] * 8)
+    settings = replace(SETTINGS, pieces=24)
+    found = cluster(features, torch.ones(800), columns, settings, places=torch.zeros(800, 3))
+    assert same_partition(found.labels, object_of)
+    alone = cluster(features, torch.ones(800), columns, replace(settings, join=False))
+    assert same_partition(alone.labels, truth)
+
+
+def test_pieces_lie_within_clusters_and_are_never_crumbs_beside_a_larger_piece():
+    features, truth = blobs(n=1000)
+    labels = truth.astype(np.int32)
+    labels[:3] = (labels[:3] + 1) % 4  # crumbs: three Gaussians in the cells of others
+    labels[3:6] = NOISE
+    settings = replace(SETTINGS, pieces=12)
+    pieces = cut_into_pieces(labels, features.numpy(), torch.ones(1000), None, settings)
+    assert (pieces[3:6] == NOISE).all() and pieces.max() + 1 <= 12 + 4
+    for k in range(pieces.max() + 1):
+        assert len(np.unique(truth[pieces == k])) == 1
+    again = cut_into_pieces(labels, features.numpy(), torch.ones(1000), None, settings)
+    assert np.array_equal(pieces, again)
+
+
+def test_compact():
+    assert compact(np.array([7, -1, 3, 7])).tolist() == [1, -1, 0, 1]

@@ -20,6 +20,7 @@ import tyro
 from sklearn.metrics import adjusted_rand_score
 
 from cgc.clustering.cluster import Clustering, cluster
+from cgc.clustering.columns import mask_columns
 from cgc.features.frozen import nearest_neighbours, smooth_features
 from cgc.kernels import be_quiet
 from cgc.run_folder import peak_rss_bytes
@@ -90,7 +91,7 @@ def cluster_all(features: torch.Tensor, points: torch.Tensor, settings: ClusterS
     """Do what a run does from learned features to labels, but the revote."""
     mass = torch.ones(len(features))
     smooth = smooth_features(features, nearest_neighbours(points, 8), mass)
-    return cluster(smooth, mass, [], settings)
+    return cluster(smooth, mass, mask_columns([], len(smooth)), settings)
 
 
 def main(benchmark: Benchmark) -> None:

@@ -1,78 +1,175 @@
-"""Measure lifting and clustering on a finished run with truth: `python tools/benchmark_segmentation.py runs/demo`.
+"""Compare ways to segment the splats of finished runs with truth, all of them on the same splats.
 
-Prints things mIoU, boundary IoU and panoptic quality over the test views for several seeds, the same splats for all,
-and the ceiling: labels voted through W^T from the true maps of the training views.
+    python tools/benchmark_segmentation.py runs/demo runs/tabletop --paper runs/demo_paper runs/tabletop_paper \\
+        --write docs/benchmarks.md
+
+Prints for each run, over its test views and several seeds: things mIoU, boundary IoU, panoptic quality and promptable
+IoU (one click in one view, scored in the others), as mean and spread; and the seconds of learning and clustering. The
+ceiling are labels voted through W^T from the true maps of the training views; `vote` takes the masks' ids for
+consistent, which they are not. The paper's rows are finished runs of the preset `paper`, which trains splats of its own
+(`cgc run SCENE --preset paper`) or takes the same ones (`--splats`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
-from scipy.sparse import coo_matrix
 from tyro.conf import Positional
 
-from cgc.clustering.cluster import cluster
-from cgc.clustering.vote import NOISE
+from cgc.clustering.cluster import cluster, cluster_masks
+from cgc.clustering.columns import mask_columns
 from cgc.evaluation.instances import score_instances
+from cgc.evaluation.prompts import score_prompts
 from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
+from cgc.features.lifting import vote_labels
 from cgc.features.samples import visible_mass
+from cgc.files import write_text
+from cgc.masks.id_maps import read_id_map
 from cgc.pipeline import Workspace
 from cgc.run_folder import open_run
 from cgc.segmentation.labels import render_labels
 
+MEASURES = ("things mIoU", "boundary IoU", "PQ", "one click")
+BEGIN, END = "<!-- segmentation: begin -->", "<!-- segmentation: end -->"
+
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is measured."""
+    """What is compared."""
 
-    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A finished run of a scene with truth."""
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    """Finished runs of scenes with truth."""
+    paper: tuple[Path, ...] = ()
+    """Finished runs of the preset `paper` on the same scenes."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of lifting and clustering."""
+    """Seeds of learning and clustering."""
+    write: Path | None = None
+    """Write the tables into this document, between its marks, in place of printing them."""
 
 
-def ceiling(work: Workspace) -> np.ndarray:
-    """Labels [N] voted by the true maps of the training views."""
-    views = [work.scene.views[i] for i in work.train_views]
-    truth = read_truth(Path(work.run.source.scene), [v.stem for v in views])
-    shape = (len(work.splats), 1 + max(int(m.max()) for m in truth.maps))
-    votes = np.zeros(shape, np.float32)
-    for view, ids in zip(views, truth.maps):
-        w = work.rasterizer.contributions(work.splats, view.camera, min_weight=0.005)
-        entries = (w.weights.numpy(), (w.ids.numpy(), ids.ravel()[w.rows.numpy()]))
-        votes += coo_matrix(entries, shape=shape).toarray()
-    labels = votes.argmax(1).astype(np.int32)
-    labels[labels == 0] = NOISE
-    return labels
+@dataclass
+class Rows:
+    """The scores of each method, a list with one entry a seed, and its seconds."""
+
+    scores: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, scores: tuple[float, ...], seconds: float) -> None:
+        """Note what a method reached with one seed."""
+        self.scores.setdefault(name, []).append(scores)
+        self.seconds.setdefault(name, []).append(seconds)
+        print(f"  {name}: " + ", ".join(f"{m} {s:.3f}" for m, s in zip(MEASURES, scores)), flush=True)
+
+    def table(self) -> list[str]:
+        """The rows as Markdown."""
+        lines = ["| method | " + " | ".join(MEASURES) + " | s |", "|---|" + "---|" * (len(MEASURES) + 1)]
+        for name, values in self.scores.items():
+            mean, low, high = (f(np.array(values), axis=0) for f in (np.mean, np.min, np.max))
+            cells = [
+                f"{m:.3f}" + (f" ({a:.3f} to {b:.3f})" if len(values) > 1 else "") for m, a, b in zip(mean, low, high)
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {np.mean(self.seconds[name]):.1f} |")
+        return lines
 
 
-def show(name: str, work: Workspace, labels: np.ndarray) -> None:
-    """Print the scores of labels [N] as a row."""
+def score(work: Workspace, maps: Mapping[int, np.ndarray]) -> tuple[float, ...]:
+    """Score id maps of the test views: MEASURES."""
     assert work.truth is not None
-    cameras = [work.scene.views[i].camera for i in work.test_views]
-    maps = [render_labels(work.splats, labels, camera, work.rasterizer).ids for camera in cameras]
-    s = score_instances(work.truth.maps, maps, work.truth.stuff_ids)
-    row = (name, f"{s.miou_things:.3f}", f"{s.boundary_iou:.3f}", f"{s.pq:.3f}", int(labels.max()))
-    print("| " + " | ".join(str(c) for c in row) + " |", flush=True)
+    predicted = [maps[i] for i in work.test_views]
+    s = score_instances(work.truth.maps, predicted, work.truth.stuff_ids)
+    clicks = score_prompts(work.truth.maps, {None: predicted}, left_out=work.truth.stuff_ids)
+    return s.miou_things, s.boundary_iou, s.pq, clicks.miou(None)
+
+
+def score_labels(work: Workspace, labels: np.ndarray) -> tuple[float, ...]:
+    """Score labels [N] by the id maps they render to."""
+    cameras = {i: work.scene.views[i].camera for i in work.test_views}
+    return score(work, {i: render_labels(work.splats, labels, c, work.rasterizer).ids for i, c in cameras.items()})
+
+
+def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
+    """Score every method on the splats of a run."""
+    work, rows = Workspace(open_run(run), quiet=True), Rows()
+    settings, cameras = work.run.settings, [view.camera for view in work.scene.views]
+
+    def add(name: str, make: Callable[[], np.ndarray]) -> None:
+        start = time.perf_counter()
+        labels = make()
+        seconds = time.perf_counter() - start
+        rows.add(name, score_labels(work, labels), seconds)
+
+    truth = read_truth(Path(work.run.source.scene), [work.scene.views[i].stem for i in work.train_views])
+    exact = dict(zip(work.train_views, truth.maps))
+    for name, maps in (("ceiling: true maps", exact), ("vote: masks' own ids", work.train_id_maps())):
+        add(name, lambda maps=maps: vote_labels(work.splats, cameras, maps, work.rasterizer, 0.005, quiet=True)[0])
+    n, mass = len(work.splats), visible_mass(work.batches, len(work.splats))
+    places = work.splats.means / work.scene.extent
+    for seed in seeds:
+        base = replace(settings.cluster, seed=seed)
+        features = learn_features(work.batches, work.neighbours, replace(settings.lift, seed=seed), quiet=True)
+        smooth, columns = smooth_features(features, work.neighbours, mass), mask_columns(work.batches, n)
+
+        def ours(changed=base, features=smooth, columns=columns) -> np.ndarray:
+            return cluster(features, mass, columns, changed, places=places).labels
+
+        def from_scratch(seed=seed, columns=columns, base=base) -> np.ndarray:
+            lift = replace(settings.lift, seed=seed)
+            learned = smooth_features(
+                learn_features(work.batches, work.neighbours, lift, quiet=True), work.neighbours, mass
+            )
+            return cluster(learned, mass, columns, base, places=places).labels
+
+        add("**ours**", from_scratch)
+        add("mask graph, no features", lambda c=columns, b=base: cluster_masks(mass, c, b).labels)
+        add("- without joining (HDBSCAN and the vote)", lambda o=ours, b=base: o(replace(b, join=False)))
+        add("- nor the vote", lambda o=ours, b=base: o(replace(b, join=False, revote=0)))
+        add("- raw features", lambda o=ours, f=features: o(features=f))
+        add("- 200 pieces", lambda o=ours, b=base: o(replace(b, pieces=200)))
+        add("- 800 pieces", lambda o=ours, b=base: o(replace(b, pieces=800)))
+        add("- level 0.3", lambda o=ours, b=base: o(replace(b, level=0.3)))
+        add("- level 0.4", lambda o=ours, b=base: o(replace(b, level=0.4)))
+    return rows
+
+
+def paper(run: Path) -> tuple[float, ...]:
+    """Score the id maps that a finished run has rendered."""
+    work = Workspace(open_run(run), quiet=True)
+    work.run.require("render")
+    return score(work, {i: read_id_map(run / "masks" / f"{work.picture_names[i]}.png") for i in work.test_views})
 
 
 def main(benchmark: Benchmark) -> None:
-    """Print a Markdown table."""
-    work = Workspace(open_run(benchmark.run), quiet=True)
-    settings = work.run.settings
-    print("| labels | things mIoU | boundary IoU | PQ | segments |")
-    print("|---|---|---|---|---|")
-    show("ceiling: true maps", work, ceiling(work))
-    mass = visible_mass(work.batches, len(work.splats))
-    for seed in benchmark.seeds:
-        features = learn_features(work.batches, work.neighbours, replace(settings.lift, seed=seed), quiet=True)
-        smooth = smooth_features(features, work.neighbours, mass)
-        show(f"seed {seed}", work, cluster(smooth, mass, work.batches, replace(settings.cluster, seed=seed)).labels)
+    """Print a Markdown table a scene, or write them."""
+    lines = [
+        f"Seeds {', '.join(map(str, benchmark.seeds))}: mean (lowest to highest). Seconds: learning and clustering."
+    ]
+    for run in benchmark.runs:
+        print(run, flush=True)
+        rows = compare(run, benchmark.seeds)
+        for other in benchmark.paper:
+            same = open_run(other).source.scene_identity() == open_run(run).source.scene_identity()
+            if same:
+                stats = open_run(other).stats["seconds"]
+                splats = "the same splats" if open_run(other).source.splats else "its own splats"
+                rows.add(f"preset paper, {splats}", paper(other), stats.get("lift", 0) + stats["cluster"])
+        lines += [
+            "",
+            f"`{run.name}`, {len(Workspace(open_run(run), quiet=True).splats):,} Gaussians",
+            "",
+            *rows.table(),
+        ]
+    if benchmark.write:
+        before, rest = benchmark.write.read_text().split(BEGIN)
+        write_text(benchmark.write, before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+    else:
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

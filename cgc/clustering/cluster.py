@@ -1,25 +1,41 @@
-"""From features to objects: HDBSCAN on a subsample, labels for everyone, a second look by the masks.
+"""From features and masks to objects.
 
-Policy: a subsample drawn by visible mass is clustered, every Gaussian takes the label of its nearest clustered sample
-(density.py); the masks then vote once more through the blending weights (vote.py). Noise (-1) is what no view sees, and
-what the settings ask for. Labels count from 1, largest segment first, so that one number names an object everywhere: in
-labels, in id maps and in file names.
+Policy (`cluster`): HDBSCAN's clusters of the features (density.py), cut into compact pieces, are joined where masks of
+enough views have them in one (graph.py); the masks then vote through the blending weights (vote.py), and what they
+made cleaner is joined and voted on again. Without joining, HDBSCAN's clusters are the objects; without features, the
+masks themselves are what is joined (`cluster_masks`). Noise (-1) is what no view sees, and what the settings ask for.
+Labels count from 1, largest segment first, so that one number names an object everywhere: in labels, in id maps and in
+file names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
+from sklearn.cluster import KMeans
 from torch import Tensor
 
-from cgc.clustering.density import find_clusters
+from cgc.clustering.columns import Columns
+from cgc.clustering.density import Found, draw_sample, find_clusters
+from cgc.clustering.graph import Counts, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
-from cgc.clustering.vote import NOISE, Weighing, by_size, revote
+from cgc.clustering.vote import NOISE, by_size, compact, revote, winners
 from cgc.errors import InputError
+from cgc.neighbours import build_tree, nearest_points
 from cgc.settings import ClusterSettings
+
+FINE = 0.6  # share of the views at which pieces are joined before the masks vote for the first time
+ROUNDS = 2  # of joining and voting after that
+SPATIAL = 0.3  # what a unit feature's length is worth in scene extents, where clusters are cut into pieces
+CELL = 30  # samples that a cell has at least in the mean: smaller ones show too few pixels to be counted
+SMALLEST = 15  # Gaussians: smaller pieces stay with the rest of their cell
+MOST_MASKS = 4000  # that are joined with one another, the largest; the others vote only
+PURE = 0.6  # share of a mask's views in which its Gaussians stay in one mask; those of several objects have less
+HELD = 0.3  # of a Gaussian's largest weight in any mask: what it must weigh in a mask that holds it
 
 
 @dataclass(frozen=True)
@@ -40,19 +56,19 @@ class Clustering:
         return int(self.labels.max(initial=0))
 
 
-def cluster(features: Tensor, mass: Tensor, batches: Sequence[Weighing], settings: ClusterSettings) -> Clustering:
-    """Cluster Gaussians by features [N, D] (unit rows); mass [N] is their visible mass.
+def cluster(
+    features: Tensor, mass: Tensor, columns: Columns, settings: ClusterSettings, *, places: Tensor | None = None
+) -> Clustering:
+    """Cluster Gaussians by features [N, D] (unit rows) and masks; mass [N] is their visible mass.
 
-    Memory: a copy of the features and 40 B a Gaussian, plus the sparse votes. InputError if nothing clusters.
+    places [N, 3]: positions in scene extents; they keep pieces compact. Memory: a copy of the features and 40 B a
+    Gaussian, plus the sparse votes and `count_views`. InputError if nothing clusters.
     """
     if not torch.isfinite(features).all():
         raise InputError("features hold NaN or infinity where finite numbers were expected; run `cgc lift` again")
-    seen = (mass > 0).numpy()
-    if not seen.any():
-        raise InputError(
-            "no Gaussian is visible in any masked view: check that masks, cameras and splats belong together"
-        )
-    found = find_clusters(torch.nn.functional.normalize(features, dim=-1).numpy(), mass, settings)
+    seen = _visible(mass)
+    unit = torch.nn.functional.normalize(features, dim=-1).numpy()
+    found = find_clusters(unit, mass, settings)
     if found is None:
         raise InputError(
             f"everything is noise: HDBSCAN found no cluster of at least {settings.min_cluster_size} among "
@@ -63,10 +79,122 @@ def cluster(features: Tensor, mass: Tensor, batches: Sequence[Weighing], setting
     if settings.noise == "keep":
         labels[found.noise] = NOISE
     labels[~seen] = NOISE
-    for _ in range(settings.revote):
-        labels, confidences = revote(labels, batches, mass)
-        labels[~seen] = NOISE
+    if settings.join and columns.matrix.nnz:
+        labels = cut_into_pieces(labels, unit, mass, places, settings)
+        labels, confidences = _join_and_vote(labels, columns, mass, settings)
+    else:
+        for _ in range(settings.revote):
+            labels, confidences = _vote(labels, columns, mass)
+    return _finished(labels, confidences, found, settings)
+
+
+def cluster_masks(mass: Tensor, columns: Columns, settings: ClusterSettings) -> Clustering:
+    """Cluster without features: masks of different views are joined by the Gaussians they share, and label these.
+
+    Masks whose Gaussians other views tell apart (of several objects) take no part. Memory: `count_views` of up to 4,000
+    masks. InputError where no mask is left.
+    """
+    _ = _visible(mass)
+    held = _held(columns)
+    picked = np.sort(np.argsort(-np.asarray(held.sum(axis=0)).ravel(), kind="stable")[:MOST_MASKS])
+    counts = count_views(columns, csr_matrix(held[:, picked].T))
+    purity = np.diag(counts.together) / np.maximum(np.diag(counts.seen), 1e-9)
+    pure = np.flatnonzero(purity >= PURE)
+    if not len(pure):
+        raise InputError(
+            "no mask shows one thing that other views confirm: expected masks of which most keep together in the other "
+            "views; give better masks, or more views"
+        )
+    square = np.ix_(pure, pure)
+    joined = join(Counts(counts.together[square], counts.seen[square]), FINE).cut(FINE)
+    shape = (held.shape[1], int(joined.max()) + 1)
+    ballots = csr_matrix((np.ones(len(pure), np.float32), (picked[pure], joined)), shape=shape)
+    labels, _ = _row_labels(csr_matrix(held @ ballots))
+    return _finished(*_join_and_vote(labels, columns, mass, settings), None, settings)
+
+
+def _held(columns: Columns) -> Any:
+    """Which Gaussians each mask holds, [N, M] of ones: those that show in it nearly as much as in any mask.
+
+    A mask's faint Gaussians (what lies behind it, say) are left out: other views show them in full, in other masks.
+    """
+    held = columns.matrix.copy()
+    most = np.maximum(held.max(axis=1).toarray().ravel(), 1e-9)
+    held.data = (held.data >= HELD * np.repeat(most, np.diff(held.indptr))).astype(np.float32)
+    held.eliminate_zeros()
+    return held
+
+
+def cut_into_pieces(
+    labels: np.ndarray, unit: np.ndarray, mass: Tensor, places: Tensor | None, settings: ClusterSettings
+) -> np.ndarray:
+    """Cut clusters [N] into compact pieces, [N] from 0: by the cells of k-means on features and positions.
+
+    A few wrong masks can bend features so that a cluster holds two things: pieces are small enough not to, and which of
+    them are one is then counted. K-means is fitted to a sample as HDBSCAN is. Crumbs of a cell stay with its largest
+    piece.
+    """
+    points = unit if places is None else np.concatenate([unit, SPATIAL * places.numpy()], 1)
+    points = np.ascontiguousarray(points, np.float32)
+    sample = draw_sample(mass, settings)
+    cells = min(settings.pieces, max(len(sample) // CELL, 1), len(np.unique(points[sample], axis=0)))
+    fitted = KMeans(cells, n_init=1, max_iter=30, random_state=settings.seed).fit(points[sample])  # pyright: ignore
+    centres = np.ascontiguousarray(fitted.cluster_centers_, np.float32)
+    cell = nearest_points(build_tree(centres), points, np.full(len(points), np.inf, np.float32))[0]
+    own = labels >= 0
+    pair = cell[own].astype(np.int64) * (int(labels.max(initial=0)) + 1) + labels[own]
+    kinds, index, counts = np.unique(pair, return_inverse=True, return_counts=True)
+    cell_of = kinds // (int(labels.max(initial=0)) + 1)
+    order = np.lexsort((-counts, cell_of))  # each cell's largest piece first
+    largest = order[np.unique(cell_of[order], return_index=True)[1]]
+    merged = np.where(counts >= SMALLEST, np.arange(len(kinds)), largest[np.searchsorted(np.unique(cell_of), cell_of)])
+    pieces = np.full(len(labels), NOISE, np.int32)
+    pieces[own] = merged[index]
+    return compact(pieces)
+
+
+def _join_and_vote(
+    pieces: np.ndarray, columns: Columns, mass: Tensor, settings: ClusterSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Join pieces [N] that are surely one, let the masks vote, and join what is one at the settings' level."""
+    labels, confidences = _vote(join_groups(pieces, columns, max(FINE, settings.level)), columns, mass)
+    for _ in range(ROUNDS):
+        labels = join_groups(labels, columns, settings.level, confidences)
+        labels, confidences = _vote(labels, columns, mass)
+    return labels, confidences
+
+
+def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Let the masks vote; what no view sees stays noise."""
+    labels, confidences = revote(labels, columns, mass)
+    return np.where(mass.numpy() > 0, labels, NOISE).astype(np.int32), confidences
+
+
+def _row_labels(votes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the heaviest column of each row and its share; NOISE and 0 for rows without a vote."""
+    votes.eliminate_zeros()
+    some = np.flatnonzero(np.diff(votes.indptr))
+    labels, confidences = np.full(votes.shape[0], NOISE, np.int32), np.zeros(votes.shape[0], np.float32)
+    if len(some):
+        labels[some], confidences[some] = winners(votes[some])
+    return labels, confidences
+
+
+def _visible(mass: Tensor) -> np.ndarray:
+    """Say which Gaussians any masked view sees, [N] bool; InputError if none."""
+    seen = (mass > 0).numpy()
+    if not seen.any():
+        raise InputError(
+            "no Gaussian is visible in any masked view: check that masks, cameras and splats belong together"
+        )
+    return seen
+
+
+def _finished(
+    labels: np.ndarray, confidences: np.ndarray, found: Found | None, settings: ClusterSettings
+) -> Clustering:
+    """Drop unsure labels, and number the rest by size."""
     confidences = np.where(labels == NOISE, 0, confidences).astype(np.float32)
     labels = np.where(confidences < settings.min_confidence, NOISE, labels)
     labels = by_size(labels)
-    return Clustering(labels, confidences, found.tree, Hierarchy.flat(labels))
+    return Clustering(labels, confidences, found.tree if found else {}, Hierarchy.flat(labels))

@@ -5,63 +5,43 @@ A mask votes for Gaussians by the weight they have in its pixels: a column of W^
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_matrix, diags
 from torch import Tensor
 
+from cgc.clustering.columns import Columns
+
 NOISE = -1
+OWN = 0.1  # of its mass: what a Gaussian's vote for the label it has weighs
 
 
-class Weighing(Protocol):
-    """Sampled pixels of one view: rows of W, whose columns are `gaussians`, with the mask of each pixel.
-
-    features.samples.Batch is one.
-    """
-
-    @property
-    def gaussians(self) -> Tensor: ...
-    @property
-    def weights(self) -> Any: ...
-    @property
-    def masks(self) -> Tensor: ...
-    @property
-    def mask_ids(self) -> Tensor: ...
-
-
-def revote(labels: np.ndarray, batches: Sequence[Weighing], mass: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def revote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Let each mask vote for the label most of it shows, through W^T, weighted by its purity squared.
 
-    A mask's purity is the share of its majority label in the weight under it. Each Gaussian adds a tenth of its mass
-    for the label it has. Returns labels [N] and the winner's share of the votes as confidences [N].
+    A mask's purity is the share of its majority label in the weight under it, so that masks of several objects
+    (under-segmented ones) hardly count. Each Gaussian adds a tenth of its mass for the label it has. Returns labels [N]
+    and the winner's share of the votes as confidences [N].
     """
-    n = len(labels)
-    shift = labels - labels.min(initial=0)  # noise takes part as a label of its own, but is never voted for
-    n_labels = int(shift.max(initial=0)) + 1
-    is_noise = (np.arange(n_labels) + labels.min(initial=0)) == NOISE
-    own = coo_matrix((0.1 * mass.numpy() + 1e-9, (np.arange(n), shift)), shape=(n, n_labels)).tocsr()
-    votes = own
-    for batch in batches:
-        rows, ids, weights = (
-            batch.weights.rows.numpy(),
-            batch.gaussians.numpy()[batch.weights.ids.numpy()],
-            batch.weights.weights.numpy(),
-        )
-        mask_of_entry = batch.masks.numpy()[rows]
-        m = len(batch.mask_ids)
-        shown = np.bincount(mask_of_entry * n_labels + shift[ids], weights, m * n_labels).reshape(m, n_labels)
-        purity = shown.max(1, initial=0.0, where=~is_noise) / np.maximum(shown.sum(1), 1e-9)
-        winner = np.where(is_noise, -1.0, shown).argmax(1)
-        strength = (weights * purity[mask_of_entry] ** 2).astype(np.float32)
-        votes = votes + coo_matrix((strength, (ids, winner[mask_of_entry])), shape=(n, n_labels)).tocsr()
-    best, share = _row_winner(votes)
-    return (best + labels.min(initial=0)).astype(np.int32), share
+    n, lowest = len(labels), labels.min(initial=0)
+    shift = labels - lowest  # noise takes part as a label of its own, but is never voted for
+    shape = (n, int(shift.max(initial=0)) + 1)
+    is_noise = (np.arange(shape[1]) + lowest) == NOISE
+    own = coo_matrix((OWN * mass.numpy() + 1e-9, (np.arange(n), shift)), shape=shape).tocsr()
+    ones: Any = csr_matrix((np.ones(n, np.float32), (shift, np.arange(n))), shape=shape[::-1])
+    shown = (ones @ columns.matrix).toarray().T  # [M, labels]
+    purity = shown.max(1, initial=0.0, where=~is_noise) / np.maximum(shown.sum(1), 1e-9)
+    winner = np.where(is_noise, -1.0, shown).argmax(1)
+    masks = np.arange(len(winner))
+    ballots: Any = csr_matrix((np.ones(len(masks), np.float32), (masks, winner)), shape=(len(masks), shape[1]))
+    votes = columns.matrix @ diags(purity**2) @ ballots + own
+    best, share = winners(votes.tocsr())
+    return (best + lowest).astype(np.int32), share
 
 
-def _row_winner(votes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's heaviest column and its share of the row; every row holds at least one entry."""
+def winners(votes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row's heaviest column and its share of the row; every row of the csr matrix holds an entry."""
     sums = np.asarray(votes.sum(axis=1)).ravel()
     top = np.maximum.reduceat(votes.data, votes.indptr[:-1])
     rows = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
@@ -78,4 +58,11 @@ def by_size(labels: np.ndarray) -> np.ndarray:
     new[np.lexsort((kept, -counts))] = np.arange(1, len(kept) + 1)
     out = np.full(len(labels), NOISE, np.int32)
     out[labels != NOISE] = new[np.searchsorted(kept, labels[labels != NOISE])]
+    return out
+
+
+def compact(labels: np.ndarray) -> np.ndarray:
+    """Renumber labels from 0 in their order, without gaps; noise stays -1."""
+    out = np.full(len(labels), NOISE, np.int32)
+    out[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
     return out

@@ -1,0 +1,80 @@
+"""W^T M: how much of every mask each Gaussian is, over the sampled pixels of all views.
+
+Notation: N Gaussians, M masks (those of different views are different masks), V views, A groups of Gaussians.
+Everything that masks say of Gaussians is said by these columns: which of them one mask holds, which it tells apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.sparse import coo_matrix, csr_matrix
+from torch import Tensor
+
+CHUNK = 1 << 24  # entries of W that are turned into columns at once: 200 MB
+
+
+class Weighing(Protocol):
+    """Sampled pixels of one view: rows of W, whose columns are `gaussians`, with the mask of each pixel.
+
+    features.samples.Batch is one.
+    """
+
+    @property
+    def view(self) -> int: ...
+    @property
+    def gaussians(self) -> Tensor: ...
+    @property
+    def weights(self) -> Any: ...
+    @property
+    def masks(self) -> Tensor: ...
+    @property
+    def mask_ids(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """matrix [N, M] float32, sparse: the weight of each Gaussian in the sampled pixels of each mask.
+
+    views [M] int64, the view of each mask, and ids [M] int64, its id there. Memory: 8 B an entry.
+    """
+
+    matrix: Any  # csr_matrix: its stubs know less than it does
+    views: np.ndarray
+    ids: np.ndarray
+
+    @property
+    def by_view(self) -> Any:
+        """Which view each mask is of, [M, V], one 1 a row; V counts the views that have a mask."""
+        found, index = np.unique(self.views, return_inverse=True)
+        shape = (len(self.views), len(found))
+        return csr_matrix((np.ones(len(index), np.float32), (np.arange(len(index)), index)), shape=shape)
+
+
+def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
+    """Sum the weights of sampled pixels by Gaussian and mask; a view's batches share its masks."""
+    keys = [(batch.view, int(i)) for batch in batches for i in batch.mask_ids]
+    number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+    total: Any = csr_matrix((n_gaussians, len(number)), dtype=np.float32)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for i, batch in enumerate(batches):
+        columns = np.array([number[batch.view, int(j)] for j in batch.mask_ids], np.int32)
+        rows, ids = batch.weights.rows.numpy(), batch.weights.ids.numpy()
+        parts.append((batch.gaussians.numpy()[ids], columns[batch.masks.numpy()[rows]], batch.weights.weights.numpy()))
+        if sum(len(p[2]) for p in parts) > CHUNK or i + 1 == len(batches):
+            gaussians, masks, weights = (np.concatenate(x) for x in zip(*parts))
+            total = total + coo_matrix((weights, (gaussians, masks)), shape=total.shape).tocsr()
+            parts = []
+    views, ids = np.array(list(number), np.int64).reshape(-1, 2).T
+    return Columns(total.astype(np.float32), views, ids)
+
+
+def group_matrix(groups: np.ndarray, kept: np.ndarray | None = None) -> Any:
+    """Turn groups [N] (-1: none) into a matrix [A, N] of ones, of the `kept` [N] bool only."""
+    own = groups >= 0 if kept is None else (groups >= 0) & kept
+    members = np.flatnonzero(own)
+    shape = (int(groups.max(initial=-1)) + 1, len(groups))
+    return csr_matrix((np.ones(len(members), np.float32), (groups[members], members)), shape=shape)

@@ -1,0 +1,130 @@
+"""Which groups of Gaussians are one thing: those that masks hold together in enough of the views that see both.
+
+Notation: A groups, M masks, V views. A group's share of a view is how its weight there is spread over the masks,
+sharpened (a few Gaussians that belong elsewhere hardly count). Two groups are together in a view as far as one mask
+has both, the product of their shares; `seen` counts the views that see both. Their rate, together / (seen + DOUBT), is
+small where few views speak. Groups are joined by falling rate, and what is joined pools its counts, so the views of all
+its Gaussians speak: sides of an object that no view shows at once are joined through those in between.
+
+The idea of asking other views whether two masks are one is MaskClustering's (arXiv 2401.07745); here it is asked of
+groups of Gaussians through the blending weights, so that masks of several objects need not be found and dropped first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cgc.clustering.columns import Columns, group_matrix
+from cgc.clustering.vote import compact
+
+ENOUGH = 4.0  # sampled pixels of a group in a view: with as many, the view counts half
+SHARPNESS = 3  # power of the shares
+DOUBT = 2.0  # views that would say no, added to those that see both
+CORE = 0.7  # confidence of the Gaussians that speak for a group ...
+LEAST_CORE = 0.2  # ... if they are more than this share of it; else all of them do
+
+
+@dataclass(frozen=True)
+class Counts:
+    """together [A, A] and seen [A, A] float64, symmetric: in how many views one mask has both groups, and both show."""
+
+    together: np.ndarray
+    seen: np.ndarray
+
+    def rates(self) -> np.ndarray:
+        """The share of the views in which two groups are one, [A, A], pulled to 0 where few see both."""
+        return self.together / (self.seen + DOUBT)
+
+
+@dataclass(frozen=True)
+class Joins:
+    """Joins in their order: `first` [J] and `second` [J] make node A + k, at `rates` [J]; nodes under A are groups."""
+
+    count: int
+    first: np.ndarray
+    second: np.ndarray
+    rates: np.ndarray
+
+    def cut(self, level: float) -> np.ndarray:
+        """Return which of the things each group is part of, [A], if only joins of at least this rate are made."""
+        root = np.arange(self.count + len(self.rates))
+        for k in range(len(self.rates)):
+            if self.rates[k] >= level:
+                root[[self.first[k], self.second[k]]] = self.count + k
+        for node in range(len(root) - 1, -1, -1):  # a node's own root comes after it
+            root[node] = root[root[node]]
+        return np.unique(root[: self.count], return_inverse=True)[1]
+
+
+def count_views(columns: Columns, groups: Any) -> Counts:
+    """Count the views in which masks have groups [A, N] (weights of their Gaussians) together, and see them both.
+
+    Memory: 12 B for each of A x M and 16 for each of A x A.
+    """
+    by_view = columns.by_view
+    shown = (groups @ columns.matrix).toarray()  # [A, M]
+    in_view = shown @ by_view  # [A, V]
+    share = (shown / np.maximum(in_view @ by_view.T, 1e-9)) ** SHARPNESS
+    share /= np.maximum((share @ by_view) @ by_view.T, 1e-9)
+    weight = in_view / (in_view + ENOUGH)
+    weighted = share * (weight @ by_view.T)
+    return Counts((weighted @ weighted.T).astype(np.float64), (weight @ weight.T).astype(np.float64))
+
+
+def join(counts: Counts, least: float) -> Joins:
+    """Join the two things of the highest rate, again and again while it is at least `least`. Time and memory: A^2."""
+    together, seen = counts.together.copy(), counts.seen.copy()
+    n = len(together)
+    alive, name = np.ones(n, bool), np.arange(n)
+    rates = counts.rates()
+    np.fill_diagonal(rates, -1.0)
+    partner = rates.argmax(1) if n else np.zeros(0, np.int64)
+    best = rates[np.arange(n), partner]
+    made: list[tuple[int, int, float]] = []
+    while n:
+        i = int(np.where(alive, best, -2.0).argmax())
+        j, rate = int(partner[i]), float(best[i])
+        if rate < least or not alive[i]:
+            break
+        made.append((int(name[i]), int(name[j]), rate))
+        for table in (together, seen):
+            table[i] += table[j]
+            table[:, i] = table[i]
+        alive[j] = False
+        name[i] = n + len(made) - 1
+        row = np.where(alive, together[i] / (seen[i] + DOUBT), -1.0)
+        row[i] = -1.0
+        rates[i] = rates[:, i] = row
+        rates[j] = rates[:, j] = -1.0
+        for k in [i, *np.flatnonzero(alive & ((partner == i) | (partner == j))).tolist()]:
+            partner[k] = rates[k].argmax()
+            best[k] = rates[k, partner[k]]
+        closer = alive & (row > best)
+        partner[closer], best[closer] = i, row[closer]
+    first, second, rate = (np.array(x) for x in zip(*made)) if made else (np.zeros(0, int),) * 3
+    return Joins(n, first.astype(np.int64), second.astype(np.int64), rate.astype(np.float64))
+
+
+def join_groups(
+    groups: np.ndarray, columns: Columns, level: float, confidences: np.ndarray | None = None
+) -> np.ndarray:
+    """Join groups [N] (-1: none) that one mask has in at least the share `level` of the views; groups [N] from 0.
+
+    With the confidences [N] of a vote only the surer Gaussians of a group speak for it.
+    """
+    groups = compact(groups)
+    kept = None if confidences is None else core(groups, confidences)
+    joined = join(count_views(columns, group_matrix(groups, kept)), level).cut(level)
+    return np.where(groups >= 0, joined[np.maximum(groups, 0)], -1) if len(joined) else groups
+
+
+def core(groups: np.ndarray, confidences: np.ndarray) -> np.ndarray:
+    """Say which Gaussians [N] speak for their group: the sure ones, or all where these are few."""
+    own = groups >= 0
+    sure = own & (confidences >= CORE)
+    size = np.bincount(groups[own], minlength=1)
+    few = np.bincount(groups[sure], minlength=len(size)) <= LEAST_CORE * size
+    return sure | (own & few[np.maximum(groups, 0)])
