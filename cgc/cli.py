@@ -115,6 +115,8 @@ class Render:
     """Render the id map of every view of a run, and measure them."""
 
     out: RunArgument
+    level: float | None = None
+    """Only write id maps of this level of the hierarchy, 0 (wholes) to 1 (smallest parts), into masks_at_LEVEL/."""
     quiet: bool = False
     """Show no progress."""
 
@@ -124,6 +126,8 @@ class Export:
     """Write every segment of a run as a plain 3DGS PLY."""
 
     out: RunArgument
+    level: float | None = None
+    """Write the segments of this level of the hierarchy, 0 (wholes) to 1 (smallest parts), into segments_at_LEVEL/."""
     quiet: bool = False
     """Show no progress."""
 
@@ -226,7 +230,9 @@ def _call(config: object) -> None:
             pipeline.run_step(out, "lift", lift=lift, masks=masks, quiet=quiet)
         case Cluster(out, cluster, quiet):
             pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet)
-        case Render(out, quiet) | Export(out, quiet) | Report(out, quiet):
+        case Render(out, float() as level, quiet) | Export(out, float() as level, quiet):
+            pipeline.run_at(out, type(config).__name__.lower(), level, quiet=quiet)
+        case Render(out, _, quiet) | Export(out, _, quiet) | Report(out, quiet):
             pipeline.run_step(out, type(config).__name__.lower(), quiet=quiet)
         case Eval(runs, settings, quiet):
             from cgc.scoring.evaluate import evaluate

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import Clustering, cluster, cluster_masks
 from cgc.clustering.columns import mask_columns
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
@@ -41,12 +42,17 @@ from cgc.run_folder import STEPS, TRAINED_FEATURES, RunFolder, Source, create_ru
 from cgc.scene.images import check_images, load_image
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Camera, Scene
-from cgc.segmentation.labels import LabelPicture, render_blended, render_labels, render_rgb
+from cgc.segmentation.labels import LabelPicture, render_blended, render_labels, render_levels, render_rgb
 from cgc.segmentation.segments import (
+    Node,
+    Segment,
     Segmentation,
     describe,
+    describe_nodes,
     export_segments,
+    load_hierarchy,
     load_labels,
+    load_nodes,
     load_table,
     save_labels,
     save_table,
@@ -55,7 +61,16 @@ from cgc.settings import RunSettings, check, to_json
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
 from cgc.view.pictures import overlay
-from cgc.view.report import ReportData, ReportObject, ReportView, SegmentRow, Table, ViewScore, write_report
+from cgc.view.report import (
+    ReportData,
+    ReportLevel,
+    ReportObject,
+    ReportView,
+    SegmentRow,
+    Table,
+    ViewScore,
+    write_report,
+)
 
 
 class Workspace:
@@ -152,7 +167,12 @@ class Workspace:
     def segmentation(self) -> Segmentation:
         """The run's splats with their labels."""
         self.run.require("cluster")
-        return Segmentation(self.splats, *load_labels(self.run.root))
+        return Segmentation(self.splats, *load_labels(self.run.root), load_hierarchy(self.run.root))
+
+    @property
+    def has_levels(self) -> bool:
+        """Say whether id maps can be made at any level of the hierarchy; blended features show the objects only."""
+        return self.run.settings.cluster.masks == "labels"
 
     def say(self, text: str) -> None:
         """Print a line, unless quiet."""
@@ -295,7 +315,7 @@ def cluster_features(work: Workspace) -> str:
         bar.advance(1, samples=min(run.settings.cluster.samples, len(features)))
         found = clusterer(work, features, mass)
         bar.advance(1, segments=found.n_segments)
-        save_labels(run.root, found.labels, found.confidences, found.tree)
+        save_labels(run.root, found.labels, found.confidences, found.tree, found.hierarchy)
         bar.advance(1)
     noise = int((found.labels == NOISE).sum())
     run.finish("cluster", time.perf_counter() - start, segments=found.n_segments, noise=noise)
@@ -321,7 +341,7 @@ def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clus
     labels, confidences = vote_labels(
         work.splats, cameras, work.train_id_maps(), work.rasterizer, work.run.settings.lift.min_weight, quiet=work.quiet
     )
-    return Clustering(labels, confidences, {})
+    return Clustering(labels, confidences, {}, Hierarchy.flat(labels))
 
 
 CLUSTERERS: dict[str, Callable[[Workspace, torch.Tensor, torch.Tensor], Clustering]] = {
@@ -356,7 +376,7 @@ def render(work: Workspace) -> str:
         pairs = zip([predicted[i] for i in tests], work.truth.maps)
         same_size = [resize_nearest(p, t.shape[1], t.shape[0]) for p, t in pairs]
         facts |= score_facts(score_instances(work.truth.maps, same_size, work.truth.stuff_ids), work.truth)
-    save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)})
+    save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)}, describe_nodes(segmentation))
     run.finish("render", time.perf_counter() - start, **facts)
     return f"{len(pixels)} id maps: {target}"
 
@@ -417,6 +437,29 @@ def export(work: Workspace) -> str:
     return f"{len(paths)} objects: {work.run.root / 'segments'}"
 
 
+def render_at(work: Workspace, level: float) -> str:
+    """Render the id maps of every view at a level of the hierarchy; writes masks_at_LEVEL/, which no step needs."""
+    segmentation = work.segmentation()
+    if not work.has_levels:
+        raise InputError(
+            "pictures of blended features have no levels, only the objects; cluster with --cluster.masks labels"
+        )
+    target, tree = work.run.root / f"masks_at_{level:g}", segmentation.hierarchy
+    with progress_bar(f"id maps at {level:g}", len(work.scene.views), quiet=work.quiet) as bar:
+        for view, name in zip(work.scene.views, work.picture_names):
+            picture = render_levels(segmentation.splats, tree, [level], view.camera, work.rasterizer)[0]
+            write_id_map(target / f"{name}.png", picture.ids)
+            bar.advance(1)
+    return f"{len(work.scene.views)} id maps of {len(tree.shown(level))} segments: {target}"
+
+
+def export_at(work: Workspace, level: float) -> str:
+    """Write every segment of a level as a plain 3DGS PLY; writes segments_at_LEVEL/, which no step needs."""
+    name = f"segments_at_{level:g}"
+    paths = export_segments(work.run.root, work.segmentation().at_level(level), name)
+    return f"{len(paths)} segments: {work.run.root / name}"
+
+
 REPORT_VIEWS = 8
 """Views shown in the report, test views first."""
 REPORT_OBJECTS = 80
@@ -453,7 +496,8 @@ def report(work: Workspace) -> str:
         warnings=[*work.scene.notes, *find_warnings(run.stats)],
         views=views,
         objects=objects,
-        segments=[SegmentRow(s.id, s.gaussians, s.size, s.centre, s.views, s.confidence, s.color) for s in table],
+        segments=[_segment_row(s) for s in table],
+        levels=_report_levels(work, segmentation, table) if segmentation is not None else [],
         scores=[ViewScore(name, str(q["split"]), float(q["psnr"]), float(q["ssim"])) for name, q in quality.items()],
         tables=_truth_table(run.stats),
         seconds=run.stats["seconds"],
@@ -463,6 +507,35 @@ def report(work: Workspace) -> str:
     write_report(target, data)
     run.finish("report", time.perf_counter() - start)
     return f"report: {target}"
+
+
+def _segment_row(s: Segment) -> SegmentRow:
+    return SegmentRow(s.id, s.gaussians, s.size, s.centre, s.views, s.confidence, s.color, s.children)
+
+
+def _report_levels(work: Workspace, segmentation: Segmentation, table: list[Segment]) -> list[ReportLevel]:
+    """A view at a coarser level, at the objects' and at a finer one, where there are parts or wholes.
+
+    The view is the best one of the largest object that has parts.
+    """
+    tree = segmentation.hierarchy
+    stops, base = tree.stops, tree.base_stop
+    by_name = {v.name: i for i, v in enumerate(work.scene.views)}
+    best = [s.best_view for s in sorted(table, key=lambda s: not s.children) if s.best_view in by_name]
+    if len(stops) < 2 or not best or not work.has_levels:
+        return []
+    chosen = {"Objects": tree.base}
+    if base > 0:
+        chosen = {"Coarser": float(stops[base // 2]), **chosen}
+    if base < len(stops) - 1:
+        chosen["Finer"] = float(stops[(base + len(stops)) // 2])
+    view = work.scene.views[by_name[best[0]]]
+    pictures = render_levels(segmentation.splats, tree, list(chosen.values()), view.camera, work.rasterizer)
+    photo = load_image(view)
+    return [
+        ReportLevel(f"{name}: level {level:.2g}", view.name, overlay(photo, picture.ids))
+        for (name, level), picture in zip(chosen.items(), pictures)
+    ]
 
 
 def report_views(work: Workspace) -> list[int]:
@@ -647,6 +720,15 @@ def run_step(
     return run
 
 
+LEVELS: dict[str, Callable[[Workspace, float], str]] = {"render": render_at, "export": export_at}
+
+
+def run_at(out: Path, step: str, level: float, *, quiet: bool = False) -> None:
+    """Render or export what the hierarchy of a run shows at a level, beside what the steps have left."""
+    work = Workspace(open_run(out), quiet=quiet)
+    work.say(f"{step}: {LEVELS[step](work, level)}")
+
+
 def demo_scene() -> Path:
     """The bundled scene: inside the installed package, or in data/ of a source tree."""
     here = Path(__file__).parent
@@ -683,4 +765,14 @@ def info(out: Path) -> None:
         for s in load_table(run.root):
             console.print(
                 f"  segment {s.id:<5} {s.gaussians:>8,} Gaussians  {s.views:>3} views  confidence {s.confidence:.2f}"
+                + _relatives(s)
             )
+        for node in load_nodes(run.root):
+            console.print(
+                f"  node {node.id:<8} {node.gaussians:>8,} Gaussians  level {node.level:.2f}{_relatives(node)}"
+            )
+
+
+def _relatives(segment: Segment | Node) -> str:
+    parts = "  parts " + " ".join(map(str, segment.children)) if segment.children else ""
+    return parts + (f"  in {segment.parent}" if segment.parent else "")

@@ -63,7 +63,7 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
     else:
         indices = _indices(run, stems, root)
         notes += learned_from(run, dict(zip(stems, indices)))
-        _ = run.maps(indices)
+        run.prepare(indices, run.levels)
         shown = {level: [run.at_size(i, m.shape, level) for i, m in zip(indices, truth.maps)] for level in run.levels}
         unseen = [m == UNSEEN for m in shown[None]]
         predicted = {level: list(maps) for level, maps in shown.items()}

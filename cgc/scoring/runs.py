@@ -15,24 +15,30 @@ from cgc.masks.id_maps import read_id_map, resize_nearest
 from cgc.pipeline import Workspace
 from cgc.progress import progress_bar
 from cgc.scene.types import View
-from cgc.segmentation.labels import render_labels
-from cgc.segmentation.segments import load_labels
+from cgc.segmentation.labels import render_levels
+from cgc.segmentation.segments import load_hierarchy, load_labels
 
 UNSEEN = -1
 """What an id map holds where the run's view does not reach as far as its photo."""
 
 
-def predicted_maps(work: Workspace, views: Sequence[int], level: Level = None) -> list[np.ndarray]:
-    """The run's id maps of some views, int32 [H, W] each, ids the same in all of them."""
-    if level is not None:
-        raise InputError(f"{work.run.root} has no level {level}: it has its own segments only")
-    labels = work.segmentation().labels
+LEVELS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
+"""Levels of the hierarchy that are scored, where they show other segments than those before and than the objects."""
+
+
+def predicted_maps(
+    work: Workspace, views: Sequence[int], levels: Sequence[Level] = (None,)
+) -> dict[Level, list[np.ndarray]]:
+    """The run's id maps of some views at some levels, int32 [H, W] each, ids the same in all of them."""
+    tree = work.segmentation().hierarchy
+    made: dict[Level, list[np.ndarray]] = {level: [] for level in levels}
     with progress_bar("id maps", len(views), quiet=work.quiet) as bar:
-        maps = []
         for index in views:
-            maps.append(render_labels(work.splats, labels, work.scene.views[index].camera, work.rasterizer).ids)
+            camera = work.scene.views[index].camera
+            for level, picture in zip(levels, render_levels(work.splats, tree, levels, camera, work.rasterizer)):
+                made[level].append(picture.ids)
             bar.advance()
-    return maps
+    return made
 
 
 @dataclass
@@ -91,19 +97,30 @@ class Run:
         labels = load_labels(self.root)[0]
         return np.unique(labels[labels > 0]).tolist()
 
-    @property
+    @cached_property
     def levels(self) -> tuple[Level, ...]:
-        """The levels of the hierarchy that are scored."""
-        return (None,)
+        """The levels of the hierarchy that are scored: None, and those of LEVELS that show something else."""
+        if self.stored or not self.work.has_levels:
+            return (None,)
+        self.work.run.require("cluster")
+        tree = load_hierarchy(self.root)
+        stops: dict[int, Level] = {tree.base_stop: None}
+        for level in LEVELS:
+            stops.setdefault(tree.stop(level), level)
+        return tuple(stops.values())
+
+    def prepare(self, views: Sequence[int], levels: Sequence[Level]) -> None:
+        """Make the id maps of some views at several levels, which costs little more than at one."""
+        missing = [i for i in dict.fromkeys(views) if any((i, level) not in self._maps for level in levels)]
+        if missing and self.stored:
+            made = {None: [read_id_map(self.root / "masks" / f"{self.stems[i]}.png") for i in missing]}
+        else:
+            made = predicted_maps(self.work, missing, levels) if missing else {}
+        self._maps.update({(i, level): m for level, maps in made.items() for i, m in zip(missing, maps)})
 
     def maps(self, views: Sequence[int], level: Level = None) -> list[np.ndarray]:
         """The id maps of some views at the views' sizes; made once."""
-        missing = [i for i in dict.fromkeys(views) if (i, level) not in self._maps]
-        if missing and self.stored:
-            made = [read_id_map(self.root / "masks" / f"{self.stems[i]}.png") for i in missing]
-        else:
-            made = predicted_maps(self.work, missing, level) if missing else []
-        self._maps.update({(i, level): m for i, m in zip(missing, made)})
+        self.prepare(views, [level])
         return [self._maps[i, level] for i in views]
 
     def at_size(self, index: int, shape: tuple[int, ...], level: Level = None) -> np.ndarray:

@@ -1,5 +1,8 @@
 """Pictures of labels: one discrete label per Gaussian, rendered as if one-hot, the heaviest wins.
 
+Of a hierarchy, the heaviest object wins whatever the level, then its heaviest part, and so on down: so the mask of a
+segment is the union of the masks of its parts, to the pixel, and lies in that of the whole that holds it.
+
 Or, as in Contrastive Gaussian Clustering, of features: the segment that a pixel's blended feature is most like wins.
 """
 
@@ -8,12 +11,14 @@ Or, as in Contrastive Gaussian Clustering, of features: the segment that a pixel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.kernels import kernel, spread
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
@@ -60,21 +65,84 @@ def _winners(worker, workers, indptr, ids, weights, labels, n_labels, out_ids, o
             sums[max(labels[ids[e]], 0)] = 0.0
 
 
+@kernel
+def _walk(worker, workers, indptr, ids, weights, leaves, parents, first, children, shown, out_ids, out_weight):
+    """Replace each row's object (out_ids) by what is shown in it: an ancestor, or the heaviest of the parts.
+
+    The children of node n are children[first[n]:first[n + 1]]; shown [T + 1] has what is shown in place of a node, 0
+    where that is its parts.
+    """
+    rows = indptr.shape[0] - 1
+    sums = np.zeros(len(parents), np.float32)
+    for row in range(worker * rows // workers, (worker + 1) * rows // workers):
+        node = out_ids[row]
+        if node == 0 or shown[node] == node:
+            continue
+        if shown[node] == 0:
+            for e in range(indptr[row], indptr[row + 1]):
+                n = max(leaves[ids[e]], 0)
+                while n:
+                    sums[n] += weights[e]
+                    n = parents[n]
+            while shown[node] == 0:
+                best = children[first[node]]
+                for c in range(first[node] + 1, first[node + 1]):
+                    if sums[children[c]] > sums[best]:
+                        best = children[c]
+                node = best
+            for e in range(indptr[row], indptr[row + 1]):
+                n = max(leaves[ids[e]], 0)
+                while n:
+                    sums[n] = 0.0
+                    n = parents[n]
+        node = shown[node]
+        weight = np.float32(0.0)
+        for e in range(indptr[row], indptr[row + 1]):
+            if shown[max(leaves[ids[e]], 0)] == node:
+                weight += weights[e]
+        out_ids[row], out_weight[row] = node, weight
+
+
 def render_labels(splats: Splats, labels: np.ndarray, camera: Camera, rasterizer: Rasterizer) -> LabelPicture:
     """Rasterise labels [N] (-1 noise, 1..K) into an id map: per pixel the label with the largest blending weight.
 
     What shows the background or noise more than any segment gets id 0.
     """
+    return render_levels(splats, Hierarchy.flat(labels), [None], camera, rasterizer)[0]
+
+
+def render_levels(
+    splats: Splats,
+    hierarchy: Hierarchy,
+    levels: Sequence[float | None],
+    camera: Camera,
+    rasterizer: Rasterizer,
+) -> list[LabelPicture]:
+    """Rasterise a hierarchy at some levels (None: its objects) into id maps of nodes, as nested as the nodes are.
+
+    Per pixel the object with the largest blending weight wins, as in `render_labels`; a coarser level shows what holds
+    it, a finer one the heaviest of its parts (ties: the lower id), whatever else is in the pixel.
+    """
     size = camera.width * camera.height
-    out_ids, out_weight = np.zeros(size, np.int32), np.zeros(size, np.float32)
-    n_labels = int(labels.max(initial=0))
+    made = [(np.zeros(size, np.int32), np.zeros(size, np.float32)) for _ in levels]
+    labels, n_objects = hierarchy.at(), hierarchy.n_objects
+    stops = [hierarchy.base_stop if x is None else hierarchy.stop(x) for x in levels]
+    shown = [None if s == hierarchy.base_stop else hierarchy.shown_for(hierarchy.stops[s]) for s in stops]
+    children = np.argsort(hierarchy.parents, kind="stable").astype(np.int32)
+    first = np.searchsorted(hierarchy.parents[children], np.arange(len(children) + 1))
     for begin in range(0, size, MAX_PIXELS_AT_ONCE):
-        end = min(begin + MAX_PIXELS_AT_ONCE, size)
-        rows = rasterizer.contributions(splats, camera, torch.arange(begin, end))
-        parts = (t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights))
-        spread(_winners, *parts, labels, n_labels, out_ids[begin:end], out_weight[begin:end])
+        piece = slice(begin, min(begin + MAX_PIXELS_AT_ONCE, size))
+        rows = rasterizer.contributions(splats, camera, torch.arange(piece.start, piece.stop))
+        parts = [t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights)]
+        own_ids, own_weight = np.zeros(len(parts[0]) - 1, np.int32), np.zeros(len(parts[0]) - 1, np.float32)
+        spread(_winners, *parts, labels, n_objects, own_ids, own_weight)
+        for (ids, weight), replaced in zip(made, shown):
+            ids[piece], weight[piece] = own_ids, own_weight
+            if replaced is not None:
+                tree = (hierarchy.leaves, hierarchy.parents, first, children, replaced)
+                spread(_walk, *parts, *tree, ids[piece], weight[piece])
     shape = (camera.height, camera.width)
-    return LabelPicture(out_ids.reshape(shape), out_weight.reshape(shape))
+    return [LabelPicture(ids.reshape(shape), weight.reshape(shape)) for ids, weight in made]
 
 
 def render_blended(

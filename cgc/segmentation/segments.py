@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from scipy.spatial import KDTree
 
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import read_json, write_beside, write_json
 from cgc.geometry import SH_C0
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
 
+Row = TypeVar("Row")
+
 
 @dataclass(frozen=True)
 class Segment:
-    """One object: what the table says of it. Lengths in world units; the box spans its 1st to 99th percentile."""
+    """One object: what the table says of it. Lengths in world units; the box spans its 1st to 99th percentile.
+
+    parent is the whole that holds it (0: none), children are its parts; level is the finest at which it is shown.
+    """
 
     id: int
     gaussians: int
@@ -35,6 +41,9 @@ class Segment:
     views: int
     pixels: int
     best_view: str
+    parent: int = 0
+    children: tuple[int, ...] = ()
+    level: float = 1.0
 
     @property
     def size(self) -> tuple[float, float, float]:
@@ -43,12 +52,31 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Node:
+    """A part of an object, or a whole that holds several: what the table says of it, as of a `Segment`."""
+
+    id: int
+    parent: int
+    children: tuple[int, ...]
+    level: float
+    gaussians: int
+    centre: tuple[float, float, float]
+    box_min: tuple[float, float, float]
+    box_max: tuple[float, float, float]
+    confidence: float
+
+
+@dataclass(frozen=True)
 class Segmentation:
-    """Splats with labels [N] (-1 noise, 1..K) and confidences [N] in [0, 1]."""
+    """Splats with labels [N] (-1 noise, else what is shown) and confidences [N] in [0, 1].
+
+    The ids are nodes of the hierarchy (by default a flat one of the labels), so they mean the same at every level.
+    """
 
     splats: Splats
     labels: np.ndarray
     confidences: np.ndarray
+    hierarchy: Hierarchy = None  # pyright: ignore[reportAssignmentType] (set below)
 
     def __post_init__(self) -> None:
         n = len(self.splats)
@@ -57,17 +85,28 @@ class Segmentation:
                 f"{len(self.labels)} labels and {len(self.confidences)} confidences came for {n} Gaussians: segments "
                 "and splats are of different runs; cluster again"
             )
+        if self.hierarchy is None:
+            object.__setattr__(self, "hierarchy", Hierarchy.flat(self.labels))
+        if len(self.hierarchy.leaves) != n:
+            raise InputError(
+                f"a hierarchy of {len(self.hierarchy.leaves)} Gaussians came for {n}: they are of different runs; "
+                "cluster again"
+            )
 
     @property
     def ids(self) -> np.ndarray:
         """The ids of the segments that own a Gaussian, ascending."""
         return np.unique(self.labels[self.labels > 0])
 
+    def at_level(self, level: float | None) -> Segmentation:
+        """The same splats as the hierarchy shows them at a level, 0 (wholes) to 1 (smallest parts); None: objects."""
+        return replace(self, labels=self.hierarchy.at(level))
+
     def object(self, segment: int, *, clean: bool = False) -> Splats:
-        """The Gaussians of one segment; `clean` leaves out those that only smear it (see `is_clean`)."""
-        own = np.flatnonzero(self.labels == segment)
+        """The Gaussians of one segment, shown or not; `clean` leaves out those that only smear it (see `is_clean`)."""
+        own = np.flatnonzero(self.hierarchy.members(segment))
         if not len(own):
-            raise InputError(f"there is no segment {segment}: ids go from 1 to {self.labels.max(initial=0)}")
+            raise InputError(f"there is no segment {segment}: ids go from 1 to {self.hierarchy.n_nodes}")
         picked = self.splats.select(torch.from_numpy(own))
         if not clean:
             return picked
@@ -101,7 +140,7 @@ def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> li
     means = splats.means.detach().cpu().numpy().astype(float)
     rgb = (splats.sh[:, 0].detach().cpu().numpy() * SH_C0 + 0.5).clip(0, 1)
     opacities = splats.opacities.detach().cpu().numpy()
-    names = list(pixels)
+    names, tree = list(pixels), segmentation.hierarchy
     table = []
     for segment in segmentation.ids.tolist():
         own = labels == segment
@@ -119,8 +158,35 @@ def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> li
                 views=int((counts > 0).sum()),
                 pixels=int(counts.sum()),
                 best_view=names[int(counts.argmax())] if len(names) and counts.any() else "",
+                parent=tree.parent(segment),
+                children=tuple(tree.children(segment)),
+                level=float(tree.levels[segment]),
             )
         )
+    return table
+
+
+def describe_nodes(segmentation: Segmentation) -> list[Node]:
+    """Make the table of what is not an object: the parts and the wholes that own a Gaussian."""
+    tree, means = segmentation.hierarchy, segmentation.splats.means.detach().cpu().numpy().astype(float)
+    table = []
+    for node in range(tree.n_objects + 1, tree.n_nodes + 1):
+        own = tree.members(node)
+        if own.any():
+            low, high = np.percentile(means[own], [1, 99], axis=0)
+            table.append(
+                Node(
+                    id=node,
+                    parent=tree.parent(node),
+                    children=tuple(tree.children(node)),
+                    level=float(tree.levels[node]),
+                    gaussians=int(own.sum()),
+                    centre=_floats(np.median(means[own], axis=0)),
+                    box_min=_floats(low),
+                    box_max=_floats(high),
+                    confidence=float(segmentation.confidences[own].mean()),
+                )
+            )
     return table
 
 
@@ -133,47 +199,90 @@ def _bytes(v: np.ndarray) -> tuple[int, int, int]:
     return r, g, b
 
 
-def save_labels(folder: Path, labels: np.ndarray, confidences: np.ndarray, tree: Mapping[str, np.ndarray]) -> None:
-    """Write segments.npz: labels, confidences and the condensed tree's columns (tree_*)."""
+def save_labels(
+    folder: Path,
+    labels: np.ndarray,
+    confidences: np.ndarray,
+    tree: Mapping[str, np.ndarray],
+    hierarchy: Hierarchy | None = None,
+) -> None:
+    """Write segments.npz: labels, confidences, the condensed tree's columns (tree_*) and the hierarchy, if any."""
     columns: dict[str, Any] = {f"tree_{k}": v for k, v in tree.items()}
+    if hierarchy is not None:
+        columns |= {
+            "leaves": hierarchy.leaves, "node_parents": hierarchy.parents, "node_levels": hierarchy.levels,
+            "base_level": np.array(hierarchy.base),
+        }  # fmt: skip
     with write_beside(folder / "segments.npz") as path:
         np.savez_compressed(path, labels=labels, confidences=confidences, **columns)
 
 
 def load_labels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read labels and confidences from segments.npz; InputError where it is missing or broken."""
+    data = _read_columns(folder, "labels", "confidences")
+    return data["labels"].astype(np.int32), data["confidences"].astype(np.float32)
+
+
+def load_hierarchy(folder: Path) -> Hierarchy:
+    """Read the hierarchy from segments.npz, flat where it has none; InputError where it is missing or broken."""
+    names = ("leaves", "node_parents", "node_levels", "base_level")
+    data = _read_columns(folder, "labels", optional=names)
+    labels = data["labels"].astype(np.int32)
+    if not any(name in data for name in names):
+        return Hierarchy.flat(labels)
+    again = f"run `cgc cluster {folder}` again"
+    if absent := [name for name in names if name not in data]:
+        raise InputError(f"{folder / 'segments.npz'} is broken (it has no {', '.join(absent)}); {again}")
+    leaves, parents, levels = (data[name] for name in names[:3])
+    hierarchy = Hierarchy(
+        leaves.astype(np.int32), parents.astype(np.int32), levels.astype(np.float32), float(data["base_level"])
+    )
+    if not np.array_equal(hierarchy.at(), np.where(labels > 0, labels, -1)):
+        raise InputError(f"{folder / 'segments.npz'} is broken (labels and hierarchy do not agree); {again}")
+    return hierarchy
+
+
+def _read_columns(folder: Path, *names: str, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     path = folder / "segments.npz"
     if not path.exists():
         raise InputError(f"{path} is missing: the run is not clustered yet; run `cgc cluster {folder}` first")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            return data["labels"].astype(np.int32), data["confidences"].astype(np.float32)
+            return {name: data[name] for name in (*names, *(n for n in optional if n in data))}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is broken ({error}); run `cgc cluster {folder}` again") from error
 
 
-def save_table(folder: Path, table: list[Segment], facts: Mapping[str, Any]) -> None:
-    """Write segments.json: `facts` and one row per segment."""
+def save_table(folder: Path, table: list[Segment], facts: Mapping[str, Any], nodes: Sequence[Node] = ()) -> None:
+    """Write segments.json: `facts`, one row per segment, and one per part or whole."""
     rows = [{**vars(s), "size": s.size} for s in table]
-    write_json(folder / "segments.json", {**facts, "segments": rows})
+    write_json(folder / "segments.json", {**facts, "segments": rows, "nodes": [vars(n) for n in nodes]})
 
 
 def load_table(folder: Path) -> list[Segment]:
     """Read the table of segments.json."""
+    return _load_rows(folder, "segments", Segment)
+
+
+def load_nodes(folder: Path) -> list[Node]:
+    """Read the parts and wholes of segments.json; none where it has no such table."""
+    return _load_rows(folder, "nodes", Node)
+
+
+def _load_rows(folder: Path, name: str, kind: type[Row]) -> list[Row]:
     path = folder / "segments.json"
     value = read_json(path, "the table of segments")
-    names = {f.name for f in fields(Segment)}
+    names = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
     try:
-        rows: list[dict[str, Any]] = value["segments"]
-        made = [{k: tuple(v) if isinstance(v, list) else v for k, v in r.items() if k in names} for r in rows]
-        return [Segment(**row) for row in made]  # pyright: ignore[reportArgumentType]
+        rows: list[dict[str, Any]] = value.get(name, []) if name == "nodes" else value[name]
+        return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items() if k in names}) for r in rows]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a table of segments ({error}); run `cgc render {folder}` again") from error
 
 
-def export_segments(folder: Path, segmentation: Segmentation) -> list[Path]:
+def export_segments(folder: Path, segmentation: Segmentation, name: str = "segments") -> list[Path]:
     """Write every segment, cleaned, as a plain 3DGS PLY, segments/0007.ply for id 7; remove files of gone ids."""
-    target = folder / "segments"
+    target = folder / name
     paths = []
     for segment in segmentation.ids.tolist():
         path = target / f"{segment:04d}.ply"

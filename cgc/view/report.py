@@ -51,8 +51,17 @@ class ReportObject:
 
 
 @dataclass(frozen=True)
+class ReportLevel:
+    """What one level of the hierarchy shows in a view, drawn over its photo."""
+
+    name: str
+    view: str
+    image: Picture
+
+
+@dataclass(frozen=True)
 class SegmentRow:
-    """What is known of a segment; lengths in world units, `color` RGB 0..255."""
+    """What is known of a segment; lengths in world units, `color` RGB 0..255, `parts` the ids of its parts."""
 
     id: int
     gaussians: int
@@ -61,6 +70,7 @@ class SegmentRow:
     views: int
     confidence: float
     color: tuple[int, int, int]
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class ReportData:
     warnings: Sequence[str] = ()
     views: Sequence[ReportView] = ()
     objects: Sequence[ReportObject] = ()
+    levels: Sequence[ReportLevel] = ()
     segments: Sequence[SegmentRow] = ()
     scores: Sequence[ViewScore] = ()
     tables: Sequence[Table] = ()
@@ -108,6 +119,7 @@ def write_report(path: Path | str, report: ReportData) -> None:
     """Write the report as one self-contained HTML file, whole or not at all."""
     sections = [
         _views(report.views),
+        _levels(report.levels),
         _objects(report.objects, report.segments),
         _segments(report.segments),
         _scores(report.scores),
@@ -178,6 +190,12 @@ def _views(views: Sequence[ReportView]) -> str:
     return _section("Views", "\n".join(rows), len(rows))
 
 
+def _levels(levels: Sequence[ReportLevel]) -> str:
+    pictures = "".join(_figure(o.image, f"{o.name} of {o.view}", escape(o.name)) for o in levels)
+    note = '<p class="note">Segments at levels of the hierarchy: 0 shows wholes, 1 the smallest parts.</p>'
+    return _section("Levels", f'{note}<div class="triple">{pictures}</div>' if pictures else "")
+
+
 def _objects(objects: Sequence[ReportObject], segments: Sequence[SegmentRow]) -> str:
     rows = {s.id: s for s in segments}
     cells = []
@@ -192,7 +210,8 @@ def _objects(objects: Sequence[ReportObject], segments: Sequence[SegmentRow]) ->
 
 
 def _segments(segments: Sequence[SegmentRow]) -> str:
-    columns = ("Segment", "Gaussians", "Size x × y × z", "Centre x, y, z", "Views", "Mean confidence")
+    parts = any(s.parts for s in segments)
+    columns = ("Segment", "Gaussians", "Size x × y × z", "Centre x, y, z", "Views", "Mean confidence", "Parts")
     rows = [
         [
             f"{_swatch(s.color)}{s.id}",
@@ -201,10 +220,11 @@ def _segments(segments: Sequence[SegmentRow]) -> str:
             ", ".join(f"{v:.3g}" for v in s.centre),
             f"{s.views:,}",
             f"{s.confidence:.3f}",
+            *([" ".join(map(str, s.parts)) or NONE] if parts else []),
         ]
         for s in segments
     ]
-    return _section("Segments", _table(columns, rows), len(rows))
+    return _section("Segments", _table(columns if parts else columns[:-1], rows), len(rows))
 
 
 def _scores(scores: Sequence[ViewScore]) -> str:
