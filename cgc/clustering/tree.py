@@ -1,8 +1,8 @@
 """The hierarchy of segments that masks imply: objects, the parts that most views join, and wholes that few views fuse.
 
 Parts of an object are joined by falling rate until the object is whole, and objects by falling rate while any view
-fuses them (graph.py). A node's level is the rate at which it came about, kept above its parent's, and on the objects' side
-of the level that made these.
+fuses them (graph.py). A node's level is the rate at which it came about, kept above its parent's, and on the objects'
+side of the level that made these.
 """
 
 from __future__ import annotations
