@@ -16,6 +16,7 @@ from cgc.clustering.columns import group_matrix, mask_columns
 from cgc.clustering.density import ERROR, draw_sample, propagate, run_hdbscan
 from cgc.clustering.graph import Counts, core, count_views, join, join_groups
 from cgc.clustering.linkage import spanning_tree
+from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, compact, revote
 from cgc.errors import InputError
 from cgc.kernels import threads
@@ -428,3 +429,30 @@ def test_pieces_lie_within_clusters_and_are_never_crumbs_beside_a_larger_piece()
 
 def test_compact():
     assert compact(np.array([7, -1, 3, 7])).tolist() == [1, -1, 0, 1]
+
+
+# --- the hierarchy of what was joined ---------------------------------------------------------------------
+
+
+def test_a_hierarchy_has_the_parts_below_and_the_wholes_above_the_objects():
+    groups = np.repeat([0, 1, 2, 3], 30)  # 0 and 1 are parts of one object, 3 is fused with 2 in a few views
+    labels = np.array([1, 1, 2, 3], np.int32)[groups]
+    views = [[0, 0, 1, 2]] * 6 + [[0, 1, 2, 3]] * 6 + [[0, 0, 1, 1]] * 3
+    tree = grow(labels, groups, views_of(groups, views), 0.35)
+    assert np.array_equal(tree.at(0.35), labels)
+    assert same_partition(tree.at(1.0), groups)
+    assert same_partition(tree.at(0.15), np.array([1, 1, 2, 2])[groups])
+    assert set(tree.children(1)) == set(np.unique(tree.at(1.0)[labels == 1]).tolist())
+    for low, high in ((0.0, 0.35), (0.35, 0.7), (0.1, 1.0)):  # finer segments lie within coarser ones
+        pairs = set(zip(tree.at(high).tolist(), tree.at(low).tolist()))
+        assert len({p[0] for p in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_partition_grows_a_whole_tree(seed):
+    g = np.random.default_rng(seed)
+    groups = g.integers(0, 12, 600)
+    labels = by_size(np.append(g.integers(1, 5, 12), NOISE)[np.where(g.random(600) < 0.1, 12, groups)].astype(np.int32))
+    views = [g.integers(-1, 6, 12).tolist() for _ in range(6)]
+    tree = grow(labels, groups, views_of(groups, views), 0.35)  # the tree checks itself
+    assert np.array_equal(tree.at(0.35), labels) and (tree.leaves == NOISE).sum() == (labels == NOISE).sum()

@@ -141,7 +141,6 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
 def paper(run: Path) -> tuple[float, ...]:
     """Score the id maps that a finished run has rendered."""
     work = Workspace(open_run(run), quiet=True)
-    work.run.require("render")
     return score(work, {i: read_id_map(run / "masks" / f"{work.picture_names[i]}.png") for i in work.test_views})
 
 

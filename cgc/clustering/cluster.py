@@ -20,9 +20,10 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from cgc.clustering.columns import Columns
-from cgc.clustering.density import Found, draw_sample, find_clusters
+from cgc.clustering.density import draw_sample, find_clusters
 from cgc.clustering.graph import Counts, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
+from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, compact, revote, winners
 from cgc.errors import InputError
 from cgc.neighbours import build_tree, nearest_points
@@ -81,11 +82,11 @@ def cluster(
     labels[~seen] = NOISE
     if settings.join and columns.matrix.nnz:
         labels = cut_into_pieces(labels, unit, mass, places, settings)
-        labels, confidences = _join_and_vote(labels, columns, mass, settings)
-    else:
-        for _ in range(settings.revote):
-            labels, confidences = _vote(labels, columns, mass)
-    return _finished(labels, confidences, found, settings)
+        return _joined(labels, columns, mass, settings, found.tree)
+    for _ in range(settings.revote):
+        labels, confidences = _vote(labels, columns, mass)
+    labels, confidences = _finished(labels, confidences, settings)
+    return Clustering(labels, confidences, found.tree, Hierarchy.flat(labels))
 
 
 def cluster_masks(mass: Tensor, columns: Columns, settings: ClusterSettings) -> Clustering:
@@ -110,7 +111,7 @@ def cluster_masks(mass: Tensor, columns: Columns, settings: ClusterSettings) -> 
     shape = (held.shape[1], int(joined.max()) + 1)
     ballots = csr_matrix((np.ones(len(pure), np.float32), (picked[pure], joined)), shape=shape)
     labels, _ = _row_labels(csr_matrix(held @ ballots))
-    return _finished(*_join_and_vote(labels, columns, mass, settings), None, settings)
+    return _joined(labels, columns, mass, settings, {})
 
 
 def _held(columns: Columns) -> Any:
@@ -153,15 +154,17 @@ def cut_into_pieces(
     return compact(pieces)
 
 
-def _join_and_vote(
-    pieces: np.ndarray, columns: Columns, mass: Tensor, settings: ClusterSettings
-) -> tuple[np.ndarray, np.ndarray]:
+def _joined(
+    pieces: np.ndarray, columns: Columns, mass: Tensor, settings: ClusterSettings, tree: dict[str, np.ndarray]
+) -> Clustering:
     """Join pieces [N] that are surely one, let the masks vote, and join what is one at the settings' level."""
-    labels, confidences = _vote(join_groups(pieces, columns, max(FINE, settings.level)), columns, mass)
+    parts, confidences = _vote(join_groups(pieces, columns, max(FINE, settings.level)), columns, mass)
+    labels = parts
     for _ in range(ROUNDS):
         labels = join_groups(labels, columns, settings.level, confidences)
         labels, confidences = _vote(labels, columns, mass)
-    return labels, confidences
+    labels, confidences = _finished(labels, confidences, settings)
+    return Clustering(labels, confidences, tree, grow(labels, parts, columns, settings.level))
 
 
 def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -190,11 +193,8 @@ def _visible(mass: Tensor) -> np.ndarray:
     return seen
 
 
-def _finished(
-    labels: np.ndarray, confidences: np.ndarray, found: Found | None, settings: ClusterSettings
-) -> Clustering:
+def _finished(labels: np.ndarray, confidences: np.ndarray, settings: ClusterSettings) -> tuple[np.ndarray, np.ndarray]:
     """Drop unsure labels, and number the rest by size."""
     confidences = np.where(labels == NOISE, 0, confidences).astype(np.float32)
     labels = np.where(confidences < settings.min_confidence, NOISE, labels)
-    labels = by_size(labels)
-    return Clustering(labels, confidences, found.tree if found else {}, Hierarchy.flat(labels))
+    return by_size(labels), confidences

@@ -1,0 +1,88 @@
+"""The hierarchy of segments that masks imply: objects, the parts that most views join, and wholes that few views fuse.
+
+Parts of an object are joined by falling rate until the object is whole, and objects by falling rate while any view
+fuses them (graph.py). A node's level is the rate at which it came about, kept above its parent's, and on the objects'
+side of the level that made these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cgc.clustering.columns import Columns, group_matrix
+from cgc.clustering.graph import Counts, count_views, join
+from cgc.clustering.hierarchy import Hierarchy
+from cgc.clustering.vote import NOISE, compact
+
+LEAST_SHARE = 0.03  # of an object's Gaussians: smaller parts stay with its largest
+LEAST_PART = 15  # Gaussians, likewise
+LEAST_RATE = 0.05  # at which objects still become wholes
+APART = 1e-3  # between the levels of a node and its parent, where rates say nothing
+
+
+def grow(labels: np.ndarray, parts: np.ndarray, columns: Columns, level: float) -> Hierarchy:
+    """Make the hierarchy of objects labels [N] (NOISE or 1..K) from what they were joined of, parts [N] (-1: none)."""
+    count = int(labels.max(initial=0))
+    if not count or not 0 < level < 1 - APART:
+        return Hierarchy.flat(labels)
+    pieces, owners = _pieces(labels, parts)
+    pieces_of = [np.flatnonzero(owners == k) for k in range(1, count + 1)]
+    parents, levels = [0] * (count + 1), [-1.0] + [1.0] * count
+    node_of = np.zeros(len(owners), np.int32)
+    counts = count_views(columns, group_matrix(pieces))
+
+    def add(parent: int, at: float) -> int:
+        parents.append(parent)
+        levels.append(at)
+        return len(parents) - 1
+
+    for k, own in enumerate(pieces_of, 1):
+        if len(own) == 1:
+            node_of[own] = k
+            continue
+        square = np.ix_(own, own)
+        joins = join(Counts(counts.together[square], counts.seen[square]), 0.0)
+        nodes = {joins.count + len(joins.rates) - 1: k}
+        levels[k] = float(np.clip(joins.rates[-1], level, 1 - APART * len(joins.rates)))
+        for j in range(len(joins.rates) - 1, -1, -1):  # from the whole object down
+            above = nodes[joins.count + j]
+            for child in (int(joins.first[j]), int(joins.second[j])):
+                if child < joins.count:
+                    nodes[child] = node_of[own[child]] = add(above, 1.0)
+                else:
+                    rate = joins.rates[child - joins.count]
+                    most = 1 - APART * (child - joins.count + 1)
+                    nodes[child] = add(above, float(min(max(rate, levels[above] + APART), most)))
+    joins = join(count_views(columns, group_matrix(np.where(labels > 0, labels - 1, -1))), LEAST_RATE)
+    made: list[int] = []
+    lowest = level
+    for j in range(len(joins.rates)):  # from the objects up
+        children = [int(c) for c in (joins.first[j], joins.second[j])]
+        lowest = float(min(joins.rates[j], lowest - APART))
+        if lowest <= 0:
+            break
+        node = add(0, lowest)
+        made.append(node)
+        for child in children:
+            parents[child + 1 if child < joins.count else made[child - joins.count]] = node
+    leaves = np.where(pieces >= 0, node_of[np.maximum(pieces, 0)], NOISE).astype(np.int32)
+    return Hierarchy(leaves, np.array(parents, np.int32), np.array(levels, np.float32), level)
+
+
+def _pieces(labels: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut objects by parts, small ones left with the object's largest: pieces [N] from 0 (-1: none), their objects."""
+    own = np.flatnonzero(labels > 0)
+    pair = labels[own].astype(np.int64) * (int(parts.max(initial=0)) + 2) + parts[own] + 1
+    kinds, index, counts = np.unique(pair, return_inverse=True, return_counts=True)
+    owner = kinds // (int(parts.max(initial=0)) + 2)
+    order = np.lexsort((-counts, owner))
+    objects, first = np.unique(owner[order], return_index=True)
+    largest = order[first][np.searchsorted(objects, owner)]
+    size = np.bincount(owner, counts)[owner]
+    stays = (counts >= np.maximum(LEAST_PART, LEAST_SHARE * size)) | (largest == np.arange(len(kinds)))
+    pieces = np.full(len(labels), NOISE, np.int32)
+    pieces[own] = np.where(stays, np.arange(len(kinds)), largest)[index]
+    pieces = compact(pieces)
+    owners = np.zeros(int(pieces.max()) + 1, np.int64)
+    owners[pieces[own]] = labels[own]
+    return pieces, owners
