@@ -16,7 +16,6 @@ from cgc.pipeline import Workspace
 from cgc.progress import progress_bar
 from cgc.scene.types import View
 from cgc.segmentation.labels import render_labels
-from cgc.segmentation.segments import load_labels
 
 UNSEEN = -1
 """What an id map holds where the run's view does not reach as far as its photo."""
@@ -26,11 +25,11 @@ def predicted_maps(work: Workspace, views: Sequence[int], level: Level = None) -
     """The run's id maps of some views, int32 [H, W] each, ids the same in all of them."""
     if level is not None:
         raise InputError(f"{work.run.root} has no level {level}: it has its own segments only")
-    labels = work.segmentation().labels
+    found = work.segmentation()
     with progress_bar("id maps", len(views), quiet=work.quiet) as bar:
         maps = []
         for index in views:
-            maps.append(render_labels(work.splats, labels, work.scene.views[index].camera, work.rasterizer).ids)
+            maps.append(render_labels(found.splats, found.labels, work.scene.views[index].camera, work.rasterizer).ids)
             bar.advance()
     return maps
 
@@ -87,9 +86,7 @@ class Run:
     @cached_property
     def ids(self) -> list[int]:
         """The ids of the run's segments."""
-        self.work.run.require("cluster")
-        labels = load_labels(self.root)[0]
-        return np.unique(labels[labels > 0]).tolist()
+        return self.work.segmentation().ids.tolist()
 
     @property
     def levels(self) -> tuple[Level, ...]:
