@@ -89,7 +89,8 @@ def test_a_run_leaves_every_file_of_the_design(tiny_run, tiny_scene):
     assert features.shape == (len(splats), 8) and mass.shape == (len(splats),)
     present = {p.name for p in tiny_run.iterdir()}
     assert present == {"config.json", "scene.json", "stats.json", "splats.ply", "features.safetensors",
-                       "segments.npz", "segments.json", "segments", "sharpened.npz", "masks", "weights", "report"}  # fmt: skip
+                       "segments.npz", "segments.json", "segments", "sharpened.npz", "masks", "weights",
+                       "report"}  # fmt: skip
 
 
 def test_masks_cover_every_view_with_ids_that_are_labels(tiny_run):
