@@ -231,7 +231,7 @@ class SharpenSettings:
     """Optimiser steps, one view each; 0: the splats stay as they are."""
     weight: float = 1.0
     """Weight of the labels' pictures beside the photos."""
-    min_second: float = 0.1
+    min_second: float = 0.05
     """Gaussians are split whose second label has more than this share of their votes."""
     dim: int = 5
     """Length of the code that stands for a label in pictures; with colour's three, eight are rendered at once."""
@@ -239,7 +239,7 @@ class SharpenSettings:
     """Learning rates, times those that training starts with as a rule."""
     rate_final: float = 0.03
     """Their factor at the last step; they decay exponentially."""
-    vote_stride: int = 4
+    vote_stride: int = 8
     """Every so many pixels vote for the labels of Gaussians."""
     max_loss: float = 0.1
     """If the pictures of training views lose more PSNR than this, in dB, the splats stay as they are."""

@@ -183,9 +183,9 @@ def test_a_label_that_the_masks_missed_is_unknown_and_so_is_what_lies_around_it(
 def test_masks_that_wander_far_from_the_labels_are_not_believed():
     shown = np.repeat([[1, 2]], 40, 0).repeat(20, 1)
     ids = np.where(np.arange(40)[None] < 20, 1, 2).repeat(40, 0)
-    ids[10:18, 20:26] = 1  # a bite of 8 x 6 pixels
+    ids[10:24, 20:32] = 1  # a bite of 14 x 12 pixels
     target = believed(ids, shown)
-    assert not target[11:17, 21:25].any() and target[0, 19] == 1 and target[0, 20] == 2
+    assert not target[11:23, 21:31].any() and target[0, 19] == 1 and target[0, 20] == 2
 
 
 @pytest.mark.parametrize("shown", [np.zeros((5, 6), np.int64), np.ones((5, 6), np.int64)])

@@ -19,7 +19,7 @@ from cgc.appearance.companion import Carried, NoCompanion
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
-TOLERATED = 0.45
+TOLERATED = 0.35
 """Distance to the right code that is no loss; two labels' codes are some 1.4 apart."""
 SMALLEST = 1e-8  # under the root, where its slope has no end
 

@@ -33,11 +33,11 @@ from cgc.splats.types import Splats
 
 MIN_PURITY = 0.8
 """A mask tells something where this share of its pixels shows one label."""
-MIN_RECALL = 0.8
+MIN_RECALL = 0.5
 """A label of which the masks of a view give less than this share to itself was missed by them: unknown there."""
 AROUND = 2
 """So is what lies this many pixels around it: whose border that is, nobody says."""
-WANDER = 1
+WANDER = 3
 """Masks are not believed where they differ from the labels over more than this many pixels to every side."""
 MIN_WEIGHT = 5e-3
 """Blending weights under this do not vote."""
