@@ -25,6 +25,7 @@ from cgc.settings import (
     LiftSettings,
     RunSettings,
     SceneSettings,
+    SharpenSettings,
     TrainSettings,
     seconds_of,
 )
@@ -45,6 +46,7 @@ class Demo:
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     joint: JointSettings = field(default_factory=JointSettings)
+    sharpen: SharpenSettings = field(default_factory=SharpenSettings)
     quiet: bool = False
     """Show no progress."""
 
@@ -70,6 +72,7 @@ class Run:
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     joint: JointSettings = field(default_factory=JointSettings)
+    sharpen: SharpenSettings = field(default_factory=SharpenSettings)
     quiet: bool = False
     """Show no progress."""
 
@@ -106,6 +109,16 @@ class Cluster:
 
     out: RunArgument
     cluster: OmitArgPrefixes[ClusterSettings] = field(default_factory=ClusterSettings)
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Sharpen:
+    """Split and move the Gaussians of a run that show in two objects, so that objects end where the masks say."""
+
+    out: RunArgument
+    sharpen: OmitArgPrefixes[SharpenSettings] = field(default_factory=SharpenSettings)
     quiet: bool = False
     """Show no progress."""
 
@@ -165,6 +178,7 @@ COMMANDS = {
     "train": Train,
     "lift": Lift,
     "cluster": Cluster,
+    "sharpen": Sharpen,
     "render": Render,
     "export": Export,
     "report": Report,
@@ -172,7 +186,7 @@ COMMANDS = {
     "info": Info,
 }
 
-STEPS = ("train", "lift", "cluster", "render", "export", "report", "info")
+STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report", "info")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -214,12 +228,12 @@ def _call(config: object) -> None:
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:
-        case Demo(out, _, train, lift, cluster, joint, quiet):
+        case Demo(out, _, train, lift, cluster, joint, sharpen, quiet):
             scene = pipeline.demo_scene()
-            settings = RunSettings(SceneSettings(), train, lift, cluster, joint)
+            settings = RunSettings(SceneSettings(), train, lift, cluster, joint, sharpen)
             pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet)
-        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, quiet):
-            settings = RunSettings(scene, train, lift, cluster, joint)
+        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, quiet):
+            settings = RunSettings(scene, train, lift, cluster, joint, sharpen)
             pipeline.run_all(folder, out or _default_out(folder), settings, masks=masks, splats=splats, quiet=quiet)
         case Train(out, Path() as folder, _, train, quiet) if not (out / "scene.json").exists():
             settings = RunSettings(train=train)
@@ -230,6 +244,8 @@ def _call(config: object) -> None:
             pipeline.run_step(out, "lift", lift=lift, masks=masks, quiet=quiet)
         case Cluster(out, cluster, quiet):
             pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet)
+        case Sharpen(out, sharpen, quiet):
+            pipeline.run_step(out, "sharpen", sharpen=sharpen, quiet=quiet)
         case Render(out, float() as level, quiet) | Export(out, float() as level, quiet):
             pipeline.run_at(out, type(config).__name__.lower(), level, quiet=quiet)
         case Render(out, _, quiet) | Export(out, _, quiet) | Report(out, quiet):
@@ -278,7 +294,7 @@ def _parse(name: str, arguments: list[str]) -> object:
 
 def _set_by(preset: RunSettings) -> dict[str, object]:
     """Return what a preset sets: the training, and each other step that it does not leave as usual."""
-    usual, parts = RunSettings(), ("train", "lift", "cluster", "joint")
+    usual, parts = RunSettings(), ("train", "lift", "cluster", "joint", "sharpen")
     return {p: getattr(preset, p) for p in parts if p == "train" or getattr(preset, p) != getattr(usual, p)}
 
 

@@ -47,16 +47,20 @@ from cgc.segmentation.segments import (
     Node,
     Segment,
     Segmentation,
+    SharpenedSplats,
     describe,
     describe_nodes,
     export_segments,
     load_hierarchy,
     load_labels,
     load_nodes,
+    load_sharpened,
     load_table,
     save_labels,
+    save_sharpened,
     save_table,
 )
+from cgc.segmentation.sharpen import sharpen
 from cgc.settings import RunSettings, check, to_json
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
@@ -164,10 +168,26 @@ class Workspace:
         """What shows where nothing is, as in training; None is black."""
         return torch.ones(3) if self.run.settings.train.background == "white" else None
 
+    @cached_property
+    def sharpened(self) -> SharpenedSplats | None:
+        """The splats, labels and confidences that sharpening left, and their origins; None: it changed nothing."""
+        self.run.require("sharpen")
+        return load_sharpened(self.run.root)
+
+    @property
+    def shown_splats(self) -> Splats:
+        """The splats that pictures are made of: sharpened where the run has come that far."""
+        sharpened = self.sharpened if self.run.is_done("sharpen") else None
+        return sharpened.splats if sharpened else self.splats
+
     def segmentation(self) -> Segmentation:
-        """The run's splats with their labels."""
-        self.run.require("cluster")
-        return Segmentation(self.splats, *load_labels(self.run.root), load_hierarchy(self.run.root))
+        """The run's splats with their labels and hierarchy, sharpened where that was of use."""
+        self.run.require("sharpen")
+        tree = load_hierarchy(self.run.root)
+        if self.sharpened is None:
+            return Segmentation(self.splats, *load_labels(self.run.root), tree)
+        splats, labels, confidences, origin = self.sharpened
+        return Segmentation(splats, labels, confidences, tree.follow(origin, labels))
 
     @property
     def has_levels(self) -> bool:
@@ -308,8 +328,7 @@ def cluster_features(work: Workspace) -> str:
             f"{run.root} has {len(features):,} features for {len(work.splats):,} Gaussians: they are of different "
             f"trainings; run `cgc lift {run.root}` again"
         )
-    if hash_masks(work.masks, work.train_views) != run.source.masks_hash:
-        raise InputError(f"the masks have changed since the features were learned; run `cgc lift {run.root}` again")
+    _check_masks(work)
     with progress_bar("cluster", 3, quiet=work.quiet) as bar:
         clusterer = CLUSTERERS.get(run.settings.lift.method, _by_features)
         bar.advance(1, samples=min(run.settings.cluster.samples, len(features)))
@@ -350,6 +369,48 @@ CLUSTERERS: dict[str, Callable[[Workspace, torch.Tensor, torch.Tensor], Clusteri
 """What makes labels where no features were learned, by `LiftSettings.method`."""
 
 
+def _check_masks(work: Workspace) -> None:
+    if hash_masks(work.masks, work.train_views) != work.run.source.masks_hash:
+        raise InputError(
+            f"the masks have changed since the features were learned; run `cgc lift {work.run.root}` again"
+        )
+
+
+def sharpen_borders(work: Workspace) -> str:
+    """Split and move Gaussians that show in two objects; writes sharpened.ply and sharpened.npz."""
+    start = time.perf_counter()
+    run, settings = work.run, work.run.settings.sharpen
+    run.require("cluster")
+    found, said, facts = None, "off: the splats stay as they are", None
+    if settings.steps:
+        _check_masks(work)
+        labels, _ = load_labels(run.root)
+        found = sharpen(
+            work.splats, labels, work.scene, work.train_id_maps(), load_image, work.rasterizer, settings,
+            run.settings.train, test_every=run.settings.scene.test_every, quiet=work.quiet,
+        )  # fmt: skip
+        kept = found.loses <= settings.max_loss
+        facts = {
+            "used": kept, "split": len(found.splats) - len(work.splats), "gaussians": len(found.splats),
+            "psnr_before": round(found.before, 4), "psnr_after": round(found.after, 4),
+        }  # fmt: skip
+        said = _say_sharpened(facts) + (f": {run.root / 'sharpened.ply'}" if kept else "")
+        found = found if kept else None
+    made = SharpenedSplats(found.splats, found.labels, found.confidences, found.origin) if found else None
+    save_sharpened(run.root, made)
+    work.sharpened = made
+    run.finish("sharpen", time.perf_counter() - start, sharpened=facts)
+    return said
+
+
+def _say_sharpened(facts: dict[str, Any]) -> str:
+    before, after = facts["psnr_before"], facts["psnr_after"]
+    change = f"training views {before:.2f} -> {after:.2f} dB"
+    if not facts["used"]:
+        return f"sharpening would cost too much of the pictures ({change}): the splats stay as they are"
+    return f"{facts['split']:,} Gaussians split, all moved ({change})"
+
+
 def render(work: Workspace) -> str:
     """Render every view's id map, measure against photos (and truth where it is known); writes masks/ and the table."""
     start = time.perf_counter()
@@ -367,7 +428,7 @@ def render(work: Workspace) -> str:
             write_id_map(target / f"{name}.png", picture.ids)
             _write_weight(run.root / "weights" / f"{name}.png", picture.weight)
             pixels[view.name] = np.bincount(picture.ids.ravel(), minlength=n_ids)
-            quality[view.name] = _view_quality(work, index)
+            quality[view.name] = _view_quality(work, index, segmentation.splats)
             if index in tests and work.truth is not None:
                 predicted[index] = picture.ids
             bar.advance(1, psnr=quality[view.name]["psnr"])
@@ -387,6 +448,8 @@ def _label_renderer(work: Workspace, segmentation: Segmentation) -> Callable[[Ca
     if work.run.settings.cluster.masks == "labels":
         return lambda camera: render_labels(splats, labels, camera, rasterizer)
     features, _ = load_features(work.run)
+    if work.sharpened is not None:
+        features = features[torch.from_numpy(work.sharpened.origin)]
     return lambda camera: render_blended(splats, features, labels, camera, rasterizer)
 
 
@@ -397,11 +460,11 @@ def _write_weight(path: Path, weight: np.ndarray) -> None:
         Image.fromarray((255 * weight.clip(0, 1)).round().astype(np.uint8)).save(temporary)
 
 
-def _view_quality(work: Workspace, index: int) -> dict[str, float | str]:
+def _view_quality(work: Workspace, index: int, splats: Splats) -> dict[str, float | str]:
     """Render a view's photo and measure it against the photo."""
     view = work.scene.views[index]
     photo = load_image(view).astype(np.float32) / 255
-    shown = render_rgb(work.splats, view.camera, work.rasterizer, work.background)
+    shown = render_rgb(splats, view.camera, work.rasterizer, work.background)
     split = "test" if index in set(work.test_views) else "train"
     return {"split": split, "psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
 
@@ -476,7 +539,7 @@ def report(work: Workspace) -> str:
     table = load_table(run.root) if labelled else []
     if not labelled:  # nothing was rendered yet
         names = [view.name for view in work.scene.views]
-        run.stats.update(quality_facts({name: _view_quality(work, i) for i, name in enumerate(names)}))
+        run.stats.update(quality_facts({name: _view_quality(work, i, work.splats) for i, name in enumerate(names)}))
     quality = run.stats["quality"]
     views = [_report_view(work, i, segmentation, quality) for i in report_views(work)]
     objects = []
@@ -554,7 +617,8 @@ def _evenly(items: list[int], n: int) -> list[int]:
 def _report_view(work: Workspace, index: int, segmentation: Segmentation | None, quality: Quality) -> ReportView:
     view = work.scene.views[index]
     photo = load_image(view)
-    shown = (255 * render_rgb(work.splats, view.camera, work.rasterizer, work.background)).round().astype(np.uint8)
+    splats = segmentation.splats if segmentation else work.splats
+    shown = (255 * render_rgb(splats, view.camera, work.rasterizer, work.background)).round().astype(np.uint8)
     colored = None
     if segmentation is not None:
         path = work.run.root / "masks" / f"{work.picture_names[index]}.png"
@@ -614,6 +678,9 @@ def find_warnings(stats: dict[str, Any]) -> list[str]:
             f"Views that were held back are rendered {train_psnr - test_psnr:.1f} dB worse than those learned from: "
             "the cameras may be off (run structure-from-motion again with more features), or there are too few photos."
         )
+    sharpened = stats.get("sharpened")
+    if sharpened and not sharpened["used"]:
+        said.append(f"Borders were not sharpened: {_say_sharpened(sharpened)} (see max_loss).")
     noise, gaussians = stats.get("noise"), stats.get("gaussians")
     if noise and gaussians and noise > 0.5 * gaussians:
         said.append(
@@ -640,6 +707,7 @@ FUNCTIONS: dict[str, Callable[[Workspace], str]] = {
     "train": train,
     "lift": lift,
     "cluster": cluster_features,
+    "sharpen": sharpen_borders,
     "render": render,
     "export": export,
     "report": report,
@@ -699,7 +767,7 @@ def run_all(
 def run_step(
     out: Path, step: str, *, quiet: bool = False, scene: Path | None = None, masks: Path | None = None, **changed: Any
 ) -> RunFolder:
-    """Do one step of an existing run again, with settings `changed` (train=, lift=, cluster= or joint=).
+    """Do one step of an existing run again, with settings `changed` (train=, lift=, cluster=, joint= or sharpen=).
 
     `scene` and `masks` say where these lie now. The run keeps the settings once the step has succeeded.
     """

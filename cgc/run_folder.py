@@ -25,22 +25,34 @@ from cgc.settings import RunSettings, check, from_json, to_json
 FORMAT = 1
 """Version of the folder's layout; a folder of another version is refused, not misread."""
 
-STEPS = ("train", "lift", "cluster", "render", "export", "report")
+STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report")
 _QUALITY = ("quality", "psnr_train", "psnr_test", "ssim_train", "ssim_test")
 _SCORES = ("miou_things", "boundary_iou", "pq", "instances")
-FACTS = {"cluster": ("segments", "noise"), "render": (*_QUALITY, *_SCORES)}
+FACTS = {
+    "cluster": ("segments", "noise"),
+    "sharpen": ("sharpened",),
+    "render": (*_QUALITY, *_SCORES),
+}
 """What a step adds to stats.json beside its time."""
 _OUTPUTS = {
     "train": "splats.ply",
     "lift": "features.safetensors",
     "cluster": "segments.npz",
+    "sharpen": "sharpened.npz",
     "render": "segments.json",
     "export": "segments",
     "report": "report/index.html",
 }
 TRAINED_FEATURES = "trained_features.safetensors"
 """What training leaves beside the splats where it learns features too."""
-_BEFORE = {"lift": "train", "cluster": "lift", "render": "cluster", "export": "cluster", "report": "render"}
+_BEFORE = {
+    "lift": "train",
+    "cluster": "lift",
+    "sharpen": "cluster",
+    "render": "sharpen",
+    "export": "sharpen",
+    "report": "render",
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,7 @@ class RunFolder:
             },
             "lift": {"masks": self.source.masks_hash, "lift": _changed(settings.lift, "method")},
             "cluster": _changed(settings.cluster, "smoothing", "draw", "masks"),
+            "sharpen": to_json(settings.sharpen) if settings.sharpen.steps else {},
         }.get(step, {})
         if step == "train" and not self.source.splats:
             own["train"] = _changed(settings.train, "features")

@@ -233,6 +233,30 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True)
+class SharpenSettings:
+    """How Gaussians that show in two objects are split, and moved until objects end where the masks say."""
+
+    steps: int = 200
+    """Optimiser steps, one view each; 0: the splats stay as they are."""
+    weight: float = 1.0
+    """Weight of the labels' pictures beside the photos."""
+    min_second: float = 0.05
+    """Gaussians are split whose second label has more than this share of their votes."""
+    dim: int = 5
+    """Length of the code that stands for a label in pictures; with colour's three, eight are rendered at once."""
+    rate: float = 0.5
+    """Learning rates, times those that training starts with as a rule."""
+    rate_final: float = 0.03
+    """Their factor at the last step; they decay exponentially."""
+    vote_stride: int = 8
+    """Every so many pixels vote for the labels of Gaussians."""
+    max_loss: float = 0.1
+    """If the pictures of training views lose more PSNR than this, in dB, the splats stay as they are."""
+    seed: int = 0
+    """Seed of the codes and of the order of views."""
+
+
+@dataclass(frozen=True)
 class EvalSettings:
     """What is scored against what. No run keeps these: they are named in the summary that is written."""
 
@@ -270,6 +294,7 @@ class RunSettings:
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     joint: JointSettings = field(default_factory=JointSettings)
+    sharpen: SharpenSettings = field(default_factory=SharpenSettings)
 
 
 Limit = float | tuple[float, float]
@@ -297,6 +322,10 @@ LIMITS: dict[str, dict[str, Limit]] = {
     "joint": {
         "dim": 1, "lr": 0, "contrastive_every": 1, "contrastive_weight": 0, "ignore_pixels": 0, "spatial_every": 1,
         "anchors": 1, "steps": 1, "seed": 0,
+    },
+    "sharpen": {
+        "steps": 0, "weight": 0, "min_second": (0, 1), "dim": 1, "rate": 0, "rate_final": (0, 1), "vote_stride": 1,
+        "max_loss": 0, "seed": 0,
     },
 }  # fmt: skip
 
@@ -331,6 +360,7 @@ PAPER = RunSettings(
     cluster=ClusterSettings(
         samples=20_000, min_cluster_size=20, join=False, revote=0, smoothing="none", draw="uniform", masks="blended"
     ),
+    sharpen=SharpenSettings(steps=0),
 )
 """Contrastive Gaussian Clustering as published and released, in as many steps as `short`: the baseline of comparisons.
 What it leaves open or departs from is listed in docs/method.md."""

@@ -32,6 +32,7 @@ from cgc.splats.types import Splats
 
 TRAIN = ["--train.steps", "20", "--train.max-gaussians", "700", "--train.coarse", "1"]
 TINY = [*TRAIN, *["--lift.steps", "10", "--lift.border", "0", "--cluster.samples", "500", "--quiet"]]
+TINY += ["--sharpen.steps", "0"]
 
 
 @pytest.fixture
@@ -159,6 +160,7 @@ def test_steps_take_the_run_alone_or_as_out_and_start_from_its_settings(place, o
     assert main(["train", *place, "--sh-degree", "1"]) == 0
     assert main(["lift", *place, "--dim", "5", "--masks", "m"]) == 0
     assert main(["cluster", *place, "--revote", "0"]) == 0
+    assert main(["sharpen", *place, "--weight", "2"]) == 0
     assert main(["render", *place]) == main(["export", *place]) == main(["report", *place, "--quiet"]) == 0
     assert main(["info", *place]) == 0
     steps = [(a[1], k) for name, a, k in called if name == "run_step"]
@@ -166,7 +168,8 @@ def test_steps_take_the_run_alone_or_as_out_and_start_from_its_settings(place, o
     assert steps[0] == ("train", {"scene": None, "train": replace(SETTINGS.train, sh_degree=1), "quiet": False})
     assert steps[1] == ("lift", {"lift": replace(SETTINGS.lift, dim=5), "masks": Path("m"), "quiet": False})
     assert steps[2] == ("cluster", {"cluster": replace(SETTINGS.cluster, revote=0), "quiet": False})
-    assert [s for s, _ in steps[3:]] == ["render", "export", "report"] and called[-1][0] == "info"
+    assert steps[3] == ("sharpen", {"sharpen": replace(SETTINGS.sharpen, weight=2.0), "quiet": False})
+    assert [s for s, _ in steps[4:]] == ["render", "export", "report"] and called[-1][0] == "info"
 
 
 def test_run_again_keeps_the_runs_settings_unless_a_preset_is_asked_for(own_run, called):
@@ -251,7 +254,7 @@ def test_info_says_what_a_run_holds(own_run, capsys):
     assert main(["info", str(own_run)]) == 0
     said = capsys.readouterr().out
     assert "a run of " in said and "Things mIoU" in said and "Test PSNR" in said
-    assert said.count("done in") == 6 and said.count("  segment ") == 7
+    assert said.count("done in") == 7 and said.count("  segment ") == 7
     (own_run / "segments.npz").unlink()
     assert main(["info", str(own_run)]) == 0
     assert "out of date" in capsys.readouterr().out
@@ -262,7 +265,7 @@ def test_the_main_job_and_its_steps_from_the_command_line(scene, tmp_path, capsy
     assert main(["run", str(scene), "--masks", str(scene / "masks"), "--out", str(out), *TINY]) == 0
     assert capsys.readouterr().out == f"result: {out / 'report' / 'index.html'}\n"
     assert main(["cluster", str(out), "--revote", "0", "--quiet"]) == 0
-    for step in ("render", "export", "report"):
+    for step in ("sharpen", "render", "export", "report"):
         assert main([step, str(out), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
     assert main(["train", str(out), "--scene", str(scene), "--quiet"]) == 0  # an existing run keeps its settings
@@ -523,13 +526,19 @@ def small_disk(size):
         ("train", 500, "splats.ply"),
         ("lift", 500, "features.safetensors"),
         ("cluster", 500, "segments.npz"),
+        ("sharpen", 500, "sharpened.ply"),
         ("render", 100, "sub/view_04.png"),
         ("export", 500, "0001.ply"),
         ("report", 5000, "index.html"),
     ],
 )
 def test_a_full_disk_in_the_middle_of_a_step(step, size, file, refused, own_run):
-    words = {"train": ["--steps", "12"], "lift": ["--steps", "9"], "cluster": ["--seed", "2"]}.get(step, [])
+    words = {
+        "train": ["--steps", "12"],
+        "lift": ["--steps", "9"],
+        "cluster": ["--seed", "2"],
+        "sharpen": ["--steps", "3"],
+    }.get(step, [])
     with small_disk(size):
         said = refused(step, own_run, *words, "--quiet")
     assert "could not be written" in said and "left as it was" in said

@@ -411,3 +411,15 @@ def test_a_reference_mask_or_a_selection_points_at_parts(nested_run, tmp_path):
     assert run.level_of([tree.n_objects + 1, 3]) == pytest.approx(0.3)
     with pytest.raises(InputError, match=f"no level of .* shows all of the segments 1, {part}"):
         run.level_of([1, part])
+
+
+def test_gaussians_that_come_of_others_keep_their_part_or_go_to_their_new_objects_largest():
+    # objects 1 (parts 3, 4) and 2
+    parents, levels = np.array([0, 0, 0, 1, 1], np.int32), np.array([-1, 0.5, 1, 1, 1], np.float32)
+    tree = Hierarchy(np.array([3, 3, 4, 2, -1], np.int32), parents, levels, 0.4)
+    origin = np.array([0, 2, 2, 3, 3, 4, 4, 0])
+    labels = np.array([1, 1, 1, 2, 1, -1, 2, -1], np.int32)
+    followed = tree.follow(origin, labels)
+    assert followed.leaves.tolist() == [3, 4, 4, 2, 3, -1, 2, -1]
+    assert np.array_equal(followed.at(), labels)
+    assert np.array_equal(tree.follow(np.arange(5), tree.at()).leaves, tree.leaves)

@@ -89,7 +89,8 @@ def test_a_run_leaves_every_file_of_the_design(tiny_run, tiny_scene):
     assert features.shape == (len(splats), 8) and mass.shape == (len(splats),)
     present = {p.name for p in tiny_run.iterdir()}
     assert present == {"config.json", "scene.json", "stats.json", "splats.ply", "features.safetensors",
-                       "segments.npz", "segments.json", "segments", "masks", "weights", "report"}  # fmt: skip
+                       "segments.npz", "segments.json", "segments", "sharpened.npz", "masks", "weights",
+                       "report"}  # fmt: skip
 
 
 def test_masks_cover_every_view_with_ids_that_are_labels(tiny_run):
@@ -203,12 +204,12 @@ def test_each_step_can_be_done_again_alone_and_names_what_it_made_stale(own_run,
         run_step(own_run, step)
         assert "out of date" not in capsys.readouterr().out
     run_step(own_run, "cluster", cluster=replace(SETTINGS.cluster, seed=3))
-    assert "now out of date: render, export, report (run `cgc render" in capsys.readouterr().out
+    assert "now out of date: sharpen, render, export, report (run `cgc sharpen" in capsys.readouterr().out
     assert states()["render"] == "out of date" and states()["lift"].startswith("done")
     run_step(own_run, "lift", lift=replace(SETTINGS.lift, dim=5))
-    assert "now out of date: cluster, render, export, report" in capsys.readouterr().out
+    assert "now out of date: cluster, sharpen, render, export, report" in capsys.readouterr().out
     run_step(own_run, "train", train=FAST.train)
-    assert "now out of date: lift, cluster, render, export, report" in capsys.readouterr().out
+    assert "now out of date: lift, cluster, sharpen, render, export, report" in capsys.readouterr().out
     kept = open_run(own_run).settings
     assert (kept.train, kept.lift.dim, kept.cluster.seed) == (FAST.train, 5, 3)
     for step in STEPS[1:]:
@@ -319,7 +320,7 @@ def test_without_masks_the_run_ends_with_splats_and_a_report(tiny_scene, tmp_pat
         run_step(out, "lift", quiet=True)
     run_step(out, "lift", quiet=True, masks=tiny_scene / "masks")
     run(tiny_scene, out, FAST, masks=None)  # it has masks now
-    assert calls == ["train", "report", "lift", "lift", "cluster", "render", "export", "report"]
+    assert calls == ["train", "report", "lift", "lift", "cluster", "sharpen", "render", "export", "report"]
 
 
 def test_truth_is_scored_at_its_own_size(tiny_scene, tmp_path):

@@ -15,7 +15,7 @@ from cgc.masks.id_maps import write_id_map
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.labels import render_labels, render_rgb
-from cgc.settings import ClusterSettings, LiftSettings, RunSettings, TrainSettings
+from cgc.settings import ClusterSettings, LiftSettings, RunSettings, SharpenSettings, TrainSettings
 from cgc.splats.types import Splats
 
 WIDTH, HEIGHT, VIEWS, CLUMPS = 48, 36, 10, 6
@@ -29,6 +29,7 @@ SETTINGS = RunSettings(
     train=TrainSettings(steps=60, max_gaussians=700, refine_every=20, checkpoint_every=0),
     lift=LiftSettings(steps=60, dim=8, border=0, min_mask_pixels=4, pixels_per_view=1500, pixels_per_step=1500),
     cluster=ClusterSettings(samples=500, min_cluster_size=10),
+    sharpen=SharpenSettings(steps=0),
 )
 
 

@@ -96,12 +96,13 @@ def train(
     start: Splats | None = None,
     checkpoint_dir: Path | None = None,
     quiet: bool = False,
+    title: str = "train",
     clock: Clock = time.perf_counter,
 ) -> tuple[Splats, TrainStats]:
     """Train splats on every view of `scene` but each `test_every`-th (0: on all).
 
     `load_image(view)` gives uint8 [H, W, 3] of the view's camera's size; it is asked for training views only.
-    Training begins with `start`, or else with Gaussians on the points of the scene.
+    Training begins with `start`, or else with Gaussians on the points of the scene; `title` is what the bar says.
     With `checkpoint_dir` a killed training continues from its newest checkpoint, to the same result; not so with
     a budget, because the cap then follows from the seconds that steps take by `clock`.
     Raise InputError where nothing can be trained, and for a checkpoint that belongs to something else.
@@ -123,7 +124,7 @@ def train(
     if (settings.budget or not quiet) and not resumed_from and settings.steps >= REHEARSED:
         _rehearse(first, photos, rasterizer, settings, companion, plan, clock)
     plan.start(resumed_from)
-    with progress_bar("train", settings.steps, start=resumed_from, quiet=quiet, effort=plan.effort, clock=clock) as bar:
+    with progress_bar(title, settings.steps, start=resumed_from, quiet=quiet, effort=plan.effort, clock=clock) as bar:
         for step in range(resumed_from, settings.steps):
             run.step(step)
             done = step + 1

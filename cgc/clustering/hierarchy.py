@@ -6,7 +6,7 @@ in one mask. So a higher level is finer: at 0 the wholes are shown, at 1 the sma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,6 +84,23 @@ class Hierarchy:
         while (hidden := self.levels[self.parents[node]] >= x).any():
             node = np.where(hidden, self.parents[node], node)
         return np.where(self.levels[node] < x, 0, node).astype(np.int32)
+
+    def follow(self, origin: np.ndarray, labels: np.ndarray) -> Hierarchy:
+        """Return the tree for other Gaussians, which came of those at `origin` [N'] and have labels [N'] of objects.
+
+        One whose object is another than its origin's goes to the largest leaf of that object.
+        """
+        leaves = self.leaves[origin].astype(np.int32)
+        moved = np.flatnonzero(self.at(self.base)[origin] != labels)
+        if len(moved):
+            sizes = np.bincount(self.leaves[self.leaves > 0], minlength=len(self.parents))
+            owner = self.shown_for(self.base)  # each node's object
+            largest = np.full(len(self.parents), NOISE, np.int32)
+            for leaf in np.argsort(sizes, kind="stable").tolist():  # the last one written is the largest
+                if sizes[leaf]:
+                    largest[owner[leaf]] = leaf
+            leaves[moved] = np.where(labels[moved] > 0, largest[np.maximum(labels[moved], 0)], NOISE)
+        return replace(self, leaves=leaves)
 
     def at(self, level: float | None = None) -> np.ndarray:
         """The node that is shown for each Gaussian at a level (None: the base), labels [N] int32 with NOISE."""

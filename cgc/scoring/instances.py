@@ -14,7 +14,6 @@ from cgc.evaluation.truth import Truth, merge_parts
 from cgc.scoring.cases import Case
 from cgc.scoring.report import Report, rounded
 from cgc.scoring.runs import Run
-from cgc.segmentation.segments import load_labels
 
 PROMPTS: dict[str, dict[str, Any]] = {
     "1 click": {"prompt": "click", "clicks": 1},
@@ -93,9 +92,10 @@ def _ari(run: Run | None, case: Case, notes: list[str]) -> dict[str, float]:
     if run is None or not path.exists() or not (case.root / "instances.json").exists():
         return {}
     samples = read_samples(path)
-    truth = true_labels(run.work.splats.means.detach().cpu().numpy().astype(float), samples)
+    found = run.work.segmentation()
+    truth = true_labels(found.splats.means.detach().cpu().numpy().astype(float), samples)
     truth = merge_parts(case.root, truth) if case.level == "object" else truth
-    labels = load_labels(run.root)[0]
+    labels = found.labels
     known = int((truth > 0).sum())
     notes.append(f"ARI: {known:,} of {len(truth):,} Gaussians lie on a true surface; the others have no truth")
     every = adjusted_rand(truth, labels)

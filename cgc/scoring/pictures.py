@@ -31,7 +31,7 @@ def report_pictures(run: Run) -> Report:
     with progress_bar("pictures", len(indices), quiet=work.quiet) as bar:
         for index in indices:
             photo = load_image(run.views[index]).astype(np.float32) / 255
-            shown = render_rgb(work.splats, run.views[index].camera, work.rasterizer, work.background)
+            shown = render_rgb(work.shown_splats, run.views[index].camera, work.rasterizer, work.background)
             split = "test" if index in run.test_views else "train"
             row = {"view": run.stems[index], "split": split, "psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
             rows.append(row if network is None else row | {"lpips": lpips(shown, photo, network)})

@@ -31,12 +31,14 @@ def predicted_maps(
     work: Workspace, views: Sequence[int], levels: Sequence[Level] = (None,)
 ) -> dict[Level, list[np.ndarray]]:
     """The run's id maps of some views at some levels, int32 [H, W] each, ids the same in all of them."""
-    tree = work.segmentation().hierarchy
+    found = work.segmentation()
     made: dict[Level, list[np.ndarray]] = {level: [] for level in levels}
     with progress_bar("id maps", len(views), quiet=work.quiet) as bar:
         for index in views:
             camera = work.scene.views[index].camera
-            for level, picture in zip(levels, render_levels(work.splats, tree, levels, camera, work.rasterizer)):
+            for level, picture in zip(
+                levels, render_levels(found.splats, found.hierarchy, levels, camera, work.rasterizer)
+            ):
                 made[level].append(picture.ids)
             bar.advance()
     return made

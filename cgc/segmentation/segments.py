@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,7 +18,7 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import read_json, write_beside, write_json
 from cgc.geometry import SH_C0
-from cgc.splats.ply import write_ply
+from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
 
 Row = TypeVar("Row")
@@ -251,6 +251,45 @@ def _read_columns(folder: Path, *names: str, optional: Sequence[str] = ()) -> di
             return {name: data[name] for name in (*names, *(n for n in optional if n in data))}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is broken ({error}); run `cgc cluster {folder}` again") from error
+
+
+class SharpenedSplats(NamedTuple):
+    """What sharpening left: splats, labels and confidences [N'], and which Gaussian of splats.ply each was, [N']."""
+
+    splats: Splats
+    labels: np.ndarray
+    confidences: np.ndarray
+    origin: np.ndarray
+
+
+def save_sharpened(folder: Path, sharpened: SharpenedSplats | None) -> None:
+    """Write sharpened.ply and, last, sharpened.npz; None: the splats stay as they are, which the latter says."""
+    table, splats = folder / "sharpened.npz", folder / "sharpened.ply"
+    table.unlink(missing_ok=True)  # it never speaks of other splats than those beside it
+    columns: dict[str, Any] = {"used": np.array(sharpened is not None)}
+    if sharpened is None:
+        splats.unlink(missing_ok=True)
+    else:
+        write_ply(splats, sharpened.splats)
+        columns |= {k: getattr(sharpened, k) for k in ("labels", "confidences", "origin")}
+    with write_beside(table) as path:
+        np.savez_compressed(path, **columns)
+
+
+def load_sharpened(folder: Path) -> SharpenedSplats | None:
+    """Read what sharpening left, None where the splats stay as they are; InputError where it is broken."""
+    path, again = folder / "sharpened.npz", f"run `cgc sharpen {folder}` again"
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+            if not data["used"]:
+                return None
+            columns = data["labels"], data["confidences"], data["origin"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is broken ({error}); {again}") from error
+    splats = read_ply(folder / "sharpened.ply")
+    if any(len(c) != len(splats) for c in columns):
+        raise InputError(f"{path} and sharpened.ply beside it are of different runs; {again}")
+    return SharpenedSplats(splats, *columns)
 
 
 def save_table(folder: Path, table: list[Segment], facts: Mapping[str, Any], nodes: Sequence[Node] = ()) -> None:

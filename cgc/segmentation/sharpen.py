@@ -1,0 +1,236 @@
+"""Sharper borders: Gaussians that show in two objects are split, and all are moved until each shows in its own.
+
+    labels, masks --> targets: what each pixel should show, where the masks can be believed
+    targets, W    --> votes W^T onehot(targets), [N, K]; a Gaussian with a large second vote straddles a border
+    straddlers    --> two halves each (splats/split.py)
+    all           --> a short training on the photos and on pictures of the labels (appearance/codes.py)
+    votes again   --> labels and confidences of what came out
+
+The picture must not pay for it: `Sharpened.loses` says by how much PSNR over the training views fell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.sparse import coo_matrix, csr_matrix
+
+from cgc.appearance.codes import LabelCodes
+from cgc.appearance.losses import psnr
+from cgc.appearance.trainer import train
+from cgc.progress import progress_bar
+from cgc.rasterize.base import Rasterizer
+from cgc.scene.types import Camera, Scene, View
+from cgc.segmentation.labels import render_labels, render_rgb
+from cgc.settings import SharpenSettings, TrainSettings
+from cgc.splats.split import split
+from cgc.splats.types import Splats
+
+MIN_PURITY = 0.8
+"""A mask tells something where this share of its pixels shows one label."""
+MIN_RECALL = 0.5
+"""A label of which the masks of a view give less than this share to itself was missed by them: unknown there."""
+AROUND = 2
+"""So is what lies this many pixels around it: whose border that is, nobody says."""
+WANDER = 3
+"""Masks are not believed where they differ from the labels over more than this many pixels to every side."""
+MIN_WEIGHT = 5e-3
+"""Blending weights under this do not vote."""
+MIN_MASS = 1.0
+"""Pixels that a Gaussian must weigh to be split, in all views."""
+
+
+@dataclass(frozen=True)
+class Sharpened:
+    """Splats, N' of them, with labels and confidences [N'], and which of the old Gaussians each was, `origin` [N'].
+
+    `before` and `after` are mean PSNR over the training views.
+    """
+
+    splats: Splats
+    labels: np.ndarray
+    confidences: np.ndarray
+    origin: np.ndarray
+    before: float
+    after: float
+
+    @property
+    def loses(self) -> float:
+        """By how many dB the pictures of training views are worse."""
+        return self.before - self.after
+
+
+def sharpen(
+    splats: Splats,
+    labels: np.ndarray,
+    scene: Scene,
+    id_maps: Mapping[int, np.ndarray],
+    load_image: Callable[[View], np.ndarray],
+    rasterizer: Rasterizer,
+    settings: SharpenSettings,
+    training: TrainSettings,
+    *,
+    test_every: int = 8,
+    quiet: bool = False,
+) -> Sharpened:
+    """Split and move Gaussians with labels [N] (-1 noise, 1..K) so that objects end where the masks say.
+
+    `id_maps` [H, W] by view, 0 = unassigned, are of training views; of `training` what makes a picture counts.
+    """
+    cameras = [view.camera for view in scene.views]
+    targets = label_targets(splats, labels, cameras, id_maps, rasterizer, quiet=quiet)
+    stride = settings.vote_stride
+    votes = label_votes(splats, labels, cameras, targets, rasterizer, stride=stride)
+    halves, origin = split(splats, torch.from_numpy(straddles(votes, settings.min_second)))
+    own = labels[origin.numpy()]
+    now, _ = winners(label_votes(halves, own, cameras, targets, rasterizer, stride=stride), own)
+    companion = LabelCodes(now, targets, dim=settings.dim, weight=settings.weight, seed=settings.seed)
+    moved, _ = train(
+        scene, load_image, rasterizer, refining(settings, training, splats),
+        test_every=test_every, companion=companion, start=halves, quiet=quiet, title="sharpen",
+    )  # fmt: skip
+    moved = replace(moved, extras=halves.extras, features=halves.features)
+    found, sure = winners(label_votes(moved, now, cameras, targets, rasterizer, stride=stride), now)
+    views = scene.split(test_every)[0]
+    background = torch.ones(3) if training.background == "white" else None
+    before, after = (mean_psnr(s, scene, views, load_image, rasterizer, background) for s in (splats, moved))
+    return Sharpened(moved, found, sure, origin.numpy(), before, after)
+
+
+def refining(settings: SharpenSettings, training: TrainSettings, splats: Splats) -> TrainSettings:
+    """Return the settings of a training that only moves what is there, at full size, all rates decaying alike."""
+    usual = TrainSettings()
+    rates = {
+        name: settings.rate * getattr(usual, name)
+        for name in ("means_lr", "log_scales_lr", "quats_lr", "logit_opacities_lr", "sh_dc_lr", "sh_rest_lr")
+    }
+    return replace(
+        usual, **rates, steps=settings.steps, means_lr_final=settings.rate_final, lr_final=settings.rate_final,
+        sh_degree=splats.sh_degree, sh_ramp=0.0, coarse=0.0, refine_stop=0.0, max_gaussians=len(splats),
+        checkpoint_every=0, ssim_weight=training.ssim_weight, background=training.background, seed=settings.seed,
+    )  # fmt: skip
+
+
+# --- targets ----------------------------------------------------------------------------------------------
+
+
+def label_targets(
+    splats: Splats,
+    labels: np.ndarray,
+    cameras: Sequence[Camera],
+    id_maps: Mapping[int, np.ndarray],
+    rasterizer: Rasterizer,
+    *,
+    quiet: bool = False,
+) -> dict[int, np.ndarray]:
+    """Return the label each pixel of the masked views should show, int32 [H, W], 0 where nobody knows."""
+    targets = {}
+    with progress_bar("targets", len(id_maps), quiet=quiet) as bar:
+        for view, ids in sorted(id_maps.items()):
+            targets[view] = believed(ids, render_labels(splats, labels, cameras[view], rasterizer).ids)
+            bar.advance(1)
+    return targets
+
+
+def believed(ids: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Return the label of each pixel by the masks `ids` [H, W] and the labels `shown` [H, W]; 0 where nobody knows.
+
+    A mask gives its pixels the label that most of them show. Nobody knows: outside masks; in masks of several labels;
+    at labels that the view's masks have missed, and around them; where masks and labels differ by more than a border.
+    """
+    n_labels = int(shown.max()) + 1
+    counts = np.bincount(ids.ravel().astype(np.int64) * n_labels + shown.ravel(), minlength=(ids.max() + 1) * n_labels)
+    counts = counts.reshape(-1, n_labels)  # [M + 1, K + 1]
+    best = counts[:, 1:].argmax(1) + 1 if n_labels > 1 else np.zeros(len(counts), np.int64)
+    pure = counts[np.arange(len(counts)), best] >= MIN_PURITY * np.maximum(counts.sum(1), 1)
+    named = np.where(pure, best, 0)
+    named[0] = 0
+    target = named[ids]
+    kept = np.bincount(shown.ravel(), (target == shown).ravel(), n_labels)
+    missed = (kept < MIN_RECALL * np.bincount(shown.ravel(), minlength=n_labels))[shown]
+    target = np.where(ndimage.binary_dilation(missed, iterations=AROUND), 0, target)
+    differs = target != shown
+    wide = ndimage.binary_erosion(differs, iterations=WANDER)
+    wide = ndimage.binary_dilation(wide, iterations=WANDER + 1)
+    return np.where(differs & wide, 0, target).astype(np.int32)
+
+
+# --- votes ------------------------------------------------------------------------------------------------
+
+
+def label_votes(
+    splats: Splats,
+    labels: np.ndarray,
+    cameras: Sequence[Camera],
+    targets: Mapping[int, np.ndarray],
+    rasterizer: Rasterizer,
+    *,
+    stride: int = 1,
+) -> Any:
+    """Return W^T onehot(targets), [N, K + 1] in CSR form, over every `stride`-th pixel, times `stride`.
+
+    Where nobody knows, a Gaussian votes for the label that it has (noise: column 0).
+    """
+    n = len(splats)
+    n_labels = 1 + max([int(a.max(initial=0)) for a in (labels, *targets.values())])
+    own = np.maximum(labels, 0)
+    votes: Any = csr_matrix((n, n_labels), dtype=np.float32)
+    for view, target in targets.items():
+        pixels = torch.arange(view % stride, target.size, stride)
+        rows = rasterizer.contributions(splats, cameras[view], pixels, min_weight=MIN_WEIGHT)
+        ids = rows.ids.cpu().numpy()
+        wanted = np.repeat(target.ravel()[pixels.numpy()], np.diff(rows.indptr.cpu().numpy()))
+        label = np.where(wanted > 0, wanted, own[ids])
+        votes = votes + coo_matrix((stride * rows.weights.cpu().numpy(), (ids, label)), shape=(n, n_labels)).tocsr()
+    return votes
+
+
+def straddles(votes: Any, min_second: float) -> np.ndarray:
+    """Say whose second label has more than `min_second` of its votes, [N] bool, among what weighs MIN_MASS pixels."""
+    total = np.asarray(votes.sum(axis=1)).ravel()
+    first, top = _top(votes)
+    rest = votes.copy()
+    rest.data[top[first > 0]] = 0.0
+    second, _ = _top(rest)
+    return (second > min_second * total) & (total > MIN_MASS) & (first > 0)
+
+
+def winners(votes: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels [N] by most votes (noise -1) and the winner's share as confidences; without votes: `labels`, 0."""
+    first, top = _top(votes)
+    total = np.asarray(votes.sum(axis=1)).ravel()
+    seen = first > 0
+    best = np.where(seen, votes.indices[top], 0).astype(np.int32)
+    found = np.where(seen, np.where(best > 0, best, -1), labels).astype(np.int32)
+    return found, (first / np.maximum(total, 1e-12)).astype(np.float32)
+
+
+def _top(votes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row's largest entry (0: it has none) and where that lies in `votes.data`; of equal ones the first."""
+    n, empty = votes.shape[0], np.diff(votes.indptr) == 0
+    rows = np.repeat(np.arange(n), np.diff(votes.indptr))
+    order = np.lexsort((-np.arange(len(rows)), votes.data, rows))  # a row's largest entry comes last
+    top = np.where(empty, 0, order[votes.indptr[1:] - 1]) if len(rows) else np.zeros(n, np.int64)
+    return np.where(empty, 0.0, votes.data[top] if len(rows) else 0.0), top
+
+
+def mean_psnr(
+    splats: Splats,
+    scene: Scene,
+    views: Sequence[int],
+    load_image: Callable[[View], np.ndarray],
+    rasterizer: Rasterizer,
+    background: torch.Tensor | None,
+) -> float:
+    """Return the mean PSNR of the pictures of some views, dB."""
+    values = []
+    for i in views:
+        photo = torch.tensor(load_image(scene.views[i])).float() / 255
+        shown = torch.from_numpy(render_rgb(splats, scene.views[i].camera, rasterizer, background))
+        values.append(psnr(shown, photo))
+    return float(np.mean(values))
