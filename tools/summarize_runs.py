@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-STAGES = ("train", "lift", "cluster", "render", "export", "report")
+STAGES = ("train", "lift", "cluster", "sharpen", "render", "export", "report")
 
 
 def row(run: Path) -> list[str]:
