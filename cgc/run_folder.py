@@ -98,8 +98,8 @@ class RunFolder:
                 "read": to_json(settings.scene),
             },
             "lift": {"masks": self.source.masks_hash, "lift": _changed(settings.lift, "method")},
-            "cluster": _changed(settings.cluster, "smoothing", "draw", "masks"),
-            "sharpen": to_json(settings.sharpen) if settings.sharpen.steps else {},
+            "cluster": to_json(settings.cluster),
+            "sharpen": self._sharpens_by() if settings.sharpen.steps else {},
         }.get(step, {})
         if step == "train" and not self.source.splats:
             own["train"] = _changed(settings.train, "features")
@@ -111,6 +111,12 @@ class RunFolder:
         before = _BEFORE.get(step)
         text = json.dumps([FORMAT, step, own, self.key(before) if before else None], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _sharpens_by(self) -> dict[str, Any]:
+        """Its settings, and those of training that say what a picture is: with given splats no other step has them."""
+        train = self.settings.train
+        pictures = {"ssim_weight": train.ssim_weight, "background": train.background}
+        return to_json(self.settings.sharpen) | (pictures if self.source.splats else {})
 
     def is_done(self, step: str) -> bool:
         """Say whether the step's files are there and were made with today's settings and inputs."""

@@ -296,6 +296,9 @@ def test_given_splats_are_sharpened_at_their_own_degree(tiny_scene, tiny_run, tm
             quiet=True)  # fmt: skip
     found = load_sharpened(tmp_path / "run")
     assert found is not None and found.splats.sh_degree == 0
+    run = open_run(tmp_path / "run")
+    run.settings = replace(settings, train=replace(settings.train, background="white"))  # what pictures are made on
+    assert run.is_done("cluster") and not run.is_done("sharpen")
 
 
 def test_broken_files_are_said(tmp_path):
