@@ -16,19 +16,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from cgc.clustering.cluster import cluster, cluster_masks
+from cgc.clustering.cluster import Clustering, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import mask_columns
 from cgc.evaluation.instances import score_instances
 from cgc.evaluation.prompts import score_prompts
 from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
-from cgc.features.lifting import vote_labels
+from cgc.features.lifting import vote_ids
 from cgc.features.samples import visible_mass
 from cgc.files import write_text
 from cgc.masks.id_maps import read_id_map
@@ -99,42 +99,42 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
     work, rows = Workspace(open_run(run), quiet=True), Rows()
     settings, cameras = work.run.settings, [view.camera for view in work.scene.views]
 
-    def add(name: str, make: Callable[[], np.ndarray]) -> None:
+    def add(name: str, make: Callable[[], Clustering], before: float = 0.0) -> None:
         start = time.perf_counter()
-        labels = make()
-        seconds = time.perf_counter() - start
-        rows.add(name, score_labels(work, labels), seconds)
+        labels = make().labels
+        rows.add(name, score_labels(work, labels), before + time.perf_counter() - start)
+
+    def vote(maps: Mapping[int, np.ndarray]) -> Clustering:
+        return cluster_ids(*vote_ids(work.splats, cameras, maps, work.rasterizer, 0.005, quiet=True))
 
     truth = read_truth(Path(work.run.source.scene), [work.scene.views[i].stem for i in work.train_views])
     exact = dict(zip(work.train_views, truth.maps))
-    for name, maps in (("ceiling: true maps", exact), ("vote: masks' own ids", work.train_id_maps())):
-        add(name, lambda maps=maps: vote_labels(work.splats, cameras, maps, work.rasterizer, 0.005, quiet=True)[0])
+    add("ceiling: true maps", lambda: vote(exact))
+    add("vote: masks' own ids", lambda: vote(work.train_id_maps()))
     n, mass = len(work.splats), visible_mass(work.batches, len(work.splats))
     places = work.splats.means / work.scene.extent
     for seed in seeds:
-        base = replace(settings.cluster, seed=seed)
+        base, start = replace(settings.cluster, seed=seed), time.perf_counter()
         features = learn_features(work.batches, work.neighbours, replace(settings.lift, seed=seed), quiet=True)
         smooth, columns = smooth_features(features, work.neighbours, mass), mask_columns(work.batches, n)
+        learning = time.perf_counter() - start
 
-        def ours(changed=base, features=smooth, columns=columns) -> np.ndarray:
-            return cluster(features, mass, columns, changed, places=places).labels
+        def ours(features=smooth, columns=columns, base=base, **changed: Any) -> Clustering:
+            return cluster(features, mass, columns, replace(base, **changed), places=places)
 
-        def from_scratch(seed=seed, columns=columns, base=base) -> np.ndarray:
-            lift = replace(settings.lift, seed=seed)
-            learned = smooth_features(
-                learn_features(work.batches, work.neighbours, lift, quiet=True), work.neighbours, mass
-            )
-            return cluster(learned, mass, columns, base, places=places).labels
-
-        add("**ours**", from_scratch)
-        add("mask graph, no features", lambda c=columns, b=base: cluster_masks(mass, c, b).labels)
-        add("- without joining (HDBSCAN and the vote)", lambda o=ours, b=base: o(replace(b, join=False)))
-        add("- nor the vote", lambda o=ours, b=base: o(replace(b, join=False, revote=0)))
-        add("- raw features", lambda o=ours, f=features: o(features=f))
-        add("- 200 pieces", lambda o=ours, b=base: o(replace(b, pieces=200)))
-        add("- 800 pieces", lambda o=ours, b=base: o(replace(b, pieces=800)))
-        add("- level 0.3", lambda o=ours, b=base: o(replace(b, level=0.3)))
-        add("- level 0.4", lambda o=ours, b=base: o(replace(b, level=0.4)))
+        add("**ours**", ours, learning)
+        add("mask graph, no features", lambda c=columns, b=base: cluster_masks(mass, c, b))
+        ablations: dict[str, dict[str, Any]] = {
+            "without joining (HDBSCAN and the vote)": {"join": False},
+            "nor the vote": {"join": False, "revote": 0},
+            "raw features": {"features": features},
+            "200 pieces": {"pieces": 200},
+            "800 pieces": {"pieces": 800, "samples": 24_000},
+            "level 0.3": {"level": 0.3},
+            "level 0.4": {"level": 0.4},
+        }
+        for name, changed in ablations.items():
+            add(f"- {name}", lambda o=ours, c=changed: o(**c), learning)
     return rows
 
 

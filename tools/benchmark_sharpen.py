@@ -18,14 +18,16 @@ import torch
 import tyro
 from tyro.conf import Positional
 
+from cgc.clustering.cluster import cluster_ids
 from cgc.evaluation.instances import score_instances
 from cgc.evaluation.truth import read_truth
+from cgc.features.lifting import vote_ids
 from cgc.pipeline import Workspace
 from cgc.run_folder import open_run
 from cgc.scene.images import load_image
 from cgc.segmentation.labels import render_labels
 from cgc.segmentation.segments import load_labels
-from cgc.segmentation.sharpen import label_votes, mean_psnr, sharpen, winners
+from cgc.segmentation.sharpen import MIN_WEIGHT, mean_psnr, sharpen
 from cgc.settings import SharpenSettings
 from cgc.splats.types import Splats
 
@@ -50,9 +52,8 @@ def true_maps(work: Workspace) -> dict[int, np.ndarray]:
 
 def voted(work: Workspace, splats: Splats, maps: dict[int, np.ndarray]) -> np.ndarray:
     """Labels [N] voted by every pixel of the true maps."""
-    nothing = np.full(len(splats), -1, np.int32)
     cameras = [v.camera for v in work.scene.views]
-    return winners(label_votes(splats, nothing, cameras, maps, work.rasterizer), nothing)[0]
+    return cluster_ids(*vote_ids(splats, cameras, maps, work.rasterizer, MIN_WEIGHT, quiet=True)).labels
 
 
 def show(name: str, work: Workspace, splats: Splats, labels: np.ndarray, maps: dict[int, np.ndarray], s: float) -> None:
