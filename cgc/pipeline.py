@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cgc.appearance.trainer import train as train_splats
-from cgc.clustering.cluster import Clustering, cluster, cluster_masks
+from cgc.clustering.cluster import Clustering, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import mask_columns
-from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
@@ -31,7 +30,7 @@ from cgc.evaluation.pictures import psnr, ssim
 from cgc.evaluation.truth import Truth, read_truth
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
 from cgc.features.joint import JointFeatures, learn_rasterised
-from cgc.features.lifting import vote_labels
+from cgc.features.lifting import vote_ids
 from cgc.features.samples import Batch, sample_batches, visible_mass
 from cgc.files import sha256, write_beside
 from cgc.masks.id_maps import MaskSet, read_id_map, read_mask_folder, resize_nearest, write_id_map
@@ -42,7 +41,7 @@ from cgc.run_folder import STEPS, TRAINED_FEATURES, RunFolder, Source, create_ru
 from cgc.scene.images import check_images, load_image
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Camera, Scene
-from cgc.segmentation.labels import LabelPicture, render_blended, render_labels, render_levels, render_rgb
+from cgc.segmentation.labels import LabelPicture, render_blended, render_levels, render_rgb
 from cgc.segmentation.segments import (
     Node,
     Segment,
@@ -357,10 +356,9 @@ def _by_masks(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Cl
 def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
     """Take the ids of the masks as they are."""
     cameras = [view.camera for view in work.scene.views]
-    labels, confidences = vote_labels(
-        work.splats, cameras, work.train_id_maps(), work.rasterizer, work.run.settings.lift.min_weight, quiet=work.quiet
-    )
-    return Clustering(labels, confidences, {}, Hierarchy.flat(labels))
+    min_weight = work.run.settings.lift.min_weight
+    votes = vote_ids(work.splats, cameras, work.train_id_maps(), work.rasterizer, min_weight, quiet=work.quiet)
+    return cluster_ids(*votes)
 
 
 CLUSTERERS: dict[str, Callable[[Workspace, torch.Tensor, torch.Tensor], Clustering]] = {
@@ -416,7 +414,7 @@ def render(work: Workspace) -> str:
     start = time.perf_counter()
     run, target = work.run, work.run.root / "masks"
     segmentation = work.segmentation()
-    draw = _label_renderer(work, segmentation)
+    draw = label_renderer(work, segmentation)
     n_ids = int(segmentation.labels.max(initial=0)) + 1
     pixels: dict[str, np.ndarray] = {}
     quality: Quality = {}
@@ -424,7 +422,7 @@ def render(work: Workspace) -> str:
     tests = work.test_views
     with progress_bar("render", len(work.scene.views), quiet=work.quiet) as bar:
         for index, (view, name) in enumerate(zip(work.scene.views, work.picture_names)):
-            picture = draw(view.camera)
+            picture = draw(view.camera, [None])[0]
             write_id_map(target / f"{name}.png", picture.ids)
             _write_weight(run.root / "weights" / f"{name}.png", picture.weight)
             pixels[view.name] = np.bincount(picture.ids.ravel(), minlength=n_ids)
@@ -442,15 +440,27 @@ def render(work: Workspace) -> str:
     return f"{len(pixels)} id maps: {target}"
 
 
-def _label_renderer(work: Workspace, segmentation: Segmentation) -> Callable[[Camera], LabelPicture]:
-    """Return what makes a camera's id map, as the settings say."""
-    splats, labels, rasterizer = segmentation.splats, segmentation.labels, work.rasterizer
-    if work.run.settings.cluster.masks == "labels":
-        return lambda camera: render_labels(splats, labels, camera, rasterizer)
+Drawer = Callable[[Camera, Sequence[float | None]], list[LabelPicture]]
+"""Makes a camera's id maps at some levels of the hierarchy; None: the objects."""
+
+
+def label_renderer(work: Workspace, segmentation: Segmentation) -> Drawer:
+    """Return what makes id maps of a segmentation, as the settings say."""
+    splats, tree, rasterizer = segmentation.splats, segmentation.hierarchy, work.rasterizer
+    if work.has_levels:
+        return lambda camera, levels: render_levels(splats, tree, levels, camera, rasterizer)
     features, _ = load_features(work.run)
     if work.sharpened is not None:
         features = features[torch.from_numpy(work.sharpened.origin)]
-    return lambda camera: render_blended(splats, features, labels, camera, rasterizer)
+
+    def draw(camera: Camera, levels: Sequence[float | None]) -> list[LabelPicture]:
+        if any(level is not None for level in levels):
+            raise InputError(
+                "pictures of blended features have no levels, only the objects; cluster with --cluster.masks labels"
+            )
+        return [render_blended(splats, features, segmentation.labels, camera, rasterizer) for _ in levels]
+
+    return draw
 
 
 def _write_weight(path: Path, weight: np.ndarray) -> None:
@@ -503,17 +513,13 @@ def export(work: Workspace) -> str:
 def render_at(work: Workspace, level: float) -> str:
     """Render the id maps of every view at a level of the hierarchy; writes masks_at_LEVEL/, which no step needs."""
     segmentation = work.segmentation()
-    if not work.has_levels:
-        raise InputError(
-            "pictures of blended features have no levels, only the objects; cluster with --cluster.masks labels"
-        )
-    target, tree = work.run.root / f"masks_at_{level:g}", segmentation.hierarchy
+    draw, shown = label_renderer(work, segmentation), segmentation.hierarchy.shown(level)
+    target = work.run.root / f"masks_at_{level:g}"
     with progress_bar(f"id maps at {level:g}", len(work.scene.views), quiet=work.quiet) as bar:
         for view, name in zip(work.scene.views, work.picture_names):
-            picture = render_levels(segmentation.splats, tree, [level], view.camera, work.rasterizer)[0]
-            write_id_map(target / f"{name}.png", picture.ids)
+            write_id_map(target / f"{name}.png", draw(view.camera, [level])[0].ids)
             bar.advance(1)
-    return f"{len(work.scene.views)} id maps of {len(tree.shown(level))} segments: {target}"
+    return f"{len(work.scene.views)} id maps of {len(shown)} segments: {target}"
 
 
 def export_at(work: Workspace, level: float) -> str:
@@ -593,7 +599,7 @@ def _report_levels(work: Workspace, segmentation: Segmentation, table: list[Segm
     if base < len(stops) - 1:
         chosen["Finer"] = float(stops[(base + len(stops)) // 2])
     view = work.scene.views[by_name[best[0]]]
-    pictures = render_levels(segmentation.splats, tree, list(chosen.values()), view.camera, work.rasterizer)
+    pictures = label_renderer(work, segmentation)(view.camera, list(chosen.values()))
     photo = load_image(view)
     return [
         ReportLevel(f"{name}: level {level:.2g}", view.name, overlay(photo, picture.ids))

@@ -7,17 +7,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
 from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
-from cgc.clustering.cluster import cluster, cluster_masks, cut_into_pieces
+from cgc.clustering.cluster import cluster, cluster_ids, cluster_masks, cut_into_pieces
 from cgc.clustering.columns import group_matrix, mask_columns
 from cgc.clustering.density import ERROR, draw_sample, propagate, run_hdbscan
 from cgc.clustering.graph import Counts, core, count_views, join, join_groups
 from cgc.clustering.linkage import spanning_tree
 from cgc.clustering.tree import grow
-from cgc.clustering.vote import NOISE, by_size, compact, revote
+from cgc.clustering.vote import NOISE, by_size, compact, cut, revote
 from cgc.errors import InputError
 from cgc.kernels import threads
 from cgc.neighbours import build_tree, nearest_of_another_label, nearest_others, nearest_points
@@ -425,6 +426,20 @@ def test_pieces_lie_within_clusters_and_are_never_crumbs_beside_a_larger_piece()
         assert len(np.unique(truth[pieces == k])) == 1
     again = cut_into_pieces(labels, features.numpy(), torch.ones(1000), None, settings)
     assert np.array_equal(pieces, again)
+
+
+def test_small_pieces_stay_with_the_largest_of_their_owner():
+    owners = np.array([0] * 10 + [5] * 10 + [7])
+    kinds = np.array([0] * 6 + [1] * 3 + [2] + [3] * 8 + [0] * 2 + [9])
+    assert cut(owners, kinds, 3).tolist() == [0] * 6 + [1] * 3 + [0] + [2] * 10 + [3]  # the last has no larger one
+    assert cut(owners, kinds, 1, 0.35).tolist() == [0] * 10 + [1] * 10 + [2]
+    assert len(np.unique(cut(owners, kinds, 1))) == 6
+
+
+def test_ids_keep_their_numbers():
+    votes = csr_matrix(np.array([[0, 3.0, 1], [5, 1, 0], [0, 0, 0], [0, 0, 2]]))
+    found = cluster_ids(votes, np.array([0, 7, 300]))
+    assert found.labels.tolist() == [7, NOISE, NOISE, 300] and found.confidences.tolist() == [0.75, 0, 0, 1]
 
 
 def test_compact():

@@ -22,10 +22,11 @@ from cgc.features.extremes import BLOCK, nearest_and_farthest
 from cgc.features.joint import JointFeatures, is_due, learn_rasterised, pixels_of_masks, spatial_loss
 from cgc.kernels import threads
 from cgc.masks.id_maps import read_id_map, resize_nearest, write_id_map
-from cgc.pipeline import load_features, run_all, run_step
+from cgc.pipeline import Workspace, load_features, run_all, run_step
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, TRAINED_FEATURES, open_run
 from cgc.scene.types import Camera
+from cgc.scoring.runs import predicted_maps
 from cgc.segmentation.labels import render_labels
 from cgc.settings import PAPER, PRESETS, JointSettings, LiftSettings, TrainSettings
 from cgc.splats.ply import read_ply, write_ply
@@ -243,6 +244,18 @@ def test_the_main_job_with_the_preset(paper_run):
     ids = read_id_map(paper_run / "masks" / f"{NAMES[1].rsplit('.', 1)[0]}.png")
     assert len(np.unique(ids)) >= 4
     assert (paper_run / TRAINED_FEATURES).exists() and (paper_run / "report/index.html").exists()
+
+
+def test_what_is_scored_are_the_pictures_of_blended_features(paper_run):
+    work = Workspace(open_run(paper_run), quiet=True)
+    maps = predicted_maps(work, [1, 3])[None]
+    for index, ids in zip((1, 3), maps):
+        assert np.array_equal(ids, read_id_map(paper_run / "masks" / f"{work.picture_names[index]}.png"))
+    found = work.segmentation()
+    one_hot = render_labels(found.splats, found.labels, work.scene.views[1].camera, work.rasterizer).ids
+    assert (maps[0] != one_hot).any()
+    with pytest.raises(InputError, match="no levels"):
+        predicted_maps(work, [1], [0.5])
 
 
 def test_steps_of_a_joint_run_can_be_done_again_alone(own_run, tiny_scene):

@@ -5,8 +5,9 @@ import pytest
 import torch
 from tiny import cameras, clumps
 
+from cgc.clustering.cluster import cluster_ids
 from cgc.errors import InputError
-from cgc.features.lifting import vote_ids, vote_labels
+from cgc.features.lifting import vote_ids
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.segmentation.labels import render_labels
 
@@ -31,7 +32,8 @@ def test_exact_maps_give_back_the_labels_under_their_own_ids():
     shots, rasterizer = cameras(), CpuRasterizer()
     own_ids = np.array([0, 11, 12, 300, 14, 15, 16, 40_000], np.int32)
     maps = {i: own_ids[render_labels(splats, labels, c, rasterizer).ids] for i, c in enumerate(shots)}
-    voted, shares = vote_labels(splats, shots, maps, rasterizer, quiet=True)
+    found = cluster_ids(*vote_ids(splats, shots, maps, rasterizer, quiet=True))
+    voted, shares = found.labels, found.confidences
     seen = voted > 0
     assert seen.mean() > 0.8 and (voted[seen] == own_ids[labels[seen]]).mean() > 0.97
     assert shares[~seen].max(initial=0) == 0 and shares.min() >= 0 and shares.max() <= 1 + 1e-6
@@ -41,4 +43,4 @@ def test_maps_without_an_id_are_refused():
     splats, _ = clumps()
     empty = {0: np.zeros((36, 48), np.int32)}
     with pytest.raises(InputError, match="no id"):
-        vote_labels(splats, cameras(), empty, CpuRasterizer(), quiet=True)
+        cluster_ids(*vote_ids(splats, cameras(), empty, CpuRasterizer(), quiet=True))

@@ -24,7 +24,7 @@ from cgc.clustering.density import draw_sample, find_clusters
 from cgc.clustering.graph import Counts, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.tree import grow
-from cgc.clustering.vote import NOISE, by_size, compact, revote, winners
+from cgc.clustering.vote import NOISE, by_size, cut, revote, row_winners
 from cgc.errors import InputError
 from cgc.neighbours import build_tree, nearest_points
 from cgc.settings import ClusterSettings
@@ -110,8 +110,23 @@ def cluster_masks(mass: Tensor, columns: Columns, settings: ClusterSettings) -> 
     joined = join(Counts(counts.together[square], counts.seen[square]), FINE).cut(FINE)
     shape = (held.shape[1], int(joined.max()) + 1)
     ballots = csr_matrix((np.ones(len(pure), np.float32), (picked[pure], joined)), shape=shape)
-    labels, _ = _row_labels(csr_matrix(held @ ballots))
+    labels, _ = row_winners(csr_matrix(held @ ballots))
     return _joined(labels, columns, mass, settings, {})
+
+
+def cluster_ids(votes: Any, ids: np.ndarray) -> Clustering:
+    """Give each Gaussian the id with most of its votes [N, I] (see features.lifting): NOISE for id 0 and without votes.
+
+    ids [I] are those of the columns. They stay what they are, so that an object keeps the number its masks have.
+    InputError if no id is left.
+    """
+    best, shares = row_winners(votes)
+    labels = np.where(best >= 0, ids[best], 0).astype(np.int32)
+    labelled = labels > 0
+    if not labelled.any():
+        raise InputError("no id covers most of any Gaussian: check that masks, cameras and splats belong together")
+    labels = np.where(labelled, labels, NOISE).astype(np.int32)
+    return Clustering(labels, np.where(labelled, shares, 0).astype(np.float32), {}, Hierarchy.flat(labels))
 
 
 def _held(columns: Columns) -> Any:
@@ -143,15 +158,9 @@ def cut_into_pieces(
     centres = np.ascontiguousarray(fitted.cluster_centers_, np.float32)
     cell = nearest_points(build_tree(centres), points, np.full(len(points), np.inf, np.float32))[0]
     own = labels >= 0
-    pair = cell[own].astype(np.int64) * (int(labels.max(initial=0)) + 1) + labels[own]
-    kinds, index, counts = np.unique(pair, return_inverse=True, return_counts=True)
-    cell_of = kinds // (int(labels.max(initial=0)) + 1)
-    order = np.lexsort((-counts, cell_of))  # each cell's largest piece first
-    largest = order[np.unique(cell_of[order], return_index=True)[1]]
-    merged = np.where(counts >= SMALLEST, np.arange(len(kinds)), largest[np.searchsorted(np.unique(cell_of), cell_of)])
     pieces = np.full(len(labels), NOISE, np.int32)
-    pieces[own] = merged[index]
-    return compact(pieces)
+    pieces[own] = cut(cell[own], labels[own], SMALLEST)
+    return pieces
 
 
 def _joined(
@@ -171,16 +180,6 @@ def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarra
     """Let the masks vote; what no view sees stays noise."""
     labels, confidences = revote(labels, columns, mass)
     return np.where(mass.numpy() > 0, labels, NOISE).astype(np.int32), confidences
-
-
-def _row_labels(votes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the heaviest column of each row and its share; NOISE and 0 for rows without a vote."""
-    votes.eliminate_zeros()
-    some = np.flatnonzero(np.diff(votes.indptr))
-    labels, confidences = np.full(votes.shape[0], NOISE, np.int32), np.zeros(votes.shape[0], np.float32)
-    if len(some):
-        labels[some], confidences[some] = winners(votes[some])
-    return labels, confidences
 
 
 def _visible(mass: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.graph import Counts, count_views, join
 from cgc.clustering.hierarchy import Hierarchy
-from cgc.clustering.vote import NOISE, compact
+from cgc.clustering.vote import NOISE, cut
 
 LEAST_SHARE = 0.03  # of an object's Gaussians: smaller parts stay with its largest
 LEAST_PART = 15  # Gaussians, likewise
@@ -72,17 +72,8 @@ def grow(labels: np.ndarray, parts: np.ndarray, columns: Columns, level: float) 
 def _pieces(labels: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cut objects by parts, small ones left with the object's largest: pieces [N] from 0 (-1: none), their objects."""
     own = np.flatnonzero(labels > 0)
-    pair = labels[own].astype(np.int64) * (int(parts.max(initial=0)) + 2) + parts[own] + 1
-    kinds, index, counts = np.unique(pair, return_inverse=True, return_counts=True)
-    owner = kinds // (int(parts.max(initial=0)) + 2)
-    order = np.lexsort((-counts, owner))
-    objects, first = np.unique(owner[order], return_index=True)
-    largest = order[first][np.searchsorted(objects, owner)]
-    size = np.bincount(owner, counts)[owner]
-    stays = (counts >= np.maximum(LEAST_PART, LEAST_SHARE * size)) | (largest == np.arange(len(kinds)))
     pieces = np.full(len(labels), NOISE, np.int32)
-    pieces[own] = np.where(stays, np.arange(len(kinds)), largest)[index]
-    pieces = compact(pieces)
+    pieces[own] = cut(labels[own], parts[own] + 1, LEAST_PART, LEAST_SHARE)
     owners = np.zeros(int(pieces.max()) + 1, np.int64)
     owners[pieces[own]] = labels[own]
     return pieces, owners

@@ -36,12 +36,22 @@ def revote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarr
     masks = np.arange(len(winner))
     ballots: Any = csr_matrix((np.ones(len(masks), np.float32), (masks, winner)), shape=(len(masks), shape[1]))
     votes = columns.matrix @ diags(purity**2) @ ballots + own
-    best, share = winners(votes.tocsr())
+    best, share = _winners(votes.tocsr())
     return (best + lowest).astype(np.int32), share
 
 
-def winners(votes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's heaviest column and its share of the row; every row of the csr matrix holds an entry."""
+def row_winners(votes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the heaviest column of each row of a csr matrix, and its share; -1 and 0 for rows without a vote."""
+    votes.eliminate_zeros()
+    some = np.flatnonzero(np.diff(votes.indptr))
+    best, shares = np.full(votes.shape[0], -1, np.int32), np.zeros(votes.shape[0], np.float32)
+    if len(some):
+        best[some], shares[some] = _winners(votes[some])
+    return best, shares
+
+
+def _winners(votes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Do as `row_winners` where every row holds an entry."""
     sums = np.asarray(votes.sum(axis=1)).ravel()
     top = np.maximum.reduceat(votes.data, votes.indptr[:-1])
     rows = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
@@ -66,3 +76,19 @@ def compact(labels: np.ndarray) -> np.ndarray:
     out = np.full(len(labels), NOISE, np.int32)
     out[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
     return out
+
+
+def cut(owners: np.ndarray, kinds: np.ndarray, least: int, share: float = 0.0) -> np.ndarray:
+    """Cut groups `owners` [n] by `kinds` [n], both from 0, into pieces [n] from 0.
+
+    Pieces of fewer than `least` members, or than `share` of their owner's, stay with the largest piece of their owner.
+    """
+    pair = owners.astype(np.int64) * (int(kinds.max(initial=0)) + 1) + kinds
+    names, index, counts = np.unique(pair, return_inverse=True, return_counts=True)
+    owner = names // (int(kinds.max(initial=0)) + 1)
+    order = np.lexsort((-counts, owner))  # each owner's largest piece first
+    groups, first = np.unique(owner[order], return_index=True)
+    largest = order[first][np.searchsorted(groups, owner)]
+    size = np.bincount(owner, counts)[owner]
+    stays = counts >= np.maximum(least, share * size)
+    return np.unique(np.where(stays, np.arange(len(names)), largest)[index], return_inverse=True)[1]

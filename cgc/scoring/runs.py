@@ -13,10 +13,9 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError, some
 from cgc.evaluation.prompts import Level
 from cgc.masks.id_maps import read_id_map, resize_nearest
-from cgc.pipeline import Workspace
+from cgc.pipeline import Workspace, label_renderer
 from cgc.progress import progress_bar
 from cgc.scene.types import View
-from cgc.segmentation.labels import render_levels
 from cgc.segmentation.segments import load_hierarchy, load_labels
 
 UNSEEN = -1
@@ -31,14 +30,11 @@ def predicted_maps(
     work: Workspace, views: Sequence[int], levels: Sequence[Level] = (None,)
 ) -> dict[Level, list[np.ndarray]]:
     """The run's id maps of some views at some levels, int32 [H, W] each, ids the same in all of them."""
-    found = work.segmentation()
+    draw = label_renderer(work, work.segmentation())
     made: dict[Level, list[np.ndarray]] = {level: [] for level in levels}
     with progress_bar("id maps", len(views), quiet=work.quiet) as bar:
         for index in views:
-            camera = work.scene.views[index].camera
-            for level, picture in zip(
-                levels, render_levels(found.splats, found.hierarchy, levels, camera, work.rasterizer)
-            ):
+            for level, picture in zip(levels, draw(work.scene.views[index].camera, levels)):
                 made[level].append(picture.ids)
             bar.advance()
     return made

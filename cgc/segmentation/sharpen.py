@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import ndimage
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix
 
 from cgc.appearance.codes import LabelCodes
 from cgc.appearance.losses import psnr
 from cgc.appearance.trainer import train
+from cgc.clustering.vote import row_winners
+from cgc.features.lifting import vote_ids
 from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera, Scene, View
@@ -176,47 +178,27 @@ def label_votes(
 
     Where nobody knows, a Gaussian votes for the label that it has (noise: column 0).
     """
-    n = len(splats)
-    n_labels = 1 + max([int(a.max(initial=0)) for a in (labels, *targets.values())])
-    own = np.maximum(labels, 0)
-    votes: Any = csr_matrix((n, n_labels), dtype=np.float32)
-    for view, target in targets.items():
-        pixels = torch.arange(view % stride, target.size, stride)
-        rows = rasterizer.contributions(splats, cameras[view], pixels, min_weight=MIN_WEIGHT)
-        ids = rows.ids.cpu().numpy()
-        wanted = np.repeat(target.ravel()[pixels.numpy()], np.diff(rows.indptr.cpu().numpy()))
-        label = np.where(wanted > 0, wanted, own[ids])
-        votes = votes + coo_matrix((stride * rows.weights.cpu().numpy(), (ids, label)), shape=(n, n_labels)).tocsr()
-    return votes
+    votes, kinds = vote_ids(splats, cameras, targets, rasterizer, MIN_WEIGHT, stride=stride, quiet=True)
+    votes, shape = votes.tocoo(), (len(splats), 1 + max(int(labels.max(initial=0)), int(kinds[-1])))
+    wanted = kinds[votes.col]
+    label = np.where(wanted > 0, wanted, np.maximum(labels, 0)[votes.row])
+    return coo_matrix((votes.data, (votes.row, label)), shape=shape).tocsr()
 
 
 def straddles(votes: Any, min_second: float) -> np.ndarray:
     """Say whose second label has more than `min_second` of its votes, [N] bool, among what weighs MIN_MASS pixels."""
     total = np.asarray(votes.sum(axis=1)).ravel()
-    first, top = _top(votes)
+    best, _ = row_winners(votes)
     rest = votes.copy()
-    rest.data[top[first > 0]] = 0.0
-    second, _ = _top(rest)
-    return (second > min_second * total) & (total > MIN_MASS) & (first > 0)
+    rest.data[rest.indices == np.repeat(best, np.diff(rest.indptr))] = 0.0
+    second = rest.max(axis=1).toarray().ravel()
+    return (second > min_second * total) & (total > MIN_MASS) & (best >= 0)
 
 
 def winners(votes: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return labels [N] by most votes (noise -1) and the winner's share as confidences; without votes: `labels`, 0."""
-    first, top = _top(votes)
-    total = np.asarray(votes.sum(axis=1)).ravel()
-    seen = first > 0
-    best = np.where(seen, votes.indices[top], 0).astype(np.int32)
-    found = np.where(seen, np.where(best > 0, best, -1), labels).astype(np.int32)
-    return found, (first / np.maximum(total, 1e-12)).astype(np.float32)
-
-
-def _top(votes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's largest entry (0: it has none) and where that lies in `votes.data`; of equal ones the first."""
-    n, empty = votes.shape[0], np.diff(votes.indptr) == 0
-    rows = np.repeat(np.arange(n), np.diff(votes.indptr))
-    order = np.lexsort((-np.arange(len(rows)), votes.data, rows))  # a row's largest entry comes last
-    top = np.where(empty, 0, order[votes.indptr[1:] - 1]) if len(rows) else np.zeros(n, np.int64)
-    return np.where(empty, 0.0, votes.data[top] if len(rows) else 0.0), top
+    best, shares = row_winners(votes)
+    return np.where(best < 0, labels, np.where(best > 0, best, -1)).astype(np.int32), shares
 
 
 def mean_psnr(
