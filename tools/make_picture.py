@@ -24,7 +24,7 @@ def main(run: Path, out: Path) -> None:
     for index in (test[1], test[len(test) // 2], test[-1]):
         view = work.scene.views[index]
         photo = load_image(view)
-        shown = (255 * render_rgb(work.splats, view.camera, work.rasterizer)).round().astype(np.uint8)
+        shown = (255 * render_rgb(work.shown_splats, view.camera, work.rasterizer)).round().astype(np.uint8)
         rows += [photo, shown, overlay(photo, read_id_map(run / "masks" / f"{view.stem}.png"))]
     Image.fromarray(contact_sheet(rows, 3)).save(out, quality=88)
 
