@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
-from cgc.clustering.cluster import cluster, cluster_ids, cluster_masks, cut_into_pieces
+from cgc.clustering.cluster import Space, cluster, cluster_ids, cluster_masks, cut_into_pieces
 from cgc.clustering.columns import group_matrix, mask_columns
 from cgc.clustering.density import ERROR, draw_sample, propagate, run_hdbscan
 from cgc.clustering.graph import Counts, core, count_views, join, join_groups
@@ -408,7 +408,13 @@ def test_features_and_masks_together_mend_what_features_tear_apart():
     object_of = np.array([0, 0, 1, 2, 3, 4])[truth]  # two directions are one object
     columns = views_of(object_of, [[0, 1, 2, 3, 4]] * 8)
     settings = replace(SETTINGS, pieces=24)
-    found = cluster(features, torch.ones(800), columns, settings, places=torch.zeros(800, 3))
+    found = cluster(
+        features,
+        torch.ones(800),
+        columns,
+        settings,
+        space=Space(torch.zeros(800, 3), torch.zeros(800, 0, dtype=torch.long)),
+    )
     assert same_partition(found.labels, object_of)
     alone = cluster(features, torch.ones(800), columns, replace(settings, join=False))
     assert same_partition(alone.labels, truth)

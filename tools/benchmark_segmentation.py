@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from cgc.clustering.cluster import Clustering, cluster, cluster_ids, cluster_masks
+from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import mask_columns
 from cgc.evaluation.instances import score_instances
 from cgc.evaluation.prompts import score_prompts
@@ -112,22 +112,23 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
     add("ceiling: true maps", lambda: vote(exact))
     add("vote: masks' own ids", lambda: vote(work.train_id_maps()))
     n, mass = len(work.splats), visible_mass(work.batches, len(work.splats))
-    places = work.splats.means / work.scene.extent
+    space = Space(work.splats.means / work.scene.extent, work.neighbours)
     for seed in seeds:
         base, start = replace(settings.cluster, seed=seed), time.perf_counter()
         features = learn_features(work.batches, work.neighbours, replace(settings.lift, seed=seed), quiet=True)
         smooth, columns = smooth_features(features, work.neighbours, mass), mask_columns(work.batches, n)
         learning = time.perf_counter() - start
 
-        def ours(features=smooth, columns=columns, base=base, **changed: Any) -> Clustering:
-            return cluster(features, mass, columns, replace(base, **changed), places=places)
+        def ours(features=smooth, columns=columns, base=base, changed_space=space, **changed: Any) -> Clustering:
+            return cluster(features, mass, columns, replace(base, **changed), space=changed_space)
 
         add("**ours**", ours, learning)
-        add("mask graph, no features", lambda c=columns, b=base: cluster_masks(mass, c, b))
+        add("mask graph, no features", lambda c=columns, b=base: cluster_masks(mass, c, b, space=space))
         ablations: dict[str, dict[str, Any]] = {
             "without joining (HDBSCAN and the vote)": {"join": False},
             "nor the vote": {"join": False, "revote": 0},
             "raw features": {"features": features},
+            "pieces and segments anywhere in space": {"changed_space": None},
             "200 pieces": {"pieces": 200},
             "800 pieces": {"pieces": 800, "samples": 24_000},
             "level 0.3": {"level": 0.3},

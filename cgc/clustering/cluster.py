@@ -23,6 +23,7 @@ from cgc.clustering.columns import Columns
 from cgc.clustering.density import draw_sample, find_clusters
 from cgc.clustering.graph import Counts, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
+from cgc.clustering.space import tidy
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, cut, revote, row_winners
 from cgc.errors import InputError
@@ -37,6 +38,14 @@ SMALLEST = 15  # Gaussians: smaller pieces stay with the rest of their cell
 MOST_MASKS = 4000  # that are joined with one another, the largest; the others vote only
 PURE = 0.6  # share of a mask's views in which its Gaussians stay in one mask; those of several objects have less
 HELD = 0.3  # of a Gaussian's largest weight in any mask: what it must weigh in a mask that holds it
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where Gaussians are: places [N, 3] in scene extents, and their nearest neighbours [N, k]."""
+
+    places: Tensor
+    neighbours: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,12 +67,12 @@ class Clustering:
 
 
 def cluster(
-    features: Tensor, mass: Tensor, columns: Columns, settings: ClusterSettings, *, places: Tensor | None = None
+    features: Tensor, mass: Tensor, columns: Columns, settings: ClusterSettings, *, space: Space | None = None
 ) -> Clustering:
     """Cluster Gaussians by features [N, D] (unit rows) and masks; mass [N] is their visible mass.
 
-    places [N, 3]: positions in scene extents; they keep pieces compact. Memory: a copy of the features and 40 B a
-    Gaussian, plus the sparse votes and `count_views`. InputError if nothing clusters.
+    Places keep pieces compact and segments whole. Memory: a copy of the features and 40 B a Gaussian, plus the sparse
+    votes and `count_views`. InputError if nothing clusters.
     """
     if not torch.isfinite(features).all():
         raise InputError("features hold NaN or infinity where finite numbers were expected; run `cgc lift` again")
@@ -81,15 +90,17 @@ def cluster(
         labels[found.noise] = NOISE
     labels[~seen] = NOISE
     if settings.join and columns.matrix.nnz:
-        labels = cut_into_pieces(labels, unit, mass, places, settings)
-        return _joined(labels, columns, mass, settings, found.tree)
+        labels = cut_into_pieces(labels, unit, mass, space.places if space else None, settings)
+        return _joined(labels, columns, mass, settings, found.tree, space)
     for _ in range(settings.revote):
         labels, confidences = _vote(labels, columns, mass)
     labels, confidences = _finished(labels, confidences, settings)
     return Clustering(labels, confidences, found.tree, Hierarchy.flat(labels))
 
 
-def cluster_masks(mass: Tensor, columns: Columns, settings: ClusterSettings) -> Clustering:
+def cluster_masks(
+    mass: Tensor, columns: Columns, settings: ClusterSettings, *, space: Space | None = None
+) -> Clustering:
     """Cluster without features: masks of different views are joined by the Gaussians they share, and label these.
 
     Masks whose Gaussians other views tell apart (of several objects) take no part. Memory: `count_views` of up to 4,000
@@ -111,7 +122,7 @@ def cluster_masks(mass: Tensor, columns: Columns, settings: ClusterSettings) -> 
     shape = (held.shape[1], int(joined.max()) + 1)
     ballots = csr_matrix((np.ones(len(pure), np.float32), (picked[pure], joined)), shape=shape)
     labels, _ = row_winners(csr_matrix(held @ ballots))
-    return _joined(labels, columns, mass, settings, {})
+    return _joined(labels, columns, mass, settings, {}, space)
 
 
 def cluster_ids(votes: Any, ids: np.ndarray) -> Clustering:
@@ -164,7 +175,12 @@ def cut_into_pieces(
 
 
 def _joined(
-    pieces: np.ndarray, columns: Columns, mass: Tensor, settings: ClusterSettings, tree: dict[str, np.ndarray]
+    pieces: np.ndarray,
+    columns: Columns,
+    mass: Tensor,
+    settings: ClusterSettings,
+    tree: dict[str, np.ndarray],
+    space: Space | None,
 ) -> Clustering:
     """Join pieces [N] that are surely one, let the masks vote, and join what is one at the settings' level."""
     parts, confidences = _vote(join_groups(pieces, columns, max(FINE, settings.level)), columns, mass)
@@ -172,6 +188,9 @@ def _joined(
     for _ in range(ROUNDS):
         labels = join_groups(labels, columns, settings.level, confidences)
         labels, confidences = _vote(labels, columns, mass)
+    if space is not None:
+        places, neighbours = space.places.numpy().astype(float), space.neighbours.numpy()
+        labels = tidy(labels, confidences, places, neighbours, columns, settings.level)
     labels, confidences = _finished(labels, confidences, settings)
     return Clustering(labels, confidences, tree, grow(labels, parts, columns, settings.level))
 

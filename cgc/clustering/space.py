@@ -1,0 +1,160 @@
+"""What segments must be in space: connected, or held together by masks; not specks inside others; not floaters.
+
+Notation: N Gaussians, k neighbours of each. A component is what neighbours of one label connect; its typical step is
+the median length of the connections of its label.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+
+from cgc.clustering.columns import Columns, group_matrix
+from cgc.clustering.graph import count_views
+from cgc.clustering.vote import NOISE
+
+STEP = 6.0  # typical steps: neighbours farther apart are not connected
+SPECK = 0.03  # of a segment's Gaussians: components of less are specks, as are those of fewer than ...
+LEAST = 15  # ... Gaussians
+UNSURE = 0.5  # mean confidence: what the masks are surer of is no speck
+SURROUNDED = 0.7  # of a speck's outer neighbours: one label with as many takes it in
+ALONE = 40.0  # typical steps of all Gaussians: specks with no other thing so near are floaters
+APART = 0.5  # of the smaller one's size: components nearer to each other may be one thing seen in part
+CLEAR = 0.2  # of the gap: what lies as near to the line between two components is between them
+LINE = 9  # points on that line that are looked at
+
+
+def tidy(
+    labels: np.ndarray,
+    confidences: np.ndarray,
+    places: np.ndarray,
+    neighbours: np.ndarray,
+    columns: Columns,
+    level: float,
+) -> np.ndarray:
+    """Return labels [N] (NOISE or >= 0) in which segments are whole in space; new ones get new numbers.
+
+    places [N, 3]; neighbours [N, k] are the nearest others of each. A speck that the masks are unsure of joins the
+    label that surrounds it, or is noise where it floats alone. Larger components become segments of their own where
+    they are far from the rest of theirs, nothing lies between, and masks hold both together in less than the share
+    `level` of the views that see both.
+    """
+    labels = labels.copy()
+    own = labels >= 0
+    if not own.any() or not neighbours.shape[1]:
+        return labels
+    n, k = neighbours.shape
+    near = np.repeat(np.arange(n), k).reshape(n, k)
+    lengths = np.linalg.norm(places[near] - places[neighbours], axis=2)  # [N, k]
+    same = own[:, None] & (labels[neighbours] == labels[:, None])
+    typical = _medians(labels, lengths, same)  # [labels]
+    reach = np.where(own, typical[np.maximum(labels, 0)], 0.0)
+    linked = same & (lengths <= STEP * reach[:, None])
+    graph = coo_matrix((np.ones(int(linked.sum()), bool), (near[linked], neighbours[linked])), shape=(n, n))
+    component = np.where(own, connected_components(graph, directed=False)[1], -1)
+    sizes = np.bincount(component[own], minlength=component.max() + 1)
+    label_of = np.full(len(sizes), NOISE)
+    label_of[component[own]] = labels[own]
+    label_sizes = np.bincount(labels[own])
+    small = (sizes < np.maximum(LEAST, SPECK * label_sizes[label_of])) & (sizes > 0)
+    largest = np.zeros(len(label_sizes), np.int64)
+    np.maximum.at(largest, label_of[sizes > 0], sizes[sizes > 0])
+    small &= sizes < largest[label_of]  # what is all of a segment is no speck of it
+    total = np.bincount(component[own], confidences[own], minlength=len(sizes))
+    unsure = small & (total < UNSURE * sizes)
+    alone = ALONE * float(np.median(lengths[own]))
+    joined = _join_specks(labels, component, unsure, places, neighbours, lengths, alone)
+    return _split_far(joined, labels, component, small, places, columns, level)
+
+
+def _medians(labels: np.ndarray, lengths: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """The median length of each label's connections, [labels]."""
+    rows = np.repeat(labels, lengths.shape[1]).reshape(lengths.shape)[same]
+    values = lengths[same]
+    medians = np.full(int(labels.max()) + 1, np.median(values) if len(values) else 0.0)
+    order = np.lexsort((values, rows))
+    found, first, counts = np.unique(rows[order], return_index=True, return_counts=True)
+    medians[found] = values[order][first + counts // 2]
+    return medians
+
+
+def _join_specks(
+    labels: np.ndarray,
+    component: np.ndarray,
+    small: np.ndarray,
+    places: np.ndarray,
+    neighbours: np.ndarray,
+    lengths: np.ndarray,
+    alone: float,
+) -> np.ndarray:
+    """Give specks the label of what surrounds them, or NOISE where nothing else is as near as `alone`."""
+    joined, tree = labels.copy(), KDTree(places)
+    members = np.flatnonzero((component >= 0) & small[np.maximum(component, 0)])
+    order = members[np.argsort(component[members], kind="stable")]
+    for group in np.split(order, np.flatnonzero(np.diff(component[order])) + 1) if len(order) else []:
+        outside = component[neighbours[group]] != component[group[0]]
+        around, far = labels[neighbours[group]][outside], lengths[group][outside]
+        if not len(far):  # all neighbours are its own: look farther, past as many as it has
+            distances, found = map(np.asarray, tree.query(places[group], min(len(group) + 1, len(places))))
+            far, around = distances[:, -1], labels[found[:, -1]]
+        if far.min() > alone:
+            joined[group] = NOISE
+            continue
+        around = around[(around >= 0) & (far <= alone)]
+        if len(around):
+            found, counts = np.unique(around, return_counts=True)
+            if counts.max() >= SURROUNDED * len(around):
+                joined[group] = found[counts.argmax()]
+    return joined
+
+
+def _split_far(
+    joined: np.ndarray, labels: np.ndarray, component: np.ndarray, small: np.ndarray, places: np.ndarray,
+    columns: Columns, level: float,
+) -> np.ndarray:  # fmt: skip
+    """Make components that are far from the rest of their segment, with nothing between, segments of their own."""
+    pieces = np.where((component >= 0) & ~small[np.maximum(component, 0)], component, -1)
+    ids, compact = np.unique(pieces, return_inverse=True)
+    compact = compact - int(ids[0] == -1)
+    owner = np.full(int(compact.max()) + 1, NOISE)
+    owner[compact[pieces >= 0]] = labels[pieces >= 0]
+    several = np.flatnonzero(np.bincount(owner, minlength=1)[owner] > 1) if len(owner) else np.zeros(0, np.int64)
+    if not len(several):
+        return joined
+    number = np.full(len(owner), -1)
+    number[several] = np.arange(len(several))
+    groups = np.where(pieces >= 0, number[np.maximum(compact, 0)], -1)
+    rates = count_views(columns, group_matrix(groups)).rates()
+    everything, next_label = KDTree(places[labels >= 0]), int(joined.max()) + 1
+    owners_of_points = labels[labels >= 0]
+    for label in np.unique(owner[several]):
+        parts = sorted(np.flatnonzero(owner[several] == label), key=lambda p: -int((groups == p).sum()))
+        kept = [parts[0]]
+        for part in parts[1:]:
+            rest = np.isin(groups, kept)
+            if rates[part, kept].max() < level and _far(
+                places, groups == part, rest, everything, owners_of_points, label
+            ):
+                joined[(groups == part) & (joined == label)] = next_label
+                next_label += 1
+            else:
+                kept.append(part)
+    return joined
+
+
+def _far(
+    places: np.ndarray, part: np.ndarray, rest: np.ndarray, everything: KDTree, owners: np.ndarray, label: int
+) -> bool:
+    """Say whether two sets of Gaussians are far apart with nothing of other segments between."""
+    one, other = places[part], places[rest]
+    distance, nearest = (np.asarray(x) for x in KDTree(other).query(one))
+    i = int(distance.argmin())
+    gap = float(distance[i])
+    sizes = [np.linalg.norm(np.percentile(p, 95, axis=0) - np.percentile(p, 5, axis=0)) for p in (one, other)]
+    if gap <= APART * min(sizes):
+        return False
+    steps = np.linspace(0, 1, LINE + 2)[1:-1, None]
+    line = one[i] + steps * (other[nearest[i]] - one[i])
+    return not any(any(owners[j] != label for j in found) for found in everything.query_ball_point(line, CLEAR * gap))

@@ -1,0 +1,105 @@
+"""Segments in space: specks, floaters, and parts far apart, against scenes whose answer is plain."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+
+from cgc.clustering.columns import Columns
+from cgc.clustering.space import tidy
+from cgc.features.frozen import nearest_neighbours
+
+
+def ball(rng, centre, n, radius=0.1):
+    points = rng.normal(size=(n, 3))
+    return np.array(centre) + radius * points / np.linalg.norm(points, axis=1, keepdims=True) * rng.random((n, 1)) ** (
+        1 / 3
+    )
+
+
+def columns_of(groups, views=5):
+    """In every view each of the groups (lists of Gaussians' indices) is one mask."""
+    n = 1 + max(max(g) for g in groups)
+    matrix = np.zeros((n, len(groups) * views), np.float32)
+    for v in range(views):
+        for k, members in enumerate(groups):
+            matrix[members, v * len(groups) + k] = 10.0
+    where = np.repeat(np.arange(views), len(groups))
+    return Columns(csr_matrix(matrix), where, np.tile(np.arange(1, len(groups) + 1), views))
+
+
+def scene(*parts):
+    """Balls (centre, count, label, confidence) -> places, labels, confidences, neighbours, index range of each."""
+    rng = np.random.default_rng(0)
+    places = np.concatenate([ball(rng, c, n) for c, n, _, _ in parts])
+    labels = np.concatenate([np.full(n, label) for _, n, label, _ in parts])
+    sure = np.concatenate([np.full(n, s) for _, n, _, s in parts])
+    neighbours = nearest_neighbours(torch.from_numpy(places).float(), 8).numpy()
+    ends = np.cumsum([n for _, n, _, _ in parts])
+    ranges = [np.arange(end - n, end) for end, (_, n, _, _) in zip(ends, parts)]
+    return SimpleNamespace(places=places, labels=labels, sure=sure, neighbours=neighbours, parts=ranges)
+
+
+def tidied(s, columns, level=0.35):
+    return tidy(s.labels, s.sure, s.places, s.neighbours, columns, level)
+
+
+def test_parts_far_apart_become_segments_of_their_own():
+    s = scene(((0, 0, 0), 300, 0, 1.0), ((1, 0, 0), 200, 0, 1.0))
+    left, right = s.parts
+    found = tidied(s, columns_of([left, right]))
+    assert (found[left] == 0).all() and (found[right] == 1).all()
+    together = columns_of([np.concatenate(s.parts)])  # but masks hold them together
+    assert np.array_equal(tidied(s, together), s.labels)
+
+
+def test_what_something_stands_between_stays_one():
+    s = scene(((0, 0, 0), 300, 0, 1.0), ((1, 0, 0), 200, 0, 1.0), ((0.5, 0, 0), 300, 1, 1.0))
+    assert np.array_equal(tidied(s, columns_of(s.parts)), s.labels)
+
+
+def test_near_parts_stay_one():
+    s = scene(((0, 0, 0), 300, 0, 1.0), ((0.23, 0, 0), 300, 0, 1.0))
+    assert np.array_equal(tidied(s, columns_of(s.parts)), s.labels)
+
+
+@pytest.mark.parametrize(("sure", "joins"), [(0.3, True), (0.9, False)])
+def test_unsure_specks_join_what_surrounds_them(sure, joins):
+    s = scene(((0, 0, 0), 600, 0, 1.0), ((2, 0, 0), 600, 1, 1.0))
+    inside = np.argsort(np.linalg.norm(s.places, axis=1))[:8]
+    s.labels[inside], s.sure[inside] = 1, sure
+    found = tidied(s, columns_of(s.parts))
+    assert (found[inside] == (0 if joins else 1)).all()
+    rest = np.setdiff1d(np.arange(len(s.labels)), inside)
+    assert np.array_equal(found[rest], s.labels[rest])
+
+
+def test_floaters_are_noise():
+    s = scene(((0, 0, 0), 600, 0, 1.0), ((30, 0, 0), 9, 0, 0.2))
+    found = tidied(s, columns_of(s.parts))
+    assert (found[s.parts[1]] == -1).all() and (found[s.parts[0]] == 0).all()
+
+
+def test_a_small_segment_is_no_speck_of_itself():
+    s = scene(((0, 0, 0), 600, 0, 1.0), ((0, 0, 0.05), 10, 3, 0.1))
+    assert (
+        set(np.unique(tidied(s, columns_of(s.parts)))) >= {0, 3}
+        or (tidied(s, columns_of(s.parts))[s.parts[1]] == 3).any()
+    )
+
+
+def test_noise_and_nothing():
+    s = scene(((0, 0, 0), 50, -1, 0.0))
+    assert (tidied(s, columns_of(s.parts)) == -1).all()
+
+
+def test_order_does_not_matter():
+    s = scene(((0, 0, 0), 300, 0, 1.0), ((1, 0, 0), 200, 0, 1.0), ((30, 0, 0), 9, 0, 0.2))
+    order = np.random.default_rng(1).permutation(len(s.labels))
+    columns = columns_of(s.parts)
+    turned = Columns(columns.matrix[order], columns.views, columns.ids)
+    neighbours = nearest_neighbours(torch.from_numpy(s.places[order]).float(), 8).numpy()
+    found = tidy(s.labels[order], s.sure[order], s.places[order], neighbours, turned, 0.35)
+    assert np.array_equal(found, tidied(s, columns)[order])
