@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cgc.appearance.trainer import train as train_splats
-from cgc.clustering.cluster import Clustering, cluster, cluster_ids, cluster_masks
+from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import mask_columns
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
@@ -33,7 +33,7 @@ from cgc.features.joint import JointFeatures, learn_rasterised
 from cgc.features.lifting import vote_ids
 from cgc.features.samples import Batch, sample_batches, visible_mass
 from cgc.files import sha256, write_beside
-from cgc.masks.id_maps import MaskSet, read_id_map, read_mask_folder, resize_nearest, write_id_map
+from cgc.masks.id_maps import MaskSet, disagree, read_id_map, read_mask_folder, resize_nearest, write_id_map
 from cgc.progress import console, progress_bar, short_time
 from cgc.rasterize.base import Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
@@ -63,9 +63,10 @@ from cgc.segmentation.sharpen import sharpen
 from cgc.settings import RunSettings, check, to_json
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
-from cgc.view.pictures import overlay
+from cgc.view.pictures import mark, overlay
 from cgc.view.report import (
     ReportData,
+    ReportDispute,
     ReportLevel,
     ReportObject,
     ReportView,
@@ -121,6 +122,14 @@ class Workspace:
     def train_id_maps(self) -> dict[int, np.ndarray]:
         """The id maps [H, W] of the training views that have one."""
         return {i: self.masks.load(i) for i in self.train_views if self.masks.paths[i]}
+
+    @property
+    def method(self) -> str:
+        """How features or labels come about: what the settings say, or for `auto` what the masks allow."""
+        method = self.run.settings.lift.method
+        if method != "auto":
+            return method
+        return "vote" if self.masks.tracked else "contrast"
 
     @cached_property
     def truth(self) -> Truth | None:
@@ -253,7 +262,7 @@ def lift(work: Workspace) -> str:
             "no Gaussian is visible in any masked view: the cameras look past the splats; "
             "check that the splats and the masks are of this scene"
         )
-    features = LIFTS[run.settings.lift.method](work)
+    features = LIFTS[work.method](work)
     with write_beside(target) as path:
         save_file({"features": features, "mass": mass}, path)
     run.finish("lift", time.perf_counter() - start)
@@ -292,12 +301,13 @@ def _nothing(work: Workspace) -> torch.Tensor:
 LIFTS: dict[str, Callable[[Workspace], torch.Tensor]] = {
     "contrast": _contrast, "joint": _joint, "graph": _nothing, "vote": _nothing,
 }  # fmt: skip
-"""How features [N, D] come about, by `LiftSettings.method`."""
+"""How features [N, D] come about, by the method."""
 
 
 def hash_masks(masks: MaskSet, views: list[int]) -> str:
     """Hash the mask files of some views."""
     lines = [f"{masks.views[i].name} {sha256(path)}" for i in views if (path := masks.paths[i])]
+    lines += ["tracked"] if masks.tracked else []
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -329,7 +339,7 @@ def cluster_features(work: Workspace) -> str:
         )
     _check_masks(work)
     with progress_bar("cluster", 3, quiet=work.quiet) as bar:
-        clusterer = CLUSTERERS.get(run.settings.lift.method, _by_features)
+        clusterer = CLUSTERERS.get(work.method, _by_features)
         bar.advance(1, samples=min(run.settings.cluster.samples, len(features)))
         found = clusterer(work, features, mass)
         bar.advance(1, segments=found.n_segments)
@@ -345,12 +355,17 @@ def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) ->
     settings, columns = work.run.settings.cluster, mask_columns(work.batches, len(features))
     if settings.smoothing == "neighbours":
         features = smooth_features(features, work.neighbours, mass)
-    return cluster(features, mass, columns, settings, places=work.splats.means / work.scene.extent)
+    return cluster(features, mass, columns, settings, space=_space(work))
+
+
+def _space(work: Workspace) -> Space:
+    return Space(work.splats.means / work.scene.extent, work.neighbours)
 
 
 def _by_masks(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
     """Join masks of different views."""
-    return cluster_masks(mass, mask_columns(work.batches, len(features)), work.run.settings.cluster)
+    columns = mask_columns(work.batches, len(features))
+    return cluster_masks(mass, columns, work.run.settings.cluster, space=_space(work))
 
 
 def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
@@ -364,7 +379,7 @@ def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clus
 CLUSTERERS: dict[str, Callable[[Workspace, torch.Tensor, torch.Tensor], Clustering]] = {
     "graph": _by_masks, "vote": _by_ids,
 }  # fmt: skip
-"""What makes labels where no features were learned, by `LiftSettings.method`."""
+"""What makes labels where no features were learned, by the method."""
 
 
 def _check_masks(work: Workspace) -> None:
@@ -531,6 +546,8 @@ def export_at(work: Workspace, level: float) -> str:
 
 REPORT_VIEWS = 8
 """Views shown in the report, test views first."""
+REPORT_DISPUTES = 3
+"""Views shown in which masks and result disagree most."""
 REPORT_OBJECTS = 80
 """Objects rendered alone in the report, largest first."""
 
@@ -567,6 +584,7 @@ def report(work: Workspace) -> str:
         objects=objects,
         segments=[_segment_row(s) for s in table],
         levels=_report_levels(work, segmentation, table) if segmentation is not None else [],
+        disputes=_report_disputes(work) if segmentation is not None else [],
         scores=[ViewScore(name, str(q["split"]), float(q["psnr"]), float(q["ssim"])) for name, q in quality.items()],
         tables=_truth_table(run.stats),
         seconds=run.stats["seconds"],
@@ -625,13 +643,34 @@ def _report_view(work: Workspace, index: int, segmentation: Segmentation | None,
     photo = load_image(view)
     splats = segmentation.splats if segmentation else work.splats
     shown = (255 * render_rgb(splats, view.camera, work.rasterizer, work.background)).round().astype(np.uint8)
-    colored = None
+    colored = masks = None
     if segmentation is not None:
-        path = work.run.root / "masks" / f"{work.picture_names[index]}.png"
-        colored = overlay(photo, read_id_map(path))
+        colored = overlay(photo, _result(work, index))
+        masks = overlay(photo, work.masks.load(index)) if work.masks.paths[index] else None
     split = "test" if index in set(work.test_views) else "train"
     score = quality.get(view.name, {}).get("psnr")
-    return ReportView(view.name, split, photo, shown, colored, float(score) if score is not None else None)
+    return ReportView(view.name, split, photo, shown, colored, float(score) if score is not None else None, masks)
+
+
+def _result(work: Workspace, index: int) -> np.ndarray:
+    """The id map that was rendered of a view, [H, W]."""
+    return read_id_map(work.run.root / "masks" / f"{work.picture_names[index]}.png")
+
+
+def _report_disputes(work: Workspace) -> list[ReportDispute]:
+    """The training views whose masks the segments cut the most, and where."""
+    shares = {}
+    for i in work.train_views:
+        masks = work.masks.load(i)
+        if masks.any():
+            shares[i] = float(disagree(masks, _result(work, i)).sum() / (masks > 0).sum())
+    shown = []
+    for i in sorted(shares, key=lambda i: -shares[i])[:REPORT_DISPUTES]:
+        view, masks, ids = work.scene.views[i], work.masks.load(i), _result(work, i)
+        photo = load_image(view)
+        marked = mark(photo, disagree(masks, ids))
+        shown.append(ReportDispute(view.name, shares[i], overlay(photo, masks), overlay(photo, ids), marked))
+    return [d for d in shown if d.share > 0]
 
 
 def render_object(splats: Splats, camera: Camera, rasterizer: Rasterizer) -> np.ndarray:

@@ -30,6 +30,19 @@ class SceneSettings:
 
 
 @dataclass(frozen=True)
+class MaskSettings:
+    """How the masks of the photos are made."""
+
+    generator: str = "auto"
+    """What makes them: sam (Segment Anything), regions (needs no weights), package.module:function or the name of an
+    installed generator; auto: sam where its weights are here or a GPU is, else regions."""
+    min_area: float = 1e-4
+    """Masks of a smaller share of the image are left out of the id map."""
+    workers: int = 0
+    """Processes that make masks at once; 0: one a core for regions, one for the others."""
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """How the splats are trained (3D Gaussian Splatting, arXiv 2308.04079).
 
@@ -123,11 +136,12 @@ TRAIN_PRESETS: dict[str, TrainSettings] = {
 class LiftSettings:
     """How a feature is learned on every Gaussian from the masks (arXiv 2404.12784, geometry frozen)."""
 
-    method: Literal["contrast", "joint", "graph", "vote"] = "contrast"
-    """`contrast` learns from sampled blending weights; `joint` takes the features that were learned beside colour, or
-    learns them likewise by rasterising where there are none (see `joint`; of what follows only the sampling counts);
-    `graph` learns nothing: masks of different views are joined by the Gaussians they share; `vote` is for ids that mean
-    the same in every view (trackers, hand labels): each Gaussian takes the id that covers most of its weight."""
+    method: Literal["auto", "contrast", "joint", "graph", "vote"] = "auto"
+    """`auto` is `vote` where the masks are known to be tracked, else `contrast`. `contrast` learns from sampled
+    blending weights; `joint` takes the features that were learned beside colour, or learns them likewise by rasterising
+    where there are none (see `joint`; of what follows only the sampling counts); `graph` learns nothing: masks of
+    different views are joined by the Gaussians they share; `vote` is for ids that mean the same in every view
+    (trackers, hand labels): each Gaussian takes the id that covers most of its weight."""
     dim: int = 16
     """Length of a feature."""
     steps: int = 250

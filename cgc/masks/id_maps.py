@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from cgc.errors import InputError
 from cgc.files import write_beside
+from cgc.masks.record import read_record
 from cgc.scene.types import View
 
 Size = tuple[int, int]  # width, height
@@ -27,21 +28,24 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 _ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-class MaskGenerator(Protocol):
-    """Make an id map [H, W] int32 (0 = unassigned) of an image [H, W, 3] uint8."""
-
-    def __call__(self, image: np.ndarray) -> np.ndarray: ...
-
-
 @dataclass(frozen=True)
 class MaskSet:
-    """The id maps of a scene's views: a file each, None for a view without; `notes` say what was resized."""
+    """The id maps of a scene's views: a file each, None for a view without; `notes` say what was resized.
+
+    `record` is what masks.json beside them says of how they were made, {} where there is none.
+    """
 
     folder: Path
     views: tuple[View, ...]
     paths: tuple[Path | None, ...]
     resize: Literal["error", "nearest"] = "error"
     notes: tuple[str, ...] = field(default=())
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tracked(self) -> bool:
+        """Say whether ids are known to mean the same thing in every view."""
+        return bool(self.record.get("tracked"))
 
     def load(self, view_index: int) -> np.ndarray:
         """Return the id map of a view at its camera's size, [H, W] int32; all 0 for a view without a mask."""
@@ -49,7 +53,7 @@ class MaskSet:
         if path is None:
             return np.zeros((view.camera.height, view.camera.width), np.int32)
         ids = read_id_map(path)
-        fit, _ = _fitting(view, path, (ids.shape[1], ids.shape[0]), self.resize)
+        fit, _ = _fitting(view, path, (ids.shape[1], ids.shape[0]), self.resize, bool(self.record))
         return fit(ids)
 
 
@@ -64,6 +68,7 @@ def read_mask_folder(
     name matches, a file is broken or of another size, or no mask holds an id.
     """
     folder, views = Path(folder), tuple(scene_views)
+    record = read_record(folder)
     if not folder.is_dir():
         raise InputError(f"the mask folder {folder} does not exist; expected a folder with one PNG id map per view")
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _is_png(path)}
@@ -80,7 +85,7 @@ def read_mask_folder(
     for view, path in zip(views, paths):
         if path is not None:
             ids = read_id_map(path)
-            _, note = _fitting(view, path, (ids.shape[1], ids.shape[0]), resize)
+            _, note = _fitting(view, path, (ids.shape[1], ids.shape[0]), resize, bool(record))
             any_id = any_id or bool(ids.any())
             notes.update([note] if note else [])
     if not any_id:
@@ -89,7 +94,7 @@ def read_mask_folder(
             "make masks in which every object has an id over 0"
         )
     counted = tuple(f"{count} masks {note}" for note, count in notes.items())
-    return MaskSet(folder, views, tuple(paths), resize, counted)
+    return MaskSet(folder, views, tuple(paths), resize, counted, record)
 
 
 def _is_png(path: Path) -> bool:
@@ -111,14 +116,17 @@ def _match(found: dict[str, Path], views: Sequence[View]) -> list[Path | None]:
 
 
 def _fitting(
-    view: View, path: Path, size: Size, resize: Literal["error", "nearest"]
+    view: View, path: Path, size: Size, resize: Literal["error", "nearest"], of_view: bool
 ) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """Return what brings a mask of `size` to the view's camera, and the note that says so ("": nothing)."""
+    """Return what brings a mask of `size` to the view's camera, and the note that says so ("": nothing).
+
+    `of_view`: it was made of what the view's camera sees, of whatever size, and not of the photo before undistortion.
+    """
     camera = view.camera
     used: Size = (camera.width, camera.height)
     lens = view.distortion
     photo_sizes = {view.full_size, (lens.width, lens.height) if lens else None}
-    if lens is not None and size in photo_sizes:
+    if lens is not None and size in photo_sizes and not of_view:
 
         def undistort(ids: np.ndarray) -> np.ndarray:
             from cgc.scene.lens import sample_distorted  # pycolmap takes half a second to import
@@ -128,7 +136,7 @@ def _fitting(
         return undistort, "are of the photos before undistortion: they were undistorted likewise (nearest id)"
     if size == used:
         return lambda ids: ids, ""
-    if size in photo_sizes or resize == "nearest":
+    if size in photo_sizes or resize == "nearest" or of_view:
         note = f"were resized from {_text(size)} to the {_text(used)} of their images (nearest id)"
         return lambda ids: resize_nearest(ids, *used), note
     raise InputError(
@@ -193,6 +201,21 @@ def border_mask(ids: np.ndarray, width: int) -> np.ndarray:
     size = 2 * width + 1
     low = ndimage.minimum_filter(ids, size, mode="nearest")
     return low != ndimage.maximum_filter(ids, size, mode="nearest")
+
+
+def disagree(masks: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Say which pixels of masks [H, W] are of another segment `ids` [H, W] than most of their mask, [H, W] bool.
+
+    Pixels in no mask never are; a segment that several masks share is no disagreement.
+    """
+    _, mask = np.unique(masks, return_inverse=True)
+    found, segment = np.unique(ids, return_inverse=True)
+    mask, segment = mask.ravel(), segment.ravel()
+    pairs, counts = np.unique(mask.astype(np.int64) * len(found) + segment, return_counts=True)
+    order = np.lexsort((-pairs, counts))  # of equal counts the lower segment comes last and wins
+    most = np.zeros(mask.max(initial=0) + 1, np.int64)
+    most[pairs[order] // len(found)] = pairs[order] % len(found)
+    return (masks > 0) & (segment != most[mask]).reshape(masks.shape)
 
 
 def _text(size: Size) -> str:

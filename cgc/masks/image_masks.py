@@ -107,9 +107,13 @@ class ImageMasks:
         nested deeper than `level` (None: none). Slivers that painting leaves of a mask, under three pixels wide, are
         cleared to 0.
         """
+        return self.paint(min_area, level)[0]
+
+    def paint(self, min_area: int = 0, level: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the id map of `flat`, and which mask each id is, [ids + 1] int32; -1 for id 0."""
         chosen = np.flatnonzero((self.areas >= min_area) & (self.levels <= (len(self) if level is None else level)))
         if not len(chosen):
-            return np.zeros((self.height, self.width), np.int32)
+            return np.zeros((self.height, self.width), np.int32), np.array([-1], np.int32)
         atoms, inside = _atoms([self.counts[i] for i in chosen], self.height, self.width)
         # the masks are sorted by size, so the smallest of an atom is its last
         last = np.where(inside.any(1), inside.shape[1] - np.argmax(inside[:, ::-1], axis=1), 0)  # [R]
@@ -117,7 +121,17 @@ class ImageMasks:
         ids = _clear_slivers(ids, np.append(0, self.areas[chosen]))
         present = np.bincount(ids.ravel(), minlength=len(chosen) + 1) > 0
         present[0] = False
-        return np.where(present, np.cumsum(present), 0).astype(np.int32)[ids]
+        painted = np.append(-1, chosen[present[1:]]).astype(np.int32)
+        return np.where(present, np.cumsum(present), 0).astype(np.int32)[ids], painted
+
+    @property
+    def roots(self) -> np.ndarray:
+        """The largest mask that each lies in, through its parents, [M]."""
+        roots = np.arange(len(self), dtype=np.int32)
+        for i, parent in enumerate(self.parents):  # parents come first
+            if parent >= 0:
+                roots[i] = roots[parent]
+        return roots
 
     def save(self, path: Path | str, **facts: str) -> None:
         """Write it, compressed, whole or not at all; `facts` are kept beside."""

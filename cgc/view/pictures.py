@@ -69,6 +69,14 @@ def overlay(photo: NDArray[np.uint8], ids: NDArray[np.integer], alpha: float = 0
     return mixed.round().astype(np.uint8)
 
 
+def mark(photo: NDArray[np.uint8], pixels: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Draw pixels [H, W] red over a grey photo."""
+    grey = photo.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    mixed = np.repeat(grey[..., None], 3, axis=2)
+    mixed[pixels] = 0.25 * mixed[pixels] + 0.75 * np.array([235.0, 40.0, 40.0], np.float32)
+    return mixed.round().astype(np.uint8)
+
+
 def _sides(ids: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Pixels right or below of a border, and pixels left or above of one, [H, W] each."""
     after, before = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)

@@ -32,7 +32,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class ReportView:
-    """One view: photo, render, and the segmentation drawn over the photo; None leaves a place empty."""
+    """One view: photo, render, its masks and the segmentation drawn over the photo; None leaves a place empty."""
 
     name: str
     split: str
@@ -40,6 +40,7 @@ class ReportView:
     render: Picture | None
     segmentation: Picture | None
     psnr: float | None = None
+    masks: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ class ReportLevel:
     name: str
     view: str
     image: Picture
+
+
+@dataclass(frozen=True)
+class ReportDispute:
+    """A view whose masks are often cut by the segments: the pixels in question, and their share of all in masks."""
+
+    view: str
+    share: float
+    masks: Picture
+    segmentation: Picture
+    pixels: Picture
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ class ReportData:
     views: Sequence[ReportView] = ()
     objects: Sequence[ReportObject] = ()
     levels: Sequence[ReportLevel] = ()
+    disputes: Sequence[ReportDispute] = ()
     segments: Sequence[SegmentRow] = ()
     scores: Sequence[ViewScore] = ()
     tables: Sequence[Table] = ()
@@ -122,6 +135,7 @@ def write_report(path: Path | str, report: ReportData) -> None:
         _levels(report.levels),
         _objects(report.objects, report.segments),
         _segments(report.segments),
+        _disputes(report.disputes),
         _scores(report.scores),
         *[_section(t.title, _table(t.columns, [[_cell(c) for c in r] for r in t.rows])) for t in report.tables],
         _cost(report.seconds, report.peak_rss_bytes),
@@ -174,7 +188,7 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 
 def _views(views: Sequence[ReportView]) -> str:
-    rows = []
+    rows, masked = [], any(view.masks is not None for view in views)
     for view in views:
         psnr = f'<span class="number">{view.psnr:.2f} dB</span>' if view.psnr is not None else ""
         pictures = "".join(
@@ -182,12 +196,32 @@ def _views(views: Sequence[ReportView]) -> str:
             for kind, image in (
                 ("Photo", view.photo),
                 ("Render", view.render),
+                *([("Masks", view.masks)] if masked else []),
                 ("Segmentation", view.segmentation),
             )
         )
         title = f'<span class="name">{escape(view.name)}</span>{_split(view.split)}{psnr}'
-        rows.append(f'<article class="view"><h3>{title}</h3><div class="triple">{pictures}</div></article>')
+        rows.append(f'<article class="view"><h3>{title}</h3>{_row(pictures, masked)}</article>')
     return _section("Views", "\n".join(rows), len(rows))
+
+
+def _row(pictures: str, four: bool = False) -> str:
+    return f'<div class="triple{" four" if four else ""}">{pictures}</div>'
+
+
+def _disputes(disputes: Sequence[ReportDispute]) -> str:
+    rows = []
+    for d in disputes:
+        kinds = (("Masks", d.masks), ("Segmentation", d.segmentation), ("Disagreement", d.pixels))
+        pictures = "".join(_figure(image, f"{kind} of {d.view}", escape(kind)) for kind, image in kinds)
+        title = f'<span class="name">{escape(d.view)}</span><span class="number">{100 * d.share:.1f} %</span>'
+        rows.append(f'<article class="view"><h3>{title}</h3>{_row(pictures)}</article>')
+    note = (
+        '<p class="note">Views whose masks are cut by the segments the most, and the share of the pixels in masks that '
+        "are of another segment than most of their mask (red): the masks of these views fuse things, or the segments "
+        "are wrong there.</p>"
+    )
+    return _section("Where masks and result disagree", note + "\n".join(rows) if rows else "")
 
 
 def _levels(levels: Sequence[ReportLevel]) -> str:

@@ -55,6 +55,7 @@ figcaption { color: var(--quiet); font-size: 13px; margin-top: 6px; }
 .view .name { overflow-wrap: anywhere; }
 .view .number { margin-left: auto; color: var(--quiet); font-weight: 500; white-space: nowrap; }
 .triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: 12px; }
+.four { grid-template-columns: repeat(4, 1fr); }
 .split {
   font-size: 12px; font-weight: 600; padding: 1px 9px; border-radius: 99px;
   color: var(--quiet); border: 1px solid currentColor; white-space: nowrap;
@@ -103,7 +104,7 @@ code { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
   .facts div { padding: 10px 14px; }
   .facts dd { font-size: 20px; }
   .view { padding: 12px; }
-  .triple { grid-template-columns: 1fr; }
+  .triple, .four { grid-template-columns: 1fr; }
   .sheet { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
   th, td { padding: 8px 12px; }
 }

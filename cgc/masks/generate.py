@@ -1,0 +1,270 @@
+"""Make the masks of a scene's views with a generator, one view at a time, and keep what is made.
+
+    DIR/masks.json        what made them
+        VIEW.png          the flat id map, 16 bit
+        sets/VIEW.npz     every mask, overlapping and nested (`ImageMasks`)
+
+A view is done if both files are there and were made of this photo in the same way, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cgc.errors import InputError
+from cgc.files import sha256, write_json
+from cgc.masks.id_maps import read_id_map, write_id_map
+from cgc.masks.image_masks import ImageMasks, read_facts
+from cgc.masks.record import FORMAT, RECORD, is_made, read_record, set_path
+from cgc.progress import progress_bar
+from cgc.scene.images import load_image
+from cgc.scene.types import View
+
+
+class MaskGenerator(Protocol):
+    """Make the masks of an image [H, W, 3] uint8. `name` says what it is, for the record."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, image: np.ndarray) -> ImageMasks: ...
+
+
+class Recipe(Protocol):
+    """Settings of a generator, light enough to be sent to another process; `load` makes it ready once."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells these masks from others, as JSON values."""
+        ...
+
+    def load(self, *, quiet: bool = False) -> MaskGenerator: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """What happened to the views: how many masks each has, which were kept from before, and which failed and why."""
+
+    masks: dict[str, int]
+    kept: tuple[str, ...]
+    failed: dict[str, str]
+    seconds: float
+
+
+def make_masks(
+    views: Sequence[View],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    min_area: float = 1e-4,
+    workers: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Made:
+    """Make the masks of every `shard[1]`-th view from the `shard[0]`-th, several at a time in `workers` processes.
+
+    `min_area` is the smallest mask's share of the image. A view that fails does not stop the others. InputError where
+    the folder holds masks that were not made so, unless `overwrite`.
+    """
+    start = time.perf_counter()
+    record = {"format": FORMAT, "by": recipe.facts, "min_area": min_area}
+    _claim(folder, record, overwrite)
+    own = list(views[shard[0] :: shard[1]])
+    jobs = [_Job(view, folder, _key(record, view), min_area) for view in own]
+    masks: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    todo = []
+    for job in jobs:
+        if (count := _count_done(job)) is None:
+            todo.append(job)
+        else:
+            masks[job.view.name] = count
+    kept = tuple(masks)
+    with progress_bar("masks", len(jobs), start=len(kept), quiet=quiet) as bar:
+        for job, outcome in _work(todo, recipe, min(workers, len(todo)), quiet):
+            done = len(masks) - len(kept) + 1
+            pace = f"{60 * done / (time.perf_counter() - start):.3g}/min"
+            if isinstance(outcome, int):
+                masks[job.view.name] = outcome
+                bar.advance(1, masks=outcome, images=pace)
+            else:
+                failed[job.view.name] = outcome
+                bar.advance(1, failed=len(failed), images=pace)
+    return Made(masks, kept, failed, time.perf_counter() - start)
+
+
+def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Write the record of a folder that is empty or has the same; InputError where it holds other masks."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file where the folder of the masks was expected; choose another --out")
+    there = folder.is_dir() and any(path for path in folder.iterdir() if ".partial" not in path.name)
+    if there and not is_made(folder):
+        raise InputError(
+            f"{folder} has files that `cgc masks` has not made, and none of them is replaced; choose another --out "
+            f"(or use these masks as they are: `cgc run SCENE --masks {folder}`)"
+        )
+    if there and not overwrite and (old := read_record(folder)) != record:
+        raise InputError(
+            f"{folder} has masks that were made otherwise ({_changes(old, record)}); add --overwrite to replace them, "
+            "or choose another --out"
+        )
+    write_json(folder / RECORD, record)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """List what differs between two records: `name old, now new`."""
+    said = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            said += [text] if (text := _changes(a, b)) else []
+        elif a != b:
+            said.append(f"{name} {a}, now {b}")
+    return "; ".join(said)
+
+
+@dataclass(frozen=True)
+class _Job:
+    view: View
+    folder: Path
+    key: str
+    min_area: float
+
+    @property
+    def flat(self) -> Path:
+        return self.folder / f"{self.view.stem}.png"
+
+    @property
+    def set(self) -> Path:
+        return set_path(self.folder, self.view.stem)
+
+
+class Foreign(Protocol):
+    """Masks that another tool has made, by view."""
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def tracked(self) -> bool:
+        """Say whether ids mean the same thing in every view."""
+        ...
+
+    def load(self, view_index: int) -> ImageMasks | None: ...
+
+    def id_map(self, view_index: int) -> np.ndarray | None:
+        """Return the ids as they are, [H, W] int32; for tracked masks."""
+        ...
+
+
+def keep_masks(
+    views: Sequence[View],
+    foreign: Foreign,
+    folder: Path,
+    *,
+    min_area: float = 1e-4,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Made:
+    """Write the masks of another tool as ours, views without any left out. Tracked ids stay as they are."""
+    start = time.perf_counter()
+    record = {"format": FORMAT, "by": {"imported": foreign.format}, "min_area": min_area, "tracked": foreign.tracked}
+    _claim(folder, record, overwrite)
+    masks: dict[str, int] = {}
+    with progress_bar("masks", len(views), quiet=quiet) as bar:
+        for i, view in enumerate(views):
+            flat = foreign.id_map(i) if foreign.tracked else None
+            found = None if foreign.tracked else foreign.load(i)
+            if found is not None:
+                flat = found.flat(min_area=round(min_area * found.height * found.width))
+                found.save(set_path(folder, view.stem), masks=str(len(found)))
+            if flat is not None:
+                write_id_map(folder / f"{view.stem}.png", flat)
+                masks[view.name] = len(found) if found is not None else int((np.bincount(flat.ravel())[1:] > 0).sum())
+            bar.advance(1, masks=masks.get(view.name, 0))
+    return Made(masks, (), {}, time.perf_counter() - start)
+
+
+def _key(record: dict[str, Any], view: View) -> str:
+    """Hash what the masks of a view follow from: how they are made, the photo and the size it is used at."""
+    size = [view.camera.width, view.camera.height]
+    try:
+        photo = sha256(view.image_path)
+    except OSError:
+        photo = "unreadable"  # making them says why
+    return hashlib.sha256(json.dumps([record, photo, size], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _count_done(job: _Job) -> int | None:
+    """Return how many masks a view that is done has; None where it is not done."""
+    facts = read_facts(job.set)
+    if facts.get("key") != job.key:
+        return None
+    try:
+        read_id_map(job.flat)
+    except InputError:
+        return None
+    return int(facts["masks"])
+
+
+def _work(jobs: list[_Job], recipe: Recipe, workers: int, quiet: bool) -> Iterator[tuple[_Job, int | str]]:
+    """Do the jobs; gives each with its number of masks, or with why it failed."""
+    if not jobs:
+        return
+    if workers <= 1:
+        generator = recipe.load(quiet=quiet)
+        for job in jobs:
+            yield job, _attempt(job, generator)
+        return
+    context = multiprocessing.get_context("spawn")  # threads and CUDA do not survive a fork
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(recipe,)) as pool:
+        futures = {pool.submit(_attempt_here, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that made masks was ended from outside, most likely for want of memory; what is done is "
+                "kept: run the same command again with --workers 1"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_generator: MaskGenerator | None = None  # of a worker process
+
+
+def _prepare(recipe: Recipe) -> None:
+    global _generator
+    _generator = recipe.load(quiet=True)
+
+
+def _attempt_here(job: _Job) -> int | str:
+    assert _generator is not None
+    return _attempt(job, _generator)
+
+
+def _attempt(job: _Job, generator: Callable[[np.ndarray], ImageMasks]) -> int | str:
+    """Make and write the masks of a view; returns how many, or why it failed: one bad photo must not lose the rest."""
+    try:
+        made = generator(load_image(job.view))
+        flat = made.flat(min_area=round(job.min_area * made.height * made.width))
+    except InputError as error:
+        return str(error)
+    except Exception as error:  # a generator is anybody's code
+        return f"{type(error).__name__}: {error}"
+    made.save(job.set, key=job.key, masks=str(len(made)))
+    write_id_map(job.flat, flat)
+    return len(made)

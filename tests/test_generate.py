@@ -1,0 +1,214 @@
+"""Making the masks of a scene: what is kept, resumed, refused and reported, whatever the generator."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cgc.errors import InputError
+from cgc.masks.generate import keep_masks, make_masks
+from cgc.masks.id_maps import disagree, read_id_map, read_mask_folder
+from cgc.masks.image_masks import ImageMasks
+from cgc.masks.record import read_record, set_path
+from cgc.scene.types import Camera, View
+
+HEIGHT, WIDTH = 30, 40
+
+
+@dataclass(frozen=True)
+class Quarters:
+    """Masks: the left and the right half, and the brighter quarter of the left; fails on photos with a black corner."""
+
+    log: str
+    strength: float = 1.0
+    pause: float = 0.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"generator": "quarters", "strength": self.strength}
+
+    @property
+    def name(self) -> str:
+        return "quarters"
+
+    def load(self, *, quiet=False):
+        return self
+
+    def __call__(self, image):
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()} {image[0, 1, 0]}\n")
+        if image[0, 0].max() < 5:
+            raise ValueError("a black corner")
+        time.sleep(self.pause)
+        half = np.zeros(image.shape[:2], bool)
+        half[:, : image.shape[1] // 2] = True
+        quarter = half.copy()
+        quarter[: image.shape[0] // 2] = False
+        return ImageMasks.from_masks([half, ~half, quarter], *image.shape[:2], [0.5, 0.7, 0.9])
+
+
+@pytest.fixture
+def views(tmp_path):
+    made = []
+    for i in range(5):
+        picture = np.full((HEIGHT, WIDTH, 3), 40 * i + 20, np.uint8)
+        path = tmp_path / "images" / f"v{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path)
+        K = torch.tensor([[50.0, 0, WIDTH / 2], [0, 50.0, HEIGHT / 2], [0, 0, 1]])
+        made.append(View(f"v{i}.png", Camera(torch.eye(4), K, WIDTH, HEIGHT), path, (WIDTH, HEIGHT)))
+    return made
+
+
+def calls(log):
+    return Path(log).read_text().split("\n")[:-1] if Path(log).exists() else []
+
+
+def test_what_is_made(views, tmp_path):
+    recipe, folder = Quarters(str(tmp_path / "log")), tmp_path / "masks"
+    made = make_masks(views, recipe, folder, quiet=True)
+    assert made.masks == {v.name: 3 for v in views} and not made.failed and not made.kept
+    masks = read_mask_folder(folder, views)
+    ids = masks.load(2)
+    assert len(np.unique(ids)) == 3 and ids.min() == 1
+    full = ImageMasks.load(set_path(folder, "v2"))
+    assert full.levels.max() == 1 and full.scores.max() == np.float32(0.9)
+    assert read_record(folder)["by"] == {"generator": "quarters", "strength": 1.0}
+    assert not masks.tracked
+
+
+def test_a_stopped_run_goes_on_and_a_changed_photo_is_done_again(views, tmp_path):
+    recipe, folder = Quarters(str(tmp_path / "log")), tmp_path / "masks"
+    make_masks(views[:2], recipe, folder, quiet=True)
+    (folder / "sets" / ".v2.77.partial.npz").write_bytes(b"x")  # what a kill leaves
+    set_path(folder, "v0").write_bytes(set_path(folder, "v0").read_bytes()[:50])
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, np.uint8)).save(views[1].image_path)
+    made = make_masks(views, recipe, folder, quiet=True)
+    assert made.kept == () and len(calls(tmp_path / "log")) == 2 + 5
+    (folder / "v3.png").unlink()
+    made = make_masks(views, recipe, folder, quiet=True)
+    assert set(made.kept) == {"v0.png", "v1.png", "v2.png", "v4.png"} and len(calls(tmp_path / "log")) == 8
+    assert set(made.masks) == {v.name for v in views}
+
+
+def test_a_failure_loses_nothing_else(views, tmp_path):
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(views[1].image_path)
+    views[3].image_path.write_bytes(b"no image")
+    recipe, folder = Quarters(str(tmp_path / "log")), tmp_path / "masks"
+    made = make_masks(views, recipe, folder, quiet=True)
+    assert set(made.failed) == {"v1.png", "v3.png"} and "black corner" in made.failed["v1.png"]
+    assert "cannot be read as an image" in made.failed["v3.png"]
+    assert set(made.masks) == {"v0.png", "v2.png", "v4.png"}
+    assert not (folder / "v1.png").exists()
+
+
+def test_processes_and_shards_make_the_same(views, tmp_path):
+    recipe = Quarters(str(tmp_path / "log"))
+    make_masks(views, recipe, tmp_path / "one", quiet=True)
+    for rank in (0, 1):
+        made = make_masks(views, recipe, tmp_path / "two", shard=(rank, 2), quiet=True)
+        assert len(made.masks) == (3, 2)[rank]
+    make_masks(views, recipe, tmp_path / "three", workers=2, quiet=True)
+    for view in views:
+        one = (tmp_path / "one" / f"{view.stem}.png").read_bytes()
+        assert one == (tmp_path / "two" / f"{view.stem}.png").read_bytes()
+        assert one == (tmp_path / "three" / f"{view.stem}.png").read_bytes()
+    assert len({line.split()[0] for line in calls(tmp_path / "log")}) >= 2  # of processes
+
+
+def test_other_peoples_masks_are_not_touched(views, tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    (folder / "v0.png").write_bytes(b"mine")
+    recipe = Quarters(str(tmp_path / "log"))
+    with pytest.raises(InputError, match="none of them is replaced"):
+        make_masks(views, recipe, folder, overwrite=True, quiet=True)
+    assert (folder / "v0.png").read_bytes() == b"mine" and [p.name for p in folder.iterdir()] == ["v0.png"]
+    with pytest.raises(InputError, match="is a file"):
+        make_masks(views, recipe, tmp_path / "masks" / "v0.png", quiet=True)
+
+
+def test_other_settings_replace_masks_only_when_asked(views, tmp_path):
+    folder, recipe = tmp_path / "masks", Quarters(str(tmp_path / "log"))
+    make_masks(views, recipe, folder, quiet=True)
+    other = replace(recipe, strength=2.0)
+    with pytest.raises(InputError, match=r"strength 1\.0, now 2\.0"):
+        make_masks(views, other, folder, quiet=True)
+    assert read_record(folder)["by"]["strength"] == 1.0
+    made = make_masks(views, other, folder, overwrite=True, quiet=True)
+    assert len(made.masks) == 5 and not made.kept and read_record(folder)["by"]["strength"] == 2.0
+    (folder / "masks.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(InputError, match="expected format 1"):
+        make_masks(views, other, folder, quiet=True)
+
+
+class Tracker:
+    format, tracked = "tracker", True
+
+    def load(self, view_index):
+        raise AssertionError("not for tracked masks")
+
+    def id_map(self, view_index):
+        return None if view_index == 1 else np.full((HEIGHT, WIDTH), 7 * view_index, np.int32)
+
+
+class Stacks(Tracker):
+    format, tracked = "stacks", False
+
+    def load(self, view_index):
+        if view_index == 1:
+            return None
+        left = np.zeros((HEIGHT, WIDTH), bool)
+        left[:, :20] = True
+        return ImageMasks.from_masks([left, np.ones_like(left)], HEIGHT, WIDTH)
+
+    def id_map(self, view_index):
+        raise AssertionError("not for untracked masks")
+
+
+def test_masks_of_other_tools(views, tmp_path):
+    made = keep_masks(views, Tracker(), tmp_path / "a", quiet=True)
+    assert set(made.masks) == {"v0.png", "v2.png", "v3.png", "v4.png"} and made.masks["v0.png"] == 0
+    masks = read_mask_folder(tmp_path / "a", views)
+    assert masks.tracked and (masks.load(3) == 21).all() and masks.paths[1] is None
+    keep_masks(views, Stacks(), tmp_path / "b", quiet=True)
+    masks = read_mask_folder(tmp_path / "b", views)
+    assert not masks.tracked and np.unique(masks.load(0)).tolist() == [1, 2]
+    assert ImageMasks.load(set_path(tmp_path / "b", "v0")).levels.tolist() == [0, 1]
+
+
+def test_masks_of_views_fit_other_sizes_and_are_not_undistorted(views, tmp_path):
+    folder = tmp_path / "masks"
+    make_masks(views, Quarters(str(tmp_path / "log")), folder, quiet=True)
+    half = [replace(v, camera=v.camera.resized(WIDTH // 2, HEIGHT // 2), full_size=None) for v in views]
+    masks = read_mask_folder(folder, half)
+    assert masks.load(0).shape == (HEIGHT // 2, WIDTH // 2) and "nearest" in masks.notes[0]
+    (folder / "masks.json").unlink()
+    with pytest.raises(InputError, match="but its mask"):
+        read_mask_folder(folder, half)
+
+
+def test_disagreement():
+    masks = np.array([[1, 1, 1, 2, 2, 0, 0]])
+    ids = np.array([[5, 5, 6, 6, 6, 9, 0]])
+    assert disagree(masks, ids).tolist() == [[False, False, True, False, False, False, False]]
+    assert not disagree(masks, np.zeros_like(ids)).any()
+    rng = np.random.default_rng(0)
+    masks, ids = rng.integers(0, 4, (20, 30)), rng.integers(0, 5, (20, 30))
+    wanted = np.zeros(masks.shape, bool)
+    for m in (1, 2, 3):
+        inside = masks == m
+        wanted |= inside & (ids != np.bincount(ids[inside]).argmax())
+    assert np.array_equal(disagree(masks, ids), wanted)
+
+
+def test_ids_of_maps_are_16_bit(views, tmp_path):
+    make_masks(views, Quarters(str(tmp_path / "log")), tmp_path / "m", quiet=True)
+    assert read_id_map(tmp_path / "m" / "v0.png").max() == 3
