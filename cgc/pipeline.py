@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
-from cgc.clustering.columns import mask_columns
+from cgc.clustering.columns import Columns, mask_columns, with_wholes
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
@@ -352,10 +352,17 @@ def cluster_features(work: Workspace) -> str:
 
 def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
     """Cluster the features, and join what masks have in one."""
-    settings, columns = work.run.settings.cluster, mask_columns(work.batches, len(features))
+    settings, columns = work.run.settings.cluster, _columns(work)
     if settings.smoothing == "neighbours":
         features = smooth_features(features, work.neighbours, mass)
     return cluster(features, mass, columns, settings, space=_space(work))
+
+
+def _columns(work: Workspace) -> Columns:
+    """What the masks say of the Gaussians, and which masks hold others."""
+    columns = mask_columns(work.batches, len(work.splats))
+    wholes = {i: work.masks.wholes(i) for i in work.train_views}
+    return with_wholes(columns, {i: of_view for i, of_view in wholes.items() if of_view is not None})
 
 
 def _space(work: Workspace) -> Space:
@@ -364,8 +371,7 @@ def _space(work: Workspace) -> Space:
 
 def _by_masks(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
     """Join masks of different views."""
-    columns = mask_columns(work.batches, len(features))
-    return cluster_masks(mass, columns, work.run.settings.cluster, space=_space(work))
+    return cluster_masks(mass, _columns(work), work.run.settings.cluster, space=_space(work))
 
 
 def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:

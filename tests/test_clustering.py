@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
 from cgc.clustering.cluster import Space, cluster, cluster_ids, cluster_masks, cut_into_pieces
-from cgc.clustering.columns import group_matrix, mask_columns
+from cgc.clustering.columns import group_matrix, mask_columns, with_wholes
 from cgc.clustering.density import ERROR, draw_sample, propagate, run_hdbscan
 from cgc.clustering.graph import Counts, core, count_views, join, join_groups
 from cgc.clustering.linkage import spanning_tree
@@ -477,3 +477,22 @@ def test_any_partition_grows_a_whole_tree(seed):
     views = [g.integers(-1, 6, 12).tolist() for _ in range(6)]
     tree = grow(labels, groups, views_of(groups, views), 0.35)  # the tree checks itself
     assert np.array_equal(tree.at(0.35), labels) and (tree.leaves == NOISE).sum() == (labels == NOISE).sum()
+
+
+def test_wholes_hold_together_what_no_id_map_has_in_one():
+    groups = np.repeat(np.arange(4), 30)
+    columns = views_of(groups, [[0, 1, 2, 3]] * 8)  # every map shows four parts
+    assert columns.together is columns and with_wholes(columns, {}) is columns
+    wholes = {v: np.array([0, 1, 1, 2, 3]) for v in range(8)}  # the first two are of one whole
+    nested = with_wholes(columns, wholes)
+    joined = join_groups(groups, nested.together, 0.35)
+    assert same_partition(joined, np.array([0, 0, 1, 2])[groups])
+    assert same_partition(join_groups(groups, columns.together, 0.35), groups)
+    found = cluster_masks(torch.ones(120), nested, ClusterSettings())
+    assert same_partition(found.labels, np.array([0, 0, 1, 2])[groups])
+    assert same_partition(found.hierarchy.at(0.9), groups)
+    weights = nested.together.matrix.toarray()
+    slow = [weights[:, (columns.views == v).nonzero()[0][:2]].sum(1) for v in range(8)]
+    for v in range(8):
+        column = np.flatnonzero((nested.together.views == 8 + v) & (nested.together.ids == 1))
+        assert len(column) == 1 and np.allclose(weights[:, column[0]], slow[v])

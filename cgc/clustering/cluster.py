@@ -183,16 +183,17 @@ def _joined(
     space: Space | None,
 ) -> Clustering:
     """Join pieces [N] that are surely one, let the masks vote, and join what is one at the settings' level."""
-    parts, confidences = _vote(join_groups(pieces, columns, max(FINE, settings.level)), columns, mass)
+    together = columns.together
+    parts, confidences = _vote(join_groups(pieces, together, max(FINE, settings.level)), columns, mass)
     labels = parts
     for _ in range(ROUNDS):
-        labels = join_groups(labels, columns, settings.level, confidences)
+        labels = join_groups(labels, together, settings.level, confidences)
         labels, confidences = _vote(labels, columns, mass)
     if space is not None:
         places, neighbours = space.places.numpy().astype(float), space.neighbours.numpy()
-        labels = tidy(labels, confidences, places, neighbours, columns, settings.level)
+        labels = tidy(labels, confidences, places, neighbours, together, settings.level)
     labels, confidences = _finished(labels, confidences, settings)
-    return Clustering(labels, confidences, tree, grow(labels, parts, columns, settings.level))
+    return Clustering(labels, confidences, tree, grow(labels, parts, together, settings.level))
 
 
 def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:

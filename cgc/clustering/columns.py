@@ -6,12 +6,12 @@ Everything that masks say of Gaussians is said by these columns: which of them o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix, hstack
 from torch import Tensor
 
 CHUNK = 1 << 24  # entries of W that are turned into columns at once: 200 MB
@@ -39,12 +39,19 @@ class Weighing(Protocol):
 class Columns:
     """matrix [N, M] float32, sparse: the weight of each Gaussian in the sampled pixels of each mask.
 
-    views [M] int64, the view of each mask, and ids [M] int64, its id there. Memory: 8 B an entry.
+    views [M] int64, the view of each mask, and ids [M] int64, its id there. Memory: 8 B an entry. `nested` has the
+    masks that hold others too, where these are known: it says what is together, the masks alone what is whose.
     """
 
     matrix: Any  # csr_matrix: its stubs know less than it does
     views: np.ndarray
     ids: np.ndarray
+    nested: Columns | None = None
+
+    @property
+    def together(self) -> Columns:
+        """What says which Gaussians are one thing: the masks, and those that hold them."""
+        return self.nested or self
 
     @property
     def by_view(self) -> Any:
@@ -70,6 +77,26 @@ def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
             parts = []
     views, ids = np.array(list(number), np.int64).reshape(-1, 2).T
     return Columns(total.astype(np.float32), views, ids)
+
+
+def with_wholes(columns: Columns, wholes: Mapping[int, np.ndarray]) -> Columns:
+    """Return the columns with `nested`: the masks that hold others count as those of further views.
+
+    wholes: of a view, which whole each id is of, [ids + 1]. A pair of parts that no id map has in one mask, but every
+    whole, is then together in half of the views.
+    """
+    first = int(columns.views.max(initial=-1)) + 1
+    known = np.isin(columns.views, list(wholes))
+    pairs = [(first + int(v), int(wholes[v][i])) for v, i in zip(columns.views[known], columns.ids[known])]
+    number = {pair: k for k, pair in enumerate(dict.fromkeys(pairs))}
+    if not number:
+        return columns
+    index = np.array([number[pair] for pair in pairs])
+    shape = (len(columns.views), len(number))
+    held = csr_matrix((np.ones(len(index), np.float32), (np.flatnonzero(known), index)), shape=shape)
+    views, ids = np.array(list(number), np.int64).T
+    matrix = hstack([columns.matrix, columns.matrix @ held], format="csr")
+    return replace(columns, nested=Columns(matrix, np.append(columns.views, views), np.append(columns.ids, ids)))
 
 
 def group_matrix(groups: np.ndarray, kept: np.ndarray | None = None) -> Any:

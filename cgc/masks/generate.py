@@ -188,8 +188,8 @@ def keep_masks(
             flat = foreign.id_map(i) if foreign.tracked else None
             found = None if foreign.tracked else foreign.load(i)
             if found is not None:
-                flat = found.flat(min_area=round(min_area * found.height * found.width))
-                found.save(set_path(folder, view.stem), masks=str(len(found)))
+                flat, painted = found.paint(min_area=round(min_area * found.height * found.width))
+                found.save(set_path(folder, view.stem), painted, masks=str(len(found)))
             if flat is not None:
                 write_id_map(folder / f"{view.stem}.png", flat)
                 masks[view.name] = len(found) if found is not None else int((np.bincount(flat.ravel())[1:] > 0).sum())
@@ -260,11 +260,11 @@ def _attempt(job: _Job, generator: Callable[[np.ndarray], ImageMasks]) -> int | 
     """Make and write the masks of a view; returns how many, or why it failed: one bad photo must not lose the rest."""
     try:
         made = generator(load_image(job.view))
-        flat = made.flat(min_area=round(job.min_area * made.height * made.width))
+        flat, painted = made.paint(min_area=round(job.min_area * made.height * made.width))
     except InputError as error:
         return str(error)
     except Exception as error:  # a generator is anybody's code
         return f"{type(error).__name__}: {error}"
-    made.save(job.set, key=job.key, masks=str(len(made)))
+    made.save(job.set, painted, key=job.key, masks=str(len(made)))
     write_id_map(job.flat, flat)
     return len(made)

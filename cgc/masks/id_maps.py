@@ -19,7 +19,8 @@ from scipy import ndimage
 
 from cgc.errors import InputError
 from cgc.files import write_beside
-from cgc.masks.record import read_record
+from cgc.masks.image_masks import read_wholes
+from cgc.masks.record import read_record, set_path
 from cgc.scene.types import View
 
 Size = tuple[int, int]  # width, height
@@ -46,6 +47,14 @@ class MaskSet:
     def tracked(self) -> bool:
         """Say whether ids are known to mean the same thing in every view."""
         return bool(self.record.get("tracked"))
+
+    def wholes(self, view_index: int) -> np.ndarray | None:
+        """Return which whole each id of a view is of, [ids + 1], where its masks are known to nest; None elsewhere."""
+        path = set_path(self.folder, self.views[view_index].stem)
+        if self.paths[view_index] is None or not self.record or not path.is_file():
+            return None
+        found = read_wholes(path)
+        return found if len(np.unique(found)) < len(found) else None
 
     def load(self, view_index: int) -> np.ndarray:
         """Return the id map of a view at its camera's size, [H, W] int32; all 0 for a view without a mask."""

@@ -133,11 +133,13 @@ class ImageMasks:
                 roots[i] = roots[parent]
         return roots
 
-    def save(self, path: Path | str, **facts: str) -> None:
-        """Write it, compressed, whole or not at all; `facts` are kept beside."""
+    def save(self, path: Path | str, painted: np.ndarray | None = None, **facts: str) -> None:
+        """Write it, compressed, whole or not at all; `facts` are kept beside, and which masks were `painted`."""
         lengths = np.array([len(c) for c in self.counts], np.int64)
         runs = np.concatenate([*self.counts, np.zeros(0, np.uint32)]).astype(np.uint32)
         columns: dict[str, Any] = {f"fact_{k}": np.array(v) for k, v in facts.items()}
+        if painted is not None:
+            columns["wholes"] = np.append(-1, self.roots)[painted + 1] + 1
         with write_beside(path) as temporary:
             np.savez_compressed(
                 temporary, format=np.array(FORMAT), size=np.array([self.height, self.width]), runs=runs,
@@ -177,6 +179,17 @@ class ImageMasks:
                 }
             )
         return rows
+
+
+def read_wholes(path: Path | str) -> np.ndarray:
+    """Read which whole each id of the flat map beside saved masks is of, [ids + 1]; 0 for id 0.
+
+    A whole is a mask that no other contains; its number is its own, from 1. InputError where the file has none.
+    """
+    try:
+        return _read(path, "wholes")["wholes"]
+    except KeyError as error:
+        raise InputError(f"the masks {path} do not say which parts are of what; make them again") from error
 
 
 def read_facts(path: Path | str) -> dict[str, str]:
@@ -276,9 +289,9 @@ def _box(counts: np.ndarray, height: int) -> tuple[int, int, int, int]:
     return left, top, right - left + 1, bottom - top + 1
 
 
-def _read(path: Path | str) -> dict[str, np.ndarray]:
+def _read(path: Path | str, *names: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
+            return {name: data[name] for name in data.files if not names or name in names}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"the masks {path} cannot be read ({error}); make them again") from error
