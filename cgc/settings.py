@@ -41,7 +41,7 @@ class ReconstructSettings:
     max_features: int = 8192
     """Features a photo at most."""
     camera: Literal["auto", "single", "per-photo"] = "auto"
-    """Which photos share a lens: all (single), none (per-photo), or those of one size, camera and focal length (auto)."""
+    """Which photos share a lens: all (single), none (per-photo), or those of one size, camera and zoom (auto)."""
     camera_model: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE"] = (
         "SIMPLE_RADIAL"
     )

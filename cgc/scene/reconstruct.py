@@ -25,8 +25,6 @@ from cgc.settings import ReconstructSettings, check_reconstruct
 if TYPE_CHECKING:
     import pycolmap
 
-    from cgc.scene.sfm import Session
-
 ENOUGH = 0.9
 """With a smaller share of the photos placed, mapping is tried again in other ways."""
 
@@ -135,9 +133,7 @@ def _kept(out: Path) -> Reconstructed | None:
     return None
 
 
-def _facts(
-    out: Path, model: pycolmap.Reconstruction, names: Sequence[str], notes: Sequence[str]
-) -> Reconstructed:
+def _facts(out: Path, model: pycolmap.Reconstruction, names: Sequence[str], notes: Sequence[str]) -> Reconstructed:
     placed = {image.name for image in model.images.values() if image.has_pose}
     missing = tuple(sorted(set(names) - placed))
     error = float(model.compute_mean_reprojection_error()) if model.num_points3D() else 0.0
@@ -150,6 +146,8 @@ def _facts(
 
 def _make(photos: Path, out: Path, stage: Path, settings: ReconstructSettings, quiet: bool) -> Reconstructed:
     """Do the work in the folder `stage`, then rename what is whole into `out`."""
+    from cgc.scene.sfm import told
+
     if photos.is_file():
         if photos.suffix.lower() in SUFFIXES:
             raise InputError(f"{photos} is one photo; give the folder of photos, or a video")
@@ -170,7 +168,8 @@ def _make(photos: Path, out: Path, stage: Path, settings: ReconstructSettings, q
     made = _facts(out, model, [p.name for p in found], notes)
     folder = stage / "sparse" / "0"
     folder.mkdir(parents=True)
-    model.write_binary(str(folder))
+    with told("writing the model"):
+        model.write_binary(str(folder))
     if not _same_folder(source, out / "images"):
         _bring_images(found, stage / "images", out / "images")
     shutil.rmtree(work)

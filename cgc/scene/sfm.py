@@ -106,7 +106,7 @@ class Session:
         options.sift.max_num_features = settings.max_features * (2 if attempt.rich else 1)
         options.sift.estimate_affine_shape = options.sift.domain_size_pooling = attempt.rich
         title = "features, rich" if attempt.rich else "features"
-        with _told("finding features"), progress_bar(title, len(self._names), quiet=self._quiet) as bar:
+        with told("finding features"), progress_bar(title, len(self._names), quiet=self._quiet) as bar:
             for group in groups:
                 single = pycolmap.CameraMode.SINGLE
                 pycolmap.import_images(self._database, self._folder, single, list(group), reader)
@@ -126,7 +126,7 @@ class Session:
         listed = pycolmap.ImportedPairingOptions()
         path = self._work / "pairs.txt"
         listed.match_list_path = path
-        with _told("matching"), progress_bar("matching", len(pairs), quiet=self._quiet) as bar:
+        with told("matching"), progress_bar("matching", len(pairs), quiet=self._quiet) as bar:
             for chunk in _chunks(pairs, _BLOCK * _BLOCK):
                 path.write_text("".join(f"{self._names[i]} {self._names[j]}\n" for i, j in chunk))
                 pycolmap.match_image_pairs(self._database, options, listed, geometry, pycolmap.Device.cpu)
@@ -138,7 +138,7 @@ class Session:
         models.mkdir(exist_ok=True)
         total = len(self._names)
         placed = 0
-        with _told("mapping"), progress_bar("mapping", total, quiet=self._quiet) as bar:
+        with told("mapping"), progress_bar("mapping", total, quiet=self._quiet) as bar:
 
             def move(n: int) -> None:
                 nonlocal placed
@@ -182,7 +182,7 @@ def _chunks(items: Sequence, size: int) -> Iterator[list]:
 
 
 @contextlib.contextmanager
-def _told(step: str) -> Iterator[None]:
+def told(step: str) -> Iterator[None]:
     """Turn what pycolmap raises into one sentence."""
     try:
         yield

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,7 +113,7 @@ def _count(video: Path) -> int:
     import imageio_ffmpeg
 
     try:
-        return int(imageio_ffmpeg.count_frames_and_secs(str(video))[0])
+        return imageio_ffmpeg.count_frames_and_secs(str(video))[0] or 0
     except (OSError, RuntimeError, ValueError) as error:
         raise _broken(video, "its frames cannot be counted") from error
 
@@ -130,14 +132,34 @@ def _frames(video: Path) -> Iterator[np.ndarray]:
                 yield np.ascontiguousarray(frame[..., ::-1])
         finally:
             capture.release()
+    yield from _ffmpeg_frames(video)
+
+
+def _ffmpeg_frames(video: Path) -> Iterator[np.ndarray]:
+    """Yield frames that the ffmpeg of imageio decodes: a stream of PPM, which says each frame's size."""
     import imageio_ffmpeg
 
-    stream = imageio_ffmpeg.read_frames(str(video), pix_fmt="rgb24")
-    try:
-        width, height = next(stream)["size"]
-        for data in stream:
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-    except (OSError, RuntimeError, ValueError, StopIteration) as error:
-        raise _broken(video, error) from error
-    finally:
-        stream.close()
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-i", str(video.resolve()), "-map", "0:v:0",
+        "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-",
+    ]  # fmt: skip
+    with (
+        tempfile.TemporaryFile() as told,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            none = True
+            while header := process.stdout.readline():
+                width, height = map(int, process.stdout.readline().split())
+                process.stdout.readline()  # the largest value, 255
+                data = process.stdout.read(3 * width * height)
+                if header != b"P6\n" or len(data) < 3 * width * height:
+                    break  # cut off: what came before is used
+                yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+                none = False
+            if none:
+                told.seek(0)
+                raise _broken(video, told.read(2000).decode(errors="replace"))
+        finally:
+            process.kill()
