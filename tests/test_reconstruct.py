@@ -180,7 +180,7 @@ def test_tries_harder_while_few_are_placed_and_keeps_the_best(corner, tmp_path, 
         def find_features(self, groups, attempt):
             tried.append(("features", attempt.rich))
 
-        def match(self, pairs):
+        def match(self, pairs, attempt):
             tried.append(("pairs", len(pairs)))
 
         def map(self, attempt):
@@ -284,6 +284,20 @@ def test_where_the_scene_goes(tmp_path):
     assert default_scene(tmp_path / "a") == default_scene(tmp_path / "a/images") == tmp_path / "a"
     assert default_scene(tmp_path / "plain") == tmp_path / "plain_scene"
     assert default_scene(tmp_path / "clip.v2.mp4") == tmp_path / "clip.v2_scene"
+
+
+def test_trying_hardest_finds_more(corner, tmp_path, monkeypatch):
+    folder, _, _, _ = corner
+    hard = (sfm.Attempt(), sfm.Attempt(rich=True, loose=True))
+    monkeypatch.setattr(sfm, "ATTEMPTS", hard)
+    monkeypatch.setattr(module, "ENOUGH", 1.1)
+    made = []
+    place = sfm.Session.map
+    monkeypatch.setattr(sfm.Session, "map", lambda *a: made.append(place(*a)) or made[-1])
+    photos = module.read_photos(folder, True)[0][:3]
+    module._solve(photos, tmp_path / "work", replace(QUICK, max_features=300), True)
+    assert [model.num_reg_images() for model in made] == [3, 3]
+    assert made[1].num_points3D() > 1.2 * made[0].num_points3D()
 
 
 # ---- pairs, lenses, models

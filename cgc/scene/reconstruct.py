@@ -259,7 +259,7 @@ def _solve(
                 if rich is not None and settings.matching == "auto":
                     pairs = in_blocks(set(pairs) | far)
                 session.find_features(groups, attempt)
-                session.match(pairs)
+                session.match(pairs, attempt)
                 rich = attempt.rich
             model = session.map(attempt)
             if len(_placed(model, names)) > len(_placed(best, names)):

@@ -117,11 +117,14 @@ class Session:
                 )  # fmt: skip
                 bar.advance(len(chunk))
 
-    def match(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Compare the features of these pairs of photos and keep what fits one geometry."""
+    def match(self, pairs: Sequence[tuple[int, int]], attempt: Attempt) -> None:
+        """Compare the features of these pairs of photos and keep what fits one geometry; rich: search along it again."""
         options = pycolmap.FeatureMatchingOptions()
         options.use_gpu = False
+        options.guided_matching = attempt.rich
         geometry = pycolmap.TwoViewGeometryOptions()
+        if attempt.rich:
+            geometry.min_num_inliers = 12
         geometry.ransac.random_seed = self._settings.seed
         listed = pycolmap.ImportedPairingOptions()
         path = self._work / "pairs.txt"
