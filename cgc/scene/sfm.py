@@ -118,7 +118,7 @@ class Session:
                 bar.advance(len(chunk))
 
     def match(self, pairs: Sequence[tuple[int, int]], attempt: Attempt) -> None:
-        """Compare the features of these pairs of photos and keep what fits one geometry; rich: search along it again."""
+        """Compare the features of these pairs of photos and keep what fits one geometry; rich: search along it."""
         options = pycolmap.FeatureMatchingOptions()
         options.use_gpu = False
         options.guided_matching = attempt.rich
