@@ -43,6 +43,29 @@ class MaskSettings:
 
 
 @dataclass(frozen=True)
+class ReconstructSettings:
+    """How cameras and points are found from bare photos or a video (structure from motion, by pycolmap)."""
+
+    matching: Literal["auto", "exhaustive", "sequential"] = "auto"
+    """Which photos are compared: every pair, or neighbours in name order plus a spread of far ones; auto: every pair of
+    up to 150 photos."""
+    max_side: int = 1600
+    """Features are looked for in photos shrunk so that neither side is longer than this, in pixels."""
+    max_features: int = 8192
+    """Features a photo at most."""
+    camera: Literal["auto", "single", "per-photo"] = "auto"
+    """Which photos share a lens: all (single), none (per-photo), or those of one size, camera and zoom (auto)."""
+    camera_model: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE"] = (
+        "SIMPLE_RADIAL"
+    )
+    """The lens model, as COLMAP calls it."""
+    frames: int = 150
+    """Frames taken from a video: the sharpest of so many equal parts."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """How the splats are trained (3D Gaussian Splatting, arXiv 2308.04079).
 
@@ -343,13 +366,26 @@ LIMITS: dict[str, dict[str, Limit]] = {
     },
 }  # fmt: skip
 
+RECONSTRUCT_LIMITS: dict[str, Limit] = {
+    "max_side": 64, "max_features": 100, "frames": 3, "seed": (0, 2**31 - 1),
+}  # fmt: skip
+"""Those of `ReconstructSettings`, which no run has."""
+
 
 def check(settings: RunSettings) -> None:
     """Raise InputError for the first setting that is of another kind than declared, or outside its limits."""
     for step, limits in LIMITS.items():
-        part = getattr(settings, step)
-        for name, kind in get_type_hints(type(part)).items():
-            _check_value(f"{step}.{name}", getattr(part, name), kind, limits.get(name, -math.inf))
+        _check_part(step, getattr(settings, step), limits)
+
+
+def check_reconstruct(settings: ReconstructSettings) -> None:
+    """Raise InputError for the first setting that is of another kind than declared, or outside its limits."""
+    _check_part("reconstruct", settings, RECONSTRUCT_LIMITS)
+
+
+def _check_part(step: str, part: Any, limits: dict[str, Limit]) -> None:
+    for name, kind in get_type_hints(type(part)).items():
+        _check_value(f"{step}.{name}", getattr(part, name), kind, limits.get(name, -math.inf))
 
 
 def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:

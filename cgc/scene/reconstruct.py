@@ -1,0 +1,378 @@
+"""From bare photos, or a video, to a scene: cameras and points by structure from motion, in a folder to read.
+
+The result is written beside and renamed, so a scene is there whole or not at all; photos are never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from cgc.errors import InputError, some
+from cgc.progress import console, progress_bar
+from cgc.scene.images import SUFFIXES, load_photo, read_header
+from cgc.scene.video import VIDEO_SUFFIXES, extract_frames
+from cgc.settings import ReconstructSettings, check_reconstruct
+
+if TYPE_CHECKING:
+    import pycolmap
+
+ENOUGH = 0.9
+"""With a smaller share of the photos placed, mapping is tried again in other ways."""
+
+_COLMAP_READS = {"JPEG", "PNG", "BMP", "TIFF", "MPO"}  # the rest is handed over as PNG
+_OTHERS = (".heic", ".heif", ".avif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2")
+_ADVICE = (
+    "take more photos with more overlap (each point in three or more, 5 to 10 degrees apart), walk around the things "
+    "in place of turning on the spot, keep one zoom and focus, avoid blur, and leave textured surroundings in the "
+    "picture (a newspaper under the things helps)"
+)
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """A scene's folder and what became of its photos; `error` is the mean reprojection error in pixels."""
+
+    scene: Path
+    photos: int
+    registered: int
+    missing: tuple[str, ...]
+    points: int
+    error: float
+    kept: bool = False
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return what a user should know, a sentence a line."""
+        lines = list(self.notes)
+        if self.kept:
+            lines.append(f"{self.scene} has a model already, which is kept; move its sparse/ away to make another")
+        lines.append(
+            f"{self.registered} of {self.photos} photos placed, {self.points:,} points, "
+            f"mean reprojection error {self.error:.2f} px: {self.scene}"
+        )
+        if self.missing:
+            lines.append(f"not placed: {some(self.missing)}")
+        if self.registered < ENOUGH * self.photos:
+            lines.append(f"few photos were placed, so parts of the scene will be missing; {_ADVICE}")
+        return lines
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A photo: its name in the scene, its file, its stored size, whether COLMAP can read its format."""
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+    plain: bool
+
+
+def default_scene(photos: Path) -> Path:
+    """Return where the scene of `photos` goes: X for X/images or for X with images/, else PHOTOS_scene beside."""
+    photos = photos.resolve()
+    if photos.is_dir() and (photos / "images").is_dir():
+        return photos
+    if photos.is_dir() and photos.name == "images":
+        return photos.parent
+    return photos.with_name(f"{photos.name if photos.is_dir() else photos.stem}_scene")
+
+
+def reconstruct(
+    photos: Path, out: Path | None, settings: ReconstructSettings | None = None, *, quiet: bool = False
+) -> Reconstructed:
+    """Make the scene `out` (None: `default_scene`) from a folder of photos, a folder with images/, or a video.
+
+    A scene that has a model already is kept. Photos outside out/images are hard-linked there, or copied where that
+    cannot be; broken ones are left out with a note. Raises InputError where nothing can be made of them.
+    """
+    photos, settings = Path(photos), settings or ReconstructSettings()
+    check_reconstruct(settings)
+    if not photos.exists():
+        raise InputError(f"{photos} was expected to be a folder of photos or a video, but does not exist; check it")
+    out = default_scene(photos) if out is None else Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} was expected to be the folder of the new scene, but is a file; choose another")
+    if kept := _kept(out):
+        return _tell(kept, quiet)
+    with _stage(out) as stage:
+        made = _make(photos, out, stage, settings, quiet)
+    return _tell(made, quiet)
+
+
+def _tell(made: Reconstructed, quiet: bool) -> Reconstructed:
+    if not quiet:
+        for line in made.lines():
+            console.print(line, markup=False)
+    return made
+
+
+def _kept(out: Path) -> Reconstructed | None:
+    """Return the facts of the model that `out` has already."""
+    from cgc.scene.colmap import find_colmap, read_colmap
+    from cgc.scene.transforms import find_transforms
+
+    if not out.is_dir():
+        return None
+    if folder := find_colmap(out):
+        images = read_colmap(out, folder).images  # raises where the model is broken
+        import pycolmap
+
+        names = [n for n, _ in list_photos(images)] if images.is_dir() else []
+        return replace(_facts(out, pycolmap.Reconstruction(str(folder)), names, ()), kept=True)
+    if find_transforms(out):
+        raise InputError(f"{out} has a transforms.json, so it is a scene already; use it as it is, or choose another")
+    return None
+
+
+def _facts(out: Path, model: pycolmap.Reconstruction, names: Sequence[str], notes: Sequence[str]) -> Reconstructed:
+    placed = {image.name for image in model.images.values() if image.has_pose}
+    missing = tuple(sorted(set(names) - placed))
+    error = float(model.compute_mean_reprojection_error()) if model.num_points3D() else 0.0
+    total = len(placed) + len(missing)
+    return Reconstructed(out, total, len(placed), missing, model.num_points3D(), error, False, tuple(notes))
+
+
+# ---- one scene
+
+
+def _make(photos: Path, out: Path, stage: Path, settings: ReconstructSettings, quiet: bool) -> Reconstructed:
+    """Do the work in the folder `stage`, then rename what is whole into `out`."""
+    from cgc.scene.sfm import told
+
+    if photos.is_file():
+        if photos.suffix.lower() in SUFFIXES:
+            raise InputError(f"{photos} is one photo; give the folder of photos, or a video")
+        source = stage / "images"
+        extract_frames(photos, source, settings.frames, quiet=quiet)
+    else:
+        source = photos / "images" if (photos / "images").is_dir() else photos
+    found, notes = read_photos(source, quiet)
+    if len(found) < 3:
+        raise InputError(_too_few(source, len(found), notes))
+    work = stage / "work"
+    model = _solve(found, work, settings, quiet)
+    if model is None:
+        raise InputError(
+            f"none of the {len(found)} photos in {photos} could be placed: too few points are found again from photo "
+            f"to photo; {_ADVICE}"
+        )
+    made = _facts(out, model, [p.name for p in found], notes)
+    folder = stage / "sparse" / "0"
+    folder.mkdir(parents=True)
+    with told("writing the model"):
+        model.write_binary(str(folder))
+    if not _same_folder(source, out / "images"):
+        _bring_images(found, stage / "images", out / "images")
+    shutil.rmtree(work)
+    _publish(stage, out)
+    return made
+
+
+def list_photos(folder: Path) -> list[tuple[str, Path]]:
+    """Return (name, path) of every image below `folder`, sorted; hidden folders and files are left out."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):
+                path = Path(parent, file)
+                found.append((path.relative_to(folder).as_posix(), path))
+    return sorted(found)
+
+
+def read_photos(folder: Path, quiet: bool) -> tuple[list[_Photo], list[str]]:
+    """Decode every photo below `folder` once; return the good ones and a note for each that is not."""
+    photos, notes = [], []
+    listed = list_photos(folder)
+    with progress_bar("photos", len(listed), quiet=quiet) as bar:
+        for name, path in listed:
+            bar.advance()
+            try:
+                name.encode("utf-8")
+                load_photo(path, exif_rotated=False)
+                with Image.open(path) as image:
+                    plain = image.format in _COLMAP_READS and not getattr(image, "is_animated", False)
+                photos.append(_Photo(name, path, read_header(path).size, plain))
+            except InputError as error:
+                notes.append(f"LEFT OUT: {error}")
+            except UnicodeEncodeError:
+                notes.append(f"LEFT OUT: {name!a}, whose name is not UTF-8; rename it")
+    return photos, notes
+
+
+def _too_few(folder: Path, count: int, notes: Sequence[str]) -> str:
+    text = f"{folder} has {count} photos that can be read, and at least 3 are needed (20 and more are better)"
+    if notes:
+        return f"{text}; {len(notes)} more cannot be read, the first: {notes[0].removeprefix('LEFT OUT: ')}"
+    others = sorted({p.suffix.lower() for p in folder.rglob("*") if p.suffix.lower() in _OTHERS})
+    if others:
+        return f"{text}; convert the {' and '.join(others)} files to JPEG first"
+    if any(p.suffix.lower() in VIDEO_SUFFIXES for p in folder.glob("*")):
+        return f"{text}; to use a video, give its file and not its folder"
+    return f"{text}; give the folder that holds them ({', '.join(SUFFIXES)})"
+
+
+def group_photos(photos: Sequence[_Photo], camera: str) -> list[list[int]]:
+    """Return the numbers of the photos that share a lens, in groups; InputError where `single` cannot be."""
+    from cgc.scene.sfm import lens_key
+
+    if camera == "single":
+        sizes = sorted({p.size for p in photos})
+        if len(sizes) > 1:
+            shown = some(f"{w}x{h}" for w, h in sizes)
+            raise InputError(
+                f"photos of one lens must have one size, but they are {shown}; use --camera auto, or photos of one size"
+            )
+        return [list(range(len(photos)))]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, photo in enumerate(photos):
+        key = (str(i),) if camera == "per-photo" else lens_key(photo.path, photo.size)
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def _solve(
+    photos: Sequence[_Photo], work: Path, settings: ReconstructSettings, quiet: bool
+) -> pycolmap.Reconstruction | None:
+    """Place the photos, trying harder while fewer than `ENOUGH` are placed; keep what places most."""
+    from cgc.scene.sfm import ATTEMPTS, Session, choose_pairs, in_blocks, silenced
+
+    names = _hand_over(photos, work / "photos")
+    groups = [[names[i] for i in group] for group in group_photos(photos, settings.camera)]
+    session = Session(work, work / "photos", names, settings, quiet)
+    pairs = choose_pairs(len(names), settings.matching)
+    best, rich = None, None
+    with silenced():
+        for attempt in ATTEMPTS:
+            if attempt.rich != rich:
+                missing = set(range(len(names))) - _placed(best, names)
+                far = {(min(i, j), max(i, j)) for i in missing for j in range(len(names)) if i != j}
+                if rich is not None and settings.matching == "auto":
+                    pairs = in_blocks(set(pairs) | far)
+                session.find_features(groups, attempt)
+                session.match(pairs, attempt)
+                rich = attempt.rich
+            model = session.map(attempt)
+            if len(_placed(model, names)) > len(_placed(best, names)):
+                best = model
+            if len(_placed(best, names)) >= ENOUGH * len(names):
+                break
+    if best is not None:
+        for image in best.images.values():
+            best.images[image.image_id].name = photos[names.index(image.name)].name
+    return best
+
+
+def _placed(model: pycolmap.Reconstruction | None, names: Sequence[str]) -> set[int]:
+    if model is None:
+        return set()
+    placed = {image.name for image in model.images.values() if image.has_pose}
+    return {i for i, name in enumerate(names) if name in placed}
+
+
+def _hand_over(photos: Sequence[_Photo], folder: Path) -> list[str]:
+    """Put the photos under plain names into `folder`: links, or a PNG of what COLMAP cannot read."""
+    folder.mkdir(parents=True)
+    names = []
+    for i, photo in enumerate(photos):
+        target = folder / f"{i + 1:06}{photo.path.suffix.lower() if photo.plain else '.png'}"
+        if photo.plain:
+            _link(photo.path, target)
+        else:
+            Image.fromarray(load_photo(photo.path, exif_rotated=False)).save(target, compress_level=1)
+        names.append(target.name)
+    return names
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy where the disk cannot do that."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+# ---- folders
+
+
+def _same_folder(a: Path, b: Path) -> bool:
+    return b.is_dir() and os.path.samefile(a, b)
+
+
+def _bring_images(photos: Sequence[_Photo], staged: Path, final: Path) -> None:
+    """Link the photos into `staged`, unless `final` has these very photos; InputError where it has others."""
+    if final.exists():
+        there = dict(list_photos(final)) if final.is_dir() else {}
+        same = all(p.name in there and filecmp.cmp(p.path, there[p.name], shallow=False) for p in photos)
+        if not same or len(there) != len(photos):
+            raise InputError(
+                f"{final} holds other pictures than those that were reconstructed; remove it or choose another --out"
+            )
+        shutil.rmtree(staged, ignore_errors=True)
+        return
+    for photo in photos:
+        target = staged / photo.name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(photo.path, target)
+
+
+@contextlib.contextmanager
+def _stage(out: Path) -> Iterator[Path]:
+    """Yield a folder to work in on the disk of `out`: inside it, or beside it where it is new. Removed at the end."""
+    new = not out.is_dir() or not any(out.iterdir())
+    parent = out.parent if new else out
+    _clear_stale(parent, out.name)
+    stage = parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+    except OSError as error:
+        raise InputError(
+            f"the scene {out} could not be written ({error.strerror or error}); free some space, make its folder "
+            "writable or choose another --out, and run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _clear_stale(parent: Path, name: str) -> None:
+    """Remove the working folders of processes that were killed."""
+    if os.name != "posix" or not parent.is_dir():
+        return
+    for folder in parent.iterdir():
+        pid = folder.name.removeprefix(f".{name}.").removesuffix(".partial")
+        if folder.name == f".{name}.{pid}.partial" and pid.isdecimal() and not _runs(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _publish(stage: Path, out: Path) -> None:
+    """Rename the finished scene into place: in one piece where `out` is new, else images before the model."""
+    if not out.is_dir() or not any(out.iterdir()):
+        if out.is_dir():
+            out.rmdir()
+        stage.rename(out)
+        return
+    if (stage / "images").is_dir():
+        (stage / "images").rename(out / "images")
+    (out / "sparse").mkdir(exist_ok=True)
+    (stage / "sparse" / "0").rename(out / "sparse" / "0")
