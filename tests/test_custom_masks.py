@@ -19,7 +19,7 @@ LEFT[:, :4] = True
 DOT = np.zeros((6, 8), bool)
 DOT[2, 1] = True
 
-MODULE = '''
+MODULE = """
 import numpy as np
 
 def of_image(image):
@@ -46,7 +46,7 @@ def fails():
 
 def gives_number():
     return 7
-'''
+"""
 
 
 @pytest.fixture

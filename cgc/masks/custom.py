@@ -74,7 +74,9 @@ def load_entry_point(text: str) -> MaskGenerator:
     try:
         function: Any = functools.reduce(getattr, point.attr.split("."), module)
     except AttributeError as error:
-        raise InputError(f"the mask generator {text} is not there ({error}); correct the name after the colon") from error
+        raise InputError(
+            f"the mask generator {text} is not there ({error}); correct the name after the colon"
+        ) from error
     if not callable(function):
         raise InputError(f"the mask generator {text} is {type(function).__name__} where a function was expected")
     if _wants_nothing(function):
