@@ -22,7 +22,8 @@ from cgc.masks.tidy import remove_small_regions, resize_counts
 SIDE = 64
 LOOSE = SegmentAnything(
     points_per_side=6, points_per_batch=10, pred_iou_thresh=0.0, stability_score_thresh=0.0,
-    stability_score_offset=0.01, box_nms_thresh=0.9, crop_nms_thresh=0.9, min_mask_region_area=0.0, max_side=0, device="cpu",
+    stability_score_offset=0.01, box_nms_thresh=0.9, crop_nms_thresh=0.9, min_mask_region_area=0.0, max_side=0,
+    device="cpu",
 )  # fmt: skip
 """Settings that let masks of a model that knows nothing through."""
 

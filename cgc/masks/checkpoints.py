@@ -228,7 +228,7 @@ def read_weights(path: Path | str) -> tuple[str, dict[str, torch.Tensor]]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds no weights alone, or is broken; download {_names()} again") from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:  # broken bytes may break any step of reading
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"the weights {path} cannot be read ({first}); download {_names()} again") from error
     if isinstance(state, dict):  # training scripts wrap it

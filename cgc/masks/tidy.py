@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from scipy import ndimage
 
@@ -48,7 +50,7 @@ def _near(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _small(mask: np.ndarray, share: np.ndarray, least: float, keep_largest: bool = False) -> np.ndarray:
     """Return the pixels of regions of `mask` that have fewer than `least` pixels; `share`: what each one counts."""
-    labels, n = ndimage.label(mask, _EIGHT)  # pyright: ignore[reportGeneralTypeIssues]
+    labels, n = cast("tuple[np.ndarray, int]", ndimage.label(mask, _EIGHT))
     sizes = np.bincount(labels.ravel(), weights=share.ravel(), minlength=n + 1)
     drop = sizes < least
     drop[0] = False
