@@ -163,7 +163,7 @@ def test_a_rest_of_another_file_is_refused(server, tmp_path):
 
 def test_it_gives_up_where_nothing_new_comes_and_keeps_the_part(server, tmp_path):
     server.cut = [1_000_000] + [0] * 20
-    with pytest.raises(InputError, match="broke off.*it goes on where it stopped.*--generator regions"):
+    with pytest.raises(InputError, match=r"broke off.*it goes on where it stopped.*--generator regions"):
         get(server, tmp_path)
     assert len(server.asked) == 1 + checkpoints.ATTEMPTS
     assert (tmp_path / "model_abc123.pth.partial").read_bytes() == BODY[:1_000_000]
@@ -220,7 +220,7 @@ def test_a_disk_that_fills_up_is_said_and_the_part_kept(server, tmp_path, monkey
 
     real = builtins.open
     monkeypatch.setattr(checkpoints, "open", lambda *a: Full(real(*a)), raising=False)
-    with pytest.raises(InputError, match="the disk is full: .*goes on where it stopped"):
+    with pytest.raises(InputError, match=r"the disk is full: .*goes on where it stopped"):
         get(server, tmp_path)
     monkeypatch.undo()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -235,7 +235,7 @@ def test_a_folder_that_is_none_is_said(server, tmp_path):
 
 def test_a_truncated_copy_in_the_cache_is_said(server, tmp_path):
     (tmp_path / "model_abc123.pth").write_bytes(BODY[:5])
-    with pytest.raises(InputError, match="has 5 bytes where 3,072,000 were expected.*remove it"):
+    with pytest.raises(InputError, match=r"has 5 bytes where 3,072,000 were expected.*remove it"):
         get(server, tmp_path)
     assert (tmp_path / "model_abc123.pth").exists()
 
@@ -354,7 +354,7 @@ def test_nothing_in_a_file_is_run(tmp_path, capsys, wrap):
     save(wrap(Evil()), tmp_path / "zip.pth")
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(wrap(Evil())))
     for name in ("zip.pth", "raw.pth"):
-        with pytest.raises(InputError, match="holds no weights alone|cannot be read"):
+        with pytest.raises(InputError, match=r"holds no weights alone|cannot be read"):
             read_weights(tmp_path / name)
     assert capsys.readouterr().out == ""
 
@@ -366,9 +366,7 @@ def test_what_is_no_model_is_said(tmp_path, value):
 
 
 def test_a_missing_file_is_said(tmp_path):
-    with pytest.raises(
-        InputError, match="do not exist; give --checkpoint the path of a file like sam_vit_b_01ec64.pth"
-    ):
+    with pytest.raises(InputError, match=r"do not exist; give --checkpoint the path of .* sam_vit_b_01ec64.pth"):
         read_weights(tmp_path / "none.pth")
     with pytest.raises(InputError, match="do not exist"):
         read_weights(tmp_path)
