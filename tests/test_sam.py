@@ -122,12 +122,36 @@ def test_masks_are_those_of_the_package(model, photo, changes, monkeypatch):
     monkeypatch.setattr(sam_generator, "UPSAMPLING", 400_000)  # so that masks come in several rounds
     wanted = plain_masks(model, photo, LOOSE, **changes)
     assert len(wanted) > 3
-    found = replaced(LOOSE, **changes).load(model)(photo)
+    generator = replaced(LOOSE, **changes).load(model)
+    for ours, theirs in zip(generator._grid.generate(photo), wanted, strict=True):
+        assert ours["segmentation"]["counts"].tolist() == encode(theirs["segmentation"]).tolist()
+        for name in ("area", "bbox", "crop_box", "point_coords"):
+            assert ours[name] == theirs[name], name
+        for name in ("predicted_iou", "stability_score"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-5, nan_ok=True)
+    found = generator(photo)
     assert (found.height, found.width) == photo.shape[:2]
-    ours = sorted((encode(found.mask(i)).tobytes(), found.scores[i]) for i in range(len(found)))
-    theirs = sorted((encode(m["segmentation"]).tobytes(), np.float32(m["predicted_iou"])) for m in wanted if m["area"])
-    assert [m for m, _ in ours] == [m for m, _ in theirs]
-    np.testing.assert_allclose([s for _, s in ours], [s for _, s in theirs], atol=1e-5)
+    expected = sorted((encode(m["segmentation"]).tolist(), m["predicted_iou"]) for m in wanted if m["area"])
+    assert sorted(c.tolist() for c in found.counts) == [c for c, _ in expected]
+    rated = [s for _, s in sorted((c.tolist(), s) for c, s in zip(found.counts, found.scores))]
+    np.testing.assert_allclose(rated, [s for _, s in expected], atol=1e-5)
+
+
+def test_few_masks_are_large_at_once(photo, monkeypatch):
+    model = make_model()
+    sizes, enlarge = [], model.postprocess_masks
+
+    def counted(masks, *sizes_):
+        sizes.append(masks.shape[:2].numel() * 4 * (SIDE**2 + 60 * 80))
+        return enlarge(masks, *sizes_)
+
+    monkeypatch.setattr(model, "postprocess_masks", counted)
+    monkeypatch.setattr(sam_generator, "UPSAMPLING", 1_000_000)
+    LOOSE.load(model)(photo)
+    assert 250_000 < max(sizes) < 1_000_000
+    sizes.clear()
+    replaced(LOOSE, pred_iou_thresh=0.99).load(model)(photo)
+    assert max(sizes) == 0  # what is rated too low never becomes large
 
 
 def test_thresholds_drop_masks(model, photo):

@@ -41,7 +41,7 @@ class SegmentAnything:
     points_per_side: int = 32
     """Points a side of the grid that the photo is prompted with; the time grows with their square."""
     points_per_batch: int = 32
-    """Points at once; more need more memory (about 50 MB each), and only a GPU is faster for them."""
+    """Points at once; more need more memory (up to 40 MB each), and only a GPU is faster for them."""
     pred_iou_thresh: float = 0.88
     """Masks that the model rates lower than this are dropped; 0: none."""
     stability_score_thresh: float = 0.95
@@ -66,7 +66,7 @@ class SegmentAnything:
     """Photos are shrunk for this so that neither side is longer, and masks brought back to the full size (nearest
     pixel); 0: never. The model itself sees 1024 pixels of a photo, and of a crop."""
     half: bool = True
-    """Half precision, on CUDA only: faster, in half the memory."""
+    """Half precision, on CUDA only: faster, and in less memory."""
     device: str = "auto"
     """Where it runs: auto (CUDA if there is any), cpu, cuda, cuda:1, ..."""
 
@@ -139,4 +139,4 @@ PRESETS: dict[str, SegmentAnything] = {
         max_side=2048,
     ),
 }
-"""Settings by effort: seconds a photo without a GPU, what others lift with, and small things too."""
+"""Settings by effort: under a minute a photo on two cores, what others lift with, and small things too."""
