@@ -238,8 +238,8 @@ def test_what_is_no_photo_is_said(model):
     for image in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), None):
         with pytest.raises(InputError, match="of bytes was expected"):
             generator(image)
-    with pytest.raises(InputError, match="8x15 is too small for 2 layers"):
-        generator(np.zeros((15, 8, 3), np.uint8))
+    with pytest.raises(InputError, match="20x15 is too small for 2 layers"):
+        generator(np.zeros((15, 20, 3), np.uint8))
 
 
 def test_half_precision_is_for_cuda_only(model, photo):
@@ -363,6 +363,7 @@ def test_every_setting_reaches_the_generator(model):
         if name != "points_per_side":
             assert getattr(grid, name) == value
     assert [len(points) for points in grid.point_grids] == [25, 4]
+    assert grid.largest_overlap == 0.55
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 Memory, beside the model's weights: 2.6 GB for the image encoder of vit_b, whose attention is among 4096 patches, and a
 third more for vit_h; then, in its place, up to 40 MB a point of a batch (`points_per_batch`) for decoding, whatever the
 photo's size. Masks are brought to the photo's size a few at a time, in UPSAMPLING bytes; what is found is kept as run
-lengths. Half precision takes about half of it, but for the weights. Time without a GPU (two cores, vit_b): 14 s to look at a photo, and 30 s for
-256 points, four times that for 1024.
+lengths. Half precision takes about half of it, but for the weights. Time without a GPU (two cores, vit_b): 14 s to look
+at a photo, and 30 s for 256 points, four times that for 1024.
 
 P points, M masks, H W image size.
 """

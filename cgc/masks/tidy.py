@@ -54,7 +54,7 @@ def _small(mask: np.ndarray, share: np.ndarray, least: float, keep_largest: bool
     sizes = np.bincount(labels.ravel(), weights=share.ravel(), minlength=n + 1)
     drop = sizes < least
     drop[0] = False
-    if keep_largest and n and drop[1:].all():
+    if keep_largest and n:
         drop[1 + np.argmax(sizes[1:])] = False
     return drop[labels]
 
