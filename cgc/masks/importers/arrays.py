@@ -117,7 +117,8 @@ def _array(path: Path, key: str, stream: Any, reopen: Callable[[int], IO[bytes]]
         raise InputError(
             f"{path} holds Python objects ({key or 'its array'} is a pickle), which can run any code and is never "
             "opened; save plain arrays: a dict video_segments as np.savez_compressed(path, "
-            "**{f'{frame}/{object}': mask for frame, masks in video_segments.items() for object, mask in masks.items()})"
+            "**{f'{frame}/{object}': mask for frame, masks in video_segments.items() "
+            "for object, mask in masks.items()})"
         )
     if any(n < 0 for n in shape) or size != start + int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise ValueError(f"its size does not fit an array of {list(shape)} of {dtype}")
