@@ -17,7 +17,7 @@ import numpy as np
 from cgc.errors import InputError
 
 WHOLE = 2**31
-"""Bytes of an array that has to be read at once."""
+"""The most bytes that are read at once."""
 _BROKEN = (
     OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, RuntimeError, NotImplementedError, SyntaxError,
     MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, IndexError,
@@ -27,12 +27,16 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Array:
-    """An array in a file: its shape and type are known, `open` gives a stream of its values in C order."""
+    """An array in a file: its shape and type are known; `open` gives a stream of its values, or `values` are they.
+
+    fortran: the values of the stream go down the first axis first.
+    """
 
     path: Path
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    fortran: bool = False
     open: Callable[[], IO[bytes]] | None = None
     values: np.ndarray | None = None
 
@@ -40,18 +44,15 @@ class Array:
         """Give the [H, W] planes of an array [..., H, W] one by one; InputError where the file ends early."""
         height, width = self.shape[-2:]
         number = int(np.prod(self.shape[:-2], dtype=object))
-        if self.values is not None:
-            yield from self.values.reshape(number, height, width)
+        if self.values is not None or self.fortran:
+            yield from self.whole().reshape(number, height, width)
             return
         assert self.open is not None
-        size = height * width * self.dtype.itemsize
+        self._check_size(height * width)
         try:
             with self.open() as stream:
                 for _ in range(number):
-                    data = stream.read(size)
-                    if len(data) != size:
-                        raise EOFError("it ends early")
-                    yield np.frombuffer(data, self.dtype).reshape(height, width)
+                    yield self._read(stream, (height, width))
         except _BROKEN as error:
             raise unreadable(self.path, error) from error
 
@@ -59,18 +60,27 @@ class Array:
         """Return all values; InputError where there are too many."""
         if self.values is not None:
             return self.values
-        if int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize > WHOLE:
-            raise InputError(
-                f"{self.path} holds {self.key or 'an array'} of {list(self.shape)}, which must be read at once and is "
-                "over 2 GiB; save masks as [M, H, W] of type bool"
-            )
         assert self.open is not None
+        self._check_size(int(np.prod(self.shape, dtype=object)))
         try:
             with self.open() as stream:
-                data = stream.read(int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize)
-            return np.frombuffer(data, self.dtype).reshape(self.shape)
+                return self._read(stream, self.shape[::-1]).T if self.fortran else self._read(stream, self.shape)
         except _BROKEN as error:
             raise unreadable(self.path, error) from error
+
+    def _check_size(self, number: int) -> None:
+        if number * self.dtype.itemsize > WHOLE:
+            raise InputError(
+                f"{self.path} holds {self.key or 'an array'} of {list(self.shape)} {self.dtype}, of which more than "
+                "2 GiB must be read at once; save masks as [M, H, W] of type bool"
+            )
+
+    def _read(self, stream: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
+        size = int(np.prod(shape, dtype=object)) * self.dtype.itemsize
+        data = stream.read(size)
+        if len(data) != size:
+            raise EOFError("it ends early")
+        return np.frombuffer(data, self.dtype).reshape(shape)
 
 
 def unreadable(path: Path, error: BaseException) -> InputError:
@@ -111,7 +121,9 @@ def _array(path: Path, key: str, stream: Any, reopen: Callable[[int], IO[bytes]]
     """Read an array's header; `size`: how many bytes header and values should have."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # files of Python 2 are read all the same
+        shape, fortran, dtype = read(stream)
     start = stream.tell()
     if dtype.hasobject:
         raise InputError(
@@ -122,10 +134,7 @@ def _array(path: Path, key: str, stream: Any, reopen: Callable[[int], IO[bytes]]
         )
     if any(n < 0 for n in shape) or size != start + int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise ValueError(f"its size does not fit an array of {list(shape)} of {dtype}")
-    if not fortran:
-        return Array(path, key, shape, dtype, lambda: reopen(start))
-    turned = Array(path, key, shape[::-1], dtype, lambda: reopen(start)).whole().T
-    return Array(path, key, shape, dtype, values=turned)
+    return Array(path, key, shape, dtype, fortran, lambda: reopen(start))
 
 
 def _torch(path: Path) -> dict[str, Array]:

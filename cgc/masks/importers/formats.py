@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from cgc.errors import InputError, some
-from cgc.masks.importers import coco, garfield, labelme, pngs, sam, stacks, video
+from cgc.masks.importers import coco, garfield, labelme, sam, stacks, video
 from cgc.masks.importers.arrays import read_arrays
 from cgc.masks.importers.base import Listing, Source, image_header, read_json, read_pixels
+from cgc.masks.importers.pngs import open_colours, open_ids
 from cgc.scene.types import View
 
 
@@ -27,7 +28,7 @@ class Format:
 
 def _tracked_pngs(listing: Listing, _: bool) -> Source:
     """Open DEVA's PNGs, which are RGB where it had more than 255 ids."""
-    source = pngs.open_colours if _coloured(listing.named(".png")) else pngs.open_ids
+    source = open_colours if _coloured(listing.named(".png")) else open_ids
     return source(listing, True)
 
 
@@ -66,11 +67,11 @@ FORMATS: dict[str, Format] = {
         "Grounded SAM 2's mask_data/: mask_NAME.npy, ids [H, W]", "yes",
         lambda files, _: stacks.open_arrays(files, (".npy",), True),
     ),
-    "id-png": Format("PNGs of one channel, 8 or 16 bits, whose values are ids", "with --tracked", pngs.open_ids),
-    "palette-png": Format("palette PNGs, whose indices are ids", "with --tracked", pngs.open_ids),
+    "id-png": Format("PNGs of one channel, 8 or 16 bits, whose values are ids", "with --tracked", open_ids),
+    "palette-png": Format("palette PNGs, whose indices are ids", "with --tracked", open_ids),
     "rgb-png": Format(
         "RGB PNGs, a colour an object (id = R + 256 G + 65536 B), black = unassigned", "with --tracked",
-        pngs.open_colours,
+        open_colours,
     ),
     "coco": Format(
         "one COCO JSON for all images: polygons, run lengths", "no", lambda files, _: coco.open_instances(files)
@@ -104,14 +105,15 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 
 
-def list_files(path: Path) -> tuple[Listing, list[str]]:
+def list_files(path: Path, format: str) -> tuple[Listing, list[str]]:
     """List the files to read, hidden ones left out, and say which sub-folder was taken; InputError where it is none."""
     if path.is_file():
         return Listing(path.parent, (path,)), []
     if not path.is_dir():
         raise InputError(f"the masks {path} do not exist; expected a folder or a file")
     root = path
-    while (inner := _inner(root)) is not None:
+    pngs = format == "auto" or FORMATS[format].open in (_tracked_pngs, open_ids, open_colours)
+    while (inner := _inner(root, pngs)) is not None:
         root = inner
     files = tuple(
         p for p in sorted(root.rglob("*"))
@@ -120,11 +122,11 @@ def list_files(path: Path) -> tuple[Listing, list[str]]:
     return Listing(root, files), [] if root == path else [f"The masks were taken from {root}."]
 
 
-def _inner(folder: Path) -> Path | None:
-    """Return the sub-folder that holds the masks where the folder itself holds none."""
-    if (folder / "object_mask").is_dir():
+def _inner(folder: Path, pngs: bool) -> Path | None:
+    """Return the sub-folder that holds the masks: a tracker's PNGs, or the only thing that there is."""
+    if pngs and (folder / "object_mask").is_dir():
         return folder / "object_mask"
-    if (folder / "pred.json").is_file() and (folder / "Annotations").is_dir():
+    if pngs and (folder / "pred.json").is_file() and (folder / "Annotations").is_dir():
         return folder / "Annotations"
     children = [p for p in folder.iterdir() if not p.name.startswith(".")]
     if len(children) == 1 and children[0].is_dir() and not children[0].name.isdecimal():

@@ -151,7 +151,7 @@ def read_foreign(
     path = Path(folder_or_file)
     if format != "auto" and format not in FORMATS:
         raise InputError(f"there is no mask format {format!r}; expected auto or one of {', '.join(FORMATS)}")
-    listing, opening = list_files(path)
+    listing, opening = list_files(path, format)
     name = recognise(listing, views) if format == "auto" else format
     if tracked and FORMATS[name].tracked == "no":
         raise InputError(f"{name} masks have no ids that could be the same in every view; leave out --tracked")

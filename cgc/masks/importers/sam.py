@@ -96,14 +96,21 @@ def open_jsons(listing: Listing, photos: bool) -> Source:
     """Find the JSON files, one an image; `photos`: SA-1B's, which name their image."""
     source, skipped = Source({}), []
     for path in listing.named(".json"):
-        value = read_json(path)
-        if is_sa1b(value) if photos else is_masks(value):
+        if _begins(path) == ("{" if photos else "["):  # the rest is looked at when it is read
             source.add(listing.name(path), Entry(path, lambda frame: _read_json(frame)))
         else:
             skipped.append(path.name)
     if skipped:
         source.decisions.append(f"{len(skipped)} JSON files of another kind were skipped, {skipped[0]} among them.")
     return source
+
+
+def _begins(path: Path) -> str:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read(64).lstrip()[:1]
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _read_json(frame: Frame) -> Found:

@@ -22,6 +22,8 @@ MASKS = ("masks", "pred_masks", "mask", "segmentation", "segmentations", "ids", 
 SCORES = ("scores", "score", "iou_preds", "predicted_iou", "ious")
 MOST = 65535
 """Masks of one image."""
+_GLANCE = 2**28
+"""Pixels of the largest picture that is looked at to tell ids from masks."""
 
 
 def open_arrays(
@@ -58,8 +60,9 @@ def is_ids(array: Array) -> bool:
         return False
     if len(_squeezed(array).shape) == 2:
         return True
-    first = next(array.planes(), None) if len(array.shape) == 3 else None
-    return first is not None and first.size > 0 and not np.isin(first, (0, 1, 255)).all()
+    if len(array.shape) != 3 or not 0 < array.shape[1] * array.shape[2] < _GLANCE:
+        return False
+    return not np.isin(next(array.planes(), 0), (0, 1, 255)).all()
 
 
 def _squeezed(array: Array) -> Array:

@@ -89,9 +89,9 @@ def open_npz(listing: Listing) -> Source:
     arrays = read_arrays(path)
     source = Source({}, tracked=True, frames=True)
     if len(arrays) == 1 and len(only := next(iter(arrays.values())).shape) == 3 and not is_video(arrays):
-        array = next(iter(arrays.values()))
+        slices = _Slices(next(iter(arrays.values())))
         for number in range(only[0]):
-            source.add(str(number), Entry(path, partial(_read_slice, array, number)))
+            source.add(str(number), Entry(path, partial(slices.read, number)))
         return source
     groups: dict[int, dict[int | None, Array]] = {}
     for key, array in arrays.items():
@@ -123,13 +123,23 @@ def _read_map(array: Array, frame: Frame) -> Found:
     return Found(ids.shape[1], ids.shape[0], ids=ids[None])
 
 
-def _read_slice(array: Array, number: int, frame: Frame) -> Found:
-    frame.check(*array.shape[-1:-3:-1])
-    for index, plane in enumerate(array.planes()):
-        if index == number:
-            ids = ids_from(_whole_numbers(plane, frame), frame.path, False)
-            return Found(ids.shape[1], ids.shape[0], ids=ids[None])
-    raise AssertionError("a frame of the index is in its array")
+class _Slices:
+    """The id maps of an array [F, H, W], read on from the last one where that comes before."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self._next, self._planes, self._last = 0, iter(array.planes()), np.zeros(0)
+
+    def read(self, number: int, frame: Frame) -> Found:
+        """Read one frame's."""
+        frame.check(*self._array.shape[-1:-3:-1])
+        if number < self._next - 1:
+            self._next, self._planes = 0, iter(self._array.planes())
+        while self._next <= number:
+            self._last = next(self._planes)
+            self._next += 1
+        ids = ids_from(_whole_numbers(self._last, frame), frame.path, False)
+        return Found(ids.shape[1], ids.shape[0], ids=ids[None])
 
 
 def _whole_numbers(plane: np.ndarray, frame: Frame) -> np.ndarray:
