@@ -107,6 +107,15 @@ def test_compressed_run_lengths_are_those_of_pycocotools(mask):
     assert numbers.tolist() == encode(mask).tolist()
 
 
+@pytest.mark.parametrize(
+    "text, sentence", [("1p", "characters"), ("1é", "characters"), ("1/", "characters"), ("P", "end within"),
+                       ("PPPPPPP1", "more than 35 bits")]
+)  # fmt: skip
+def test_text_that_is_no_run_lengths(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        from_text(text)
+
+
 def test_long_runs(tmp_path):
     rle = coco_masks.frPyObjects({"size": [5000, 4000], "counts": [3, 19_999_000, 990, 7]}, 5000, 4000)
     assert from_text(rle["counts"].decode()).tolist() == [3, 19_999_000, 990, 7]
@@ -155,6 +164,7 @@ def test_polygons_are_those_of_pycocotools_but_for_borders():
     assert (mask & theirs).sum() / (mask | theirs).sum() > 0.97
     square = np.array([[2, 1], [6, 1], [6, 4], [2, 4]])
     assert fill(square, W, H)[1:4, 2:6].all() and fill(square, W, H).sum() == 12
+    assert disc(1.5, 1.5, 1, W, H).sum() == 5
     assert disc(6, 4, 3, W, H).sum() == sum(
         (c + 0.5 - 6) ** 2 + (r + 0.5 - 4) ** 2 <= 9 for r in range(H) for c in range(W)
     )
@@ -198,6 +208,9 @@ def test_amg_folders(tmp_path):
     table = tmp_path / "out" / "a1" / "metadata.csv"
     table.write_text(table.read_text().replace("\n2,", "\n../2,"))
     with pytest.raises(InputError, match="expected the numbers 0, 1"):
+        found.load(0)
+    table.write_text(table.read_text().replace("\n../2,", "\n1,"))
+    with pytest.raises(InputError, match="once each"):
         found.load(0)
 
 
@@ -402,6 +415,19 @@ def test_coco(tmp_path):
     )
 
 
+def test_parts_of_an_object_may_overlap_and_its_runs_are_of_its_image(tmp_path):
+    value = coco()
+    value["annotations"][1]["segmentation"] = [[1, 1, 5, 1, 5, 4, 1, 4], [3, 2, 8, 2, 8, 6, 3, 6]]
+    dump(tmp_path / "x.json", value)
+    both = np.zeros((H, W), bool)
+    both[1:4, 1:5] = both[2:6, 3:8] = True
+    assert both.tobytes() in pictures(read_foreign(tmp_path, VIEWS).load(0))
+    value["images"][0].update(width=2 * W, height=2 * H)  # the photo's size, but not that of the run lengths
+    dump(tmp_path / "x.json", value)
+    with pytest.raises(InputError, match="an image that it says is 24x18"):
+        read_foreign(tmp_path, [make_view("a1.jpg", full_size=(2 * W, 2 * H))]).load(0)
+
+
 def broken_coco(change):
     value = coco()
     change(value, value["images"][0], value["annotations"][0], value["annotations"][1])
@@ -417,6 +443,7 @@ BROKEN = {
     "number": (lambda v, i, r, p: p.update(segmentation=7), "of the kind int"),
     "other size": (lambda v, i, r, p: r["segmentation"].update(size=[H, W + 1]), "is 12x9 but its mask"),
     "truncated": (lambda v, i, r, p: r["segmentation"].update(counts="1"), "truncated"),
+    "too long": (lambda v, i, r, p: r["segmentation"].update(counts=[H * W, 1]), "109 pixels where its size"),
     "negative": (lambda v, i, r, p: r["segmentation"].update(counts=[-5, H * W + 5]), "run of -5 pixels"),
     "fraction": (lambda v, i, r, p: r["segmentation"].update(counts=[1.5, 3]), "no list of whole numbers"),
     "no counts": (lambda v, i, r, p: r["segmentation"].pop("counts"), "no list of whole numbers"),
