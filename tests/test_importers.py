@@ -333,6 +333,12 @@ def test_video_segments(tmp_path):
     np.savez_compressed(tmp_path / "ids.npz", masks=np.stack([ids_of(f).astype(np.uint16) for f in range(3)]))
     found = read_foreign(tmp_path / "ids.npz", FRAMES)
     assert found.format == "sam2-npz" and np.array_equal(found.id_map(2), ids_of(2))
+    for frame in (2, 0, 1, 1):  # in any order
+        assert np.array_equal(found.id_map(frame), ids_of(frame))
+    for keys in (("0/1", "0_1"), ("0", "0/1"), ("0/1", "0")):
+        np.savez(tmp_path / "twice.npz", **{key: stack_of(0)[0] for key in keys})
+        with pytest.raises(InputError, match="beside another array of that frame"):
+            read_foreign(tmp_path / "twice.npz", FRAMES)
     np.savez_compressed(tmp_path / "pickled.npz", data=np.array(segments, dtype=object))
     with pytest.raises(InputError, match=r"pickle.*never opened.*savez_compressed"):
         read_foreign(tmp_path / "pickled.npz", FRAMES)
@@ -634,6 +640,24 @@ def test_mask_rcnn(tmp_path, form):
         assert np.allclose(found.load(0).scores, [0.9, 0.7, 0.8])
     if form == "torchvision":
         assert any("boxes, labels were not used" in sentence for sentence in found.decisions)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (dict(scores=np.ones(2)), "2 finite scores for 3 masks"),
+        (dict(scores=np.array([1, 1, np.nan])), "3 finite scores for 3 masks"),
+        (dict(masks=np.full((3, H, W), 1.5)), "outside 0 to 1"),
+        (dict(masks=np.full((3, H, W), np.nan)), "outside 0 to 1"),
+        (dict(masks=np.ones((3, H, W), "U1")), "expected masks of type bool"),
+        (dict(masks=np.ones((2, 3, H, W), bool)), "expected \\[H, W\\]"),
+        (dict(masks=-np.ones((3, H, W), int)), "the id -1"),
+    ],
+)
+def test_broken_stacks(tmp_path, change, sentence):
+    np.savez(tmp_path / "a1.npz", **{"masks": stack_of(0), "scores": np.ones(3), **change})
+    with pytest.raises(InputError, match=sentence):
+        read_foreign(tmp_path, VIEWS).load(0)
 
 
 @pytest.mark.parametrize("form", ["float", "bool", "dict"])
