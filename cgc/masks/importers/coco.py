@@ -1,0 +1,177 @@
+"""COCO: one JSON for all images, with polygons or run lengths; and panoptic JSON beside a folder of PNGs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from cgc.errors import InputError
+from cgc.masks.image_masks import encode
+from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, is_whole, read_json
+from cgc.masks.importers.pngs import colour_numbers
+from cgc.masks.importers.polygons import fill, read_points
+from cgc.masks.importers.rle import read_runs
+
+
+def is_coco(value: Any) -> bool:
+    """Tell whether a JSON is COCO's, of instances or panoptic."""
+    return (
+        isinstance(value, dict) and isinstance(value.get("images"), list) and isinstance(value.get("annotations"), list)
+    )
+
+
+def is_panoptic(value: Any) -> bool:
+    """Tell whether a JSON is COCO's panoptic one."""
+    rows = value.get("annotations") if isinstance(value, dict) else None
+    return isinstance(rows, list) and any(isinstance(r, dict) and "segments_info" in r for r in rows[:5])
+
+
+def is_results(value: Any) -> bool:
+    """Tell whether a JSON is a list of COCO detections, which does not name its images."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "image_id" in value[0]
+
+
+def _one_json(listing: Listing, test: Any, what: str) -> tuple[Path, dict[str, Any]]:
+    fitting = [(path, value) for path in listing.named(".json") if test(value := read_json(path))]
+    if len(fitting) != 1:
+        raise InputError(
+            f"expected one {what} JSON for all images in {listing.root}, found {len(fitting)}; give the file itself"
+        )
+    return fitting[0]
+
+
+def image_name(file_name: Any, path: Path) -> str:
+    """Return the name that a file_name gives to match a view by; it is never opened."""
+    if not isinstance(file_name, str) or not file_name:
+        raise InputError(f"{path} has an image with the file_name {file_name!r}; expected a file's name")
+    name = PurePosixPath(file_name.replace("\\", "/"))
+    safe = name if not name.is_absolute() and ".." not in name.parts else PurePosixPath(name.name)
+    return safe.with_suffix("").as_posix() if safe.name else "."
+
+
+def _images(value: dict[str, Any], path: Path) -> dict[Any, dict[str, Any]]:
+    images: dict[Any, dict[str, Any]] = {}
+    for image in value["images"]:
+        key = image.get("id") if isinstance(image, dict) else None
+        if not isinstance(key, (int, str)) or key in images:
+            raise InputError(f"{path} has an image with the id {key!r}; expected a number of its own for every image")
+        images[key] = image
+    return images
+
+
+def _rows_of(value: dict[str, Any], images: dict[Any, Any], path: Path) -> dict[Any, list[dict[str, Any]]]:
+    rows: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
+    for row in value["annotations"]:
+        key = row.get("image_id") if isinstance(row, dict) else None
+        if not isinstance(key, (int, str)) or key not in images:
+            raise InputError(f"{path} has an annotation of the image {key!r}, which is not in its list of images")
+        rows[key].append(row)
+    return rows
+
+
+def open_instances(listing: Listing) -> Source:
+    """Index the annotations of every image."""
+    path, value = _one_json(listing, lambda v: is_coco(v) and not is_panoptic(v), "COCO")
+    images = _images(value, path)
+    rows = _rows_of(value, images, path)
+    source = Source({})
+    for key, image in images.items():
+        name = image_name(image.get("file_name"), path)
+        source.add(name, Entry(path, lambda frame, i=image, r=rows[key]: _read_instances(frame, i, r)))
+    return source
+
+
+def _read_instances(frame: Frame, image: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Found:
+    width, height = frame.check(image.get("width"), image.get("height"))
+    counts, scores = [], []
+    skipped: Counter[str] = Counter()
+    for row in rows:
+        if row.get("iscrowd"):
+            skipped["crowd regions, which are several objects at once, were left out"] += 1
+            continue
+        runs = _runs(row.get("segmentation"), width, height, frame)
+        if runs is None:
+            skipped["annotations without an outline of three points or more were left out"] += 1
+            continue
+        counts.append(runs)
+        score = row.get("score", 1.0)
+        if not isinstance(score, (int, float)) or not abs(score) < 1e30:
+            raise InputError(f"{frame.path} rates a mask {score!r}; expected a number")
+        scores.append(float(score))
+    return Found(width, height, counts=counts, scores=scores, skipped=skipped)
+
+
+def _runs(segmentation: Any, width: int, height: int, frame: Frame) -> np.ndarray | None:
+    if isinstance(segmentation, dict):
+        runs, size = read_runs(segmentation, frame)
+        if size != (width, height):
+            raise InputError(
+                f"{frame.path} has run lengths of {size[0]}x{size[1]} for {frame.view.name}, an image that it says is "
+                f"{width}x{height}; export it again"
+            )
+        return runs
+    if segmentation is not None and not isinstance(segmentation, list):
+        raise InputError(f"{frame.path} has a segmentation of the kind {type(segmentation).__name__}; export it again")
+    parts = segmentation or []
+    if parts and not isinstance(parts[0], list):  # one polygon that is not in a list of its own
+        parts = [parts]
+    outlines = [points for part in parts if len(points := read_points(part, frame.path)) >= 3]
+    if not outlines:
+        return None
+    mask = np.zeros((height, width), bool)
+    for points in outlines:
+        mask |= fill(points, width, height)
+    return encode(mask)
+
+
+def open_panoptic(listing: Listing) -> Source:
+    """Find the PNGs of a panoptic JSON: beside it, in the folder of its name, or anywhere below the given folder."""
+    path, value = _one_json(listing, is_panoptic, "panoptic COCO")
+    images = _images(value, path) if isinstance(value.get("images"), list) else {}
+    source = Source({})
+    for row in value["annotations"]:
+        png = row.get("file_name") if isinstance(row, dict) else None
+        if not isinstance(png, str) or not png or PurePosixPath(png).is_absolute() or ".." in PurePosixPath(png).parts:
+            raise InputError(f"{path} names the PNG {png!r}; expected the name of a file beside it")
+        segments = row.get("segments_info")
+        if not isinstance(segments, list):
+            raise InputError(f"{path} has no segments_info for {png}; export it again")
+        image = images.get(row.get("image_id")) if isinstance(row.get("image_id"), (int, str)) else None
+        name = image_name(image.get("file_name") if image else png, path)
+        mask = _png_of(png, path)
+        source.add(name, Entry(mask, lambda frame, s=segments: _read_panoptic(frame, s)))
+    return source
+
+
+def _png_of(png: str, path: Path) -> Path:
+    for folder in (path.parent, path.with_suffix(""), path.parent / path.stem.replace("panoptic_", "")):
+        if (folder / png).is_file():
+            return folder / png
+    below = [p for p in sorted(path.parent.rglob(PurePosixPath(png).name)) if p.is_file()]
+    if len(below) == 1:
+        return below[0]
+    raise InputError(
+        f"{path} names the PNG {png}, which is not in {path.parent} or {path.with_suffix('')}; copy it there"
+    )
+
+
+def _read_panoptic(frame: Frame, segments: Sequence[Any]) -> Found:
+    numbers = colour_numbers(frame.path, frame)
+    skipped: Counter[str] = Counter()
+    kept = []
+    for segment in segments:
+        number = segment.get("id") if isinstance(segment, dict) else None
+        if not is_whole(number) or not 0 <= number < 2**24:
+            raise InputError(f"the panoptic JSON gives {frame.path} a segment with the id {number!r}; export it again")
+        if segment.get("iscrowd"):
+            skipped["crowd regions, which are several objects at once, were left out"] += 1
+        else:
+            kept.append(number)
+    ids = np.where(np.isin(numbers, np.array(kept, np.int64)), numbers, 0)
+    if ((numbers > 0) & ~np.isin(numbers, [s["id"] for s in segments])).any():
+        skipped["pictures have colours that are no segment in the JSON: they are unassigned"] += 1
+    return Found(ids.shape[1], ids.shape[0], ids=ids[None], skipped=skipped)

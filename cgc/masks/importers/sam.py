@@ -1,0 +1,138 @@
+"""Segment Anything's own output: a folder of PNGs with metadata.csv an image, a JSON an image, SA-1B's JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cgc.errors import InputError
+from cgc.masks.image_masks import encode
+from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, read_json, read_pixels
+from cgc.masks.importers.rle import read_runs
+
+HEADER = "id,area,bbox_x0"
+
+
+def is_folder(table: Path) -> bool:
+    """Tell whether a metadata.csv is that of an image's masks."""
+    try:
+        with open(table, encoding="utf-8") as file:
+            return file.read(len(HEADER)) == HEADER
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def is_masks(value: Any) -> bool:
+    """Tell whether a JSON is the generator's list of masks."""
+    rows = value if isinstance(value, list) else None
+    return rows is not None and all(
+        isinstance(row, dict) and isinstance(row.get("segmentation"), dict) and "image_id" not in row
+        for row in rows[:5]
+    )
+
+
+def is_sa1b(value: Any) -> bool:
+    """Tell whether a JSON is one of SA-1B: an image and its masks."""
+    return isinstance(value, dict) and isinstance(value.get("image"), dict) and is_masks(value.get("annotations"))
+
+
+def open_folders(listing: Listing) -> Source:
+    """Find the folders of PNGs."""
+    source = Source({})
+    for table in listing.files:
+        if table.name == "metadata.csv" and is_folder(table):
+            folder = table.parent
+            name = folder.relative_to(listing.root).as_posix()
+            source.add(folder.name if name == "." else name, Entry(folder, lambda frame: _read_folder(frame)))
+    return source
+
+
+def _read_folder(frame: Frame) -> Found:
+    path = frame.path / "metadata.csv"
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}); it is damaged, make the masks again") from error
+    counts, scores, size, seen = [], [], None, set()
+    for row in rows:
+        number = row.get("id") or ""
+        if not re.fullmatch(r"\d{1,9}", number) or number in seen:
+            raise InputError(f"{path} names a mask {number!r}; expected the numbers 0, 1, ... once each")
+        seen.add(number)
+        mask = frame.path / f"{number}.png"
+        if not mask.is_file():
+            raise InputError(f"{path} has a row for {mask.name}, which is missing; make the masks of this image again")
+        pixels, mode = read_pixels(mask, frame)
+        if pixels.ndim != 2:
+            raise InputError(f"{mask} is of the kind {mode}; expected black and white")
+        if size is not None and size != (pixels.shape[1], pixels.shape[0]):
+            raise InputError(f"{mask} is {pixels.shape[1]}x{pixels.shape[0]}, another mask of its image {size}")
+        size = (pixels.shape[1], pixels.shape[0])
+        counts.append(encode(pixels > 0))
+        scores.append(_score(row.get("predicted_iou"), path))
+    width, height = size or frame.photo
+    return Found(width, height, counts=counts, scores=scores)
+
+
+def _score(value: Any, path: Path) -> float:
+    if value is None:
+        return 1.0
+    try:
+        score = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path} rates a mask {value!r}; expected a number") from error
+    if not abs(score) < 1e30:
+        raise InputError(f"{path} rates a mask {value!r}; expected a finite number")
+    return score
+
+
+def open_jsons(listing: Listing, photos: bool) -> Source:
+    """Find the JSON files, one an image; `photos`: SA-1B's, which name their image."""
+    source, skipped = Source({}), []
+    for path in listing.named(".json"):
+        if _begins(path) == ("{" if photos else "["):  # the rest is looked at when it is read
+            source.add(listing.name(path), Entry(path, lambda frame: _read_json(frame)))
+        else:
+            skipped.append(path.name)
+    if skipped:
+        source.decisions.append(f"{len(skipped)} JSON files of another kind were skipped, {skipped[0]} among them.")
+    return source
+
+
+def _begins(path: Path) -> str:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read(64).lstrip()[:1]
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _read_json(frame: Frame) -> Found:
+    value = read_json(frame.path)
+    rows = value.get("annotations") if isinstance(value, dict) else value
+    return found_in_rows(rows, frame)
+
+
+def found_in_rows(rows: Any, frame: Frame) -> Found:
+    """Read a list of masks with their run lengths."""
+    if not isinstance(rows, list):
+        raise InputError(f"{frame.path} has no list of masks; export it again")
+    counts: list[np.ndarray] = []
+    scores, size = [], None
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("segmentation"), dict):
+            raise InputError(f"{frame.path} has a mask without run lengths (its 'segmentation'); export it again")
+        runs, its = read_runs(row["segmentation"], frame)
+        if size is not None and its != size:
+            raise InputError(f"{frame.path} has masks of {size[0]}x{size[1]} and {its[0]}x{its[1]}; export it again")
+        size = its
+        counts.append(runs)
+        scores.append(_score(row.get("predicted_iou", row.get("score")), frame.path))
+    width, height = size or frame.photo
+    return Found(width, height, counts=counts, scores=scores, skipped=Counter())
