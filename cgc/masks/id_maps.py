@@ -25,7 +25,7 @@ from cgc.scene.types import View
 
 Size = tuple[int, int]  # width, height
 MAX_ID = 65535
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -62,7 +62,7 @@ class MaskSet:
         if path is None:
             return np.zeros((view.camera.height, view.camera.width), np.int32)
         ids = read_id_map(path)
-        fit, _ = _fitting(view, path, (ids.shape[1], ids.shape[0]), self.resize, bool(self.record))
+        fit, _ = fitting(view, path, (ids.shape[1], ids.shape[0]), self.resize, bool(self.record))
         return fit(ids)
 
 
@@ -81,7 +81,7 @@ def read_mask_folder(
     if not folder.is_dir():
         raise InputError(f"the mask folder {folder} does not exist; expected a folder with one PNG id map per view")
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _is_png(path)}
-    paths = _match(found, views)
+    paths = match_names(found, views)
     if not any(paths):
         came = ", ".join(list(found)[:3]) or "no PNG at all"
         expected = ", ".join(f"{view.stem}.png" for view in views[:3])
@@ -94,7 +94,7 @@ def read_mask_folder(
     for view, path in zip(views, paths):
         if path is not None:
             ids = read_id_map(path)
-            _, note = _fitting(view, path, (ids.shape[1], ids.shape[0]), resize, bool(record))
+            _, note = fitting(view, path, (ids.shape[1], ids.shape[0]), resize, bool(record))
             any_id = any_id or bool(ids.any())
             notes.update([note] if note else [])
     if not any_id:
@@ -110,7 +110,7 @@ def _is_png(path: Path) -> bool:
     return path.suffix.lower() == ".png" and not path.name.startswith(".") and path.is_file()
 
 
-def _match(found: dict[str, Path], views: Sequence[View]) -> list[Path | None]:
+def match_names(found: dict[str, Path], views: Sequence[View]) -> list[Path | None]:
     """Return every view's file: by its stem or whole name, else by its name alone where that is unique."""
     by_stem = {os.path.splitext(name)[0]: path for name, path in found.items()}
     flat = Counter(view.stem.rsplit("/", 1)[-1] for view in views)
@@ -124,8 +124,8 @@ def _match(found: dict[str, Path], views: Sequence[View]) -> list[Path | None]:
     return paths
 
 
-def _fitting(
-    view: View, path: Path, size: Size, resize: Literal["error", "nearest"], of_view: bool
+def fitting(
+    view: View, path: Path, size: Size, resize: Literal["error", "nearest"], of_view: bool = False
 ) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
     """Return what brings a mask of `size` to the view's camera, and the note that says so ("": nothing).
 
@@ -170,7 +170,7 @@ def read_id_map(path: Path | str) -> np.ndarray:
         with Image.open(path) as image:
             image.load()
             mode, pixels = image.mode, np.asarray(image)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(
             f"the mask {path} cannot be read ({error}): it is truncated or no PNG; make it again or remove "
             "it "

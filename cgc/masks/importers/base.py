@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cgc.errors import InputError
-from cgc.masks.id_maps import _UNREADABLE, Size, _fitting
+from cgc.masks.id_maps import UNREADABLE, Size, fitting
 from cgc.scene.types import View
 
 Resize = Literal["error", "nearest"]
@@ -50,14 +50,14 @@ class Frame:
     def fits(self, width: int, height: int) -> bool:
         """Tell whether masks of this size need no leave to be resized."""
         try:
-            _fitting(self.view, self.path, (width, height), "error")
+            fitting(self.view, self.path, (width, height), "error")
         except InputError:
             return False
         return min(width, height) > 0
 
     def fitting(self, size: Size) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
         """Return what brings a mask of `size` to the view's camera, and the note that says so."""
-        return _fitting(self.view, self.path, size, self.resize)
+        return fitting(self.view, self.path, size, self.resize)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def image_header(path: Path) -> tuple[Size, str]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are compared with the photo's
             with Image.open(path) as image:
                 return image.size, image.mode
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
@@ -157,7 +157,7 @@ def read_pixels(path: Path, frame: Frame | None = None) -> tuple[np.ndarray, str
         with Image.open(path) as image:
             image.load()
             return np.asarray(image), image.mode
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 

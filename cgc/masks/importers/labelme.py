@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cgc.errors import InputError
-from cgc.masks.id_maps import _UNREADABLE
+from cgc.masks.id_maps import UNREADABLE
 from cgc.masks.image_masks import encode
 from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, read_json
 from cgc.masks.importers.polygons import disc, fill, read_points
@@ -91,7 +91,7 @@ def _place(text: Any, points: np.ndarray, width: int, height: int, frame: Frame)
             if image.width > width or image.height > height:
                 raise InputError(f"{broken}is {image.width}x{image.height} in an image of {width}x{height}")
             pixels = np.asarray(image)
-    except (binascii.Error, *_UNREADABLE) as error:
+    except (binascii.Error, *UNREADABLE) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{broken}cannot be read ({error}); export it again") from error

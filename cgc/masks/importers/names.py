@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cgc.errors import InputError, some
-from cgc.masks.id_maps import _match
+from cgc.masks.id_maps import match_names
 from cgc.masks.importers.base import Entry, Source
 from cgc.scene.types import View
 
@@ -22,7 +22,7 @@ def match_views(source: Source, views: Sequence[View], where: Path) -> tuple[lis
     best: list[str | None] = []
     how = ""
     for names, text in _spellings(list(source.entries)):
-        found = _match({f"{name}.m": Path(name) for name in names}, views)
+        found = match_names({f"{name}.m": Path(name) for name in names}, views)
         keys = [names[path.as_posix()] if path else None for path in found]
         if sum(key is not None for key in keys) > sum(key is not None for key in best):
             best, how = keys, text
