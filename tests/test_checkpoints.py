@@ -24,7 +24,7 @@ BODY = bytes(range(256)) * 12_000  # 3 MB
 class Server(ThreadingHTTPServer):
     """What it sends, how, and what was asked of it."""
 
-    body, ranges, whole = BODY, True, None
+    body, ranges, whole, late, unsaid = BODY, True, None, 0, False
     daemon_threads = True
 
     def __init__(self):
@@ -57,8 +57,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             total = self.server.whole or len(self.server.body)
-            self.send_header("Content-Range", f"bytes {start}-{len(self.server.body) - 1}/{total}")
-        self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Range", f"bytes {start + self.server.late}-{len(self.server.body) - 1}/{total}")
+        if not self.server.unsaid:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.server.cut:
             body = body[: self.server.cut.pop(0)]
@@ -169,6 +170,21 @@ def test_it_gives_up_where_nothing_new_comes_and_keeps_the_part(server, tmp_path
     assert (tmp_path / "model_abc123.pth.partial").read_bytes() == BODY[:1_000_000]
     server.cut = []
     assert get(server, tmp_path).read_bytes() == BODY
+
+
+def test_another_rest_than_was_asked_for_is_refused(server, tmp_path):
+    (tmp_path / "model_abc123.pth.partial").write_bytes(BODY[:100])
+    server.late = 1
+    with pytest.raises(InputError, match="another file"):
+        get(server, tmp_path)
+
+
+def test_a_file_without_an_end_is_refused(server, tmp_path):
+    server.unsaid = True
+    assert get(server, tmp_path / "right").read_bytes() == BODY
+    server.body = BODY + b"x"
+    with pytest.raises(InputError, match="sent more than the 3,072,000 bytes"):
+        get(server, tmp_path / "longer")
 
 
 @pytest.mark.parametrize("code", [403, 404])
@@ -299,16 +315,14 @@ def test_the_model_is_told_by_its_weights(vit_b, tmp_path):
 
 def test_the_model_is_built_with_the_weights(vit_b, tmp_path):
     state = vit_b | {"mask_decoder.iou_token.weight": torch.arange(256.0)[None].half()}
-    settings_ = SegmentAnything(checkpoint=save(state, tmp_path / "mine.pth"), device="cpu")  # model="vit_h", wrongly
-    generator = settings_.load(quiet=True)
+    settings_ = SegmentAnything(checkpoint=save(state, tmp_path / "mine.pth"), device="cpu")
+    generator = settings_.load(quiet=True)  # by its weights, not by `model`
     assert generator.name.startswith("segment-anything vit_b 1.") and generator.name.endswith(", mine.pth")
     kind, model = build(tmp_path / "mine.pth")
     assert kind == "vit_b" and not model.training
     assert torch.equal(model.mask_decoder.iou_token.weight[0], torch.arange(256.0))
     assert all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
     assert model.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
-    official = save(state, tmp_path / OFFICIAL["vit_b"].name)
-    assert SegmentAnything(checkpoint=official, device="cpu").load().name.count(",") == 0
 
 
 def test_weights_are_fetched_where_none_are_given(vit_b, tmp_path, monkeypatch):
@@ -319,7 +333,8 @@ def test_weights_are_fetched_where_none_are_given(vit_b, tmp_path, monkeypatch):
         return save(vit_b, tmp_path / "sam.pth")
 
     monkeypatch.setattr(checkpoints, "fetch", fetched)
-    assert SegmentAnything(model="vit_b", device="cpu").load(quiet=True).name.startswith("segment-anything vit_b 1.")
+    name = SegmentAnything(model="vit_b", device="cpu").load(quiet=True).name
+    assert name.startswith("segment-anything vit_b 1.") and "," not in name
     assert asked == [(OFFICIAL["vit_b"], True)]
 
 
