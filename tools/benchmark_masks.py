@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -27,8 +27,8 @@ class Benchmark:
 
     scene: Annotated[Path, tyro.conf.Positional]
     """Folder with images/ and either instance/ and instances.json, or truth/."""
-    preset: str = "default"
-    """Settings of the segmenter: fast, default or fine."""
+    preset: Literal["fast", "default", "fine"] = "default"
+    """Settings of the segmenter."""
     masks: Path | None = None
     """Measure the id maps in this folder instead, named like photos."""
     every: int = 4
