@@ -1,8 +1,8 @@
 """How strongly a photo changes at every pixel, measured between distributions so that an even texture is no border.
 
-C planes [C, H, W] hold soft steps of lightness, of two colour axes and of texture ("is the value under t?"), each times
-the distance of two steps. The mean of a plane over a patch is a value of a distribution function, so that the L1 distance
-of two patches is the earth mover's distance of their distributions, in the units of Lab.
+C planes [C, H, W] hold soft steps of lightness, of two colour axes and of texture ("is the value under t?"), each
+times the distance of two steps. The mean of a plane over a patch is a value of a distribution function, so that the L1
+distance of two patches is the earth mover's distance of their distributions, in the units of Lab.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportArgumentType=false
@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from cgc.kernels import kernel
 
-_LIGHT, _COLOUR, _TEXTURE = np.linspace(5, 95, 10), np.linspace(-45, 45, 10), np.linspace(0.5, 4.5, 5)
+_LIGHT, _COLOUR, _TEXTURE = np.linspace(5, 95, 10), np.linspace(-45, 45, 10), np.linspace(1.5, 5.5, 5)
 _SMOOTHING = 0.7  # px, against the noise and the blocks of a JPEG
 _DIRECTIONS = 8
 
@@ -55,8 +55,10 @@ def _both_sides(planes: np.ndarray, distance: float) -> np.ndarray:
     h, w = planes.shape[1:]
     factor = max(1, int(distance // 3))  # far patches are compared on a coarser grid
     distance /= factor
-    coarse = np.stack([_shrink(plane, factor) for plane in planes])
-    patches = np.stack([ndimage.gaussian_filter(x, 0.6 * distance, mode="nearest", truncate=2.5) for x in coarse], -1)
+    patches = np.empty((-(-h // factor), -(-w // factor), len(planes)), np.float32)
+    for c, plane in enumerate(planes):
+        coarse = _shrink(plane, factor)
+        patches[..., c] = ndimage.gaussian_filter(coarse, 0.6 * distance, mode="nearest", truncate=2.5)
     angles = np.arange(_DIRECTIONS) * np.pi / _DIRECTIONS
     offsets = np.rint(np.stack([np.sin(angles), np.cos(angles)], 1) * distance).astype(np.int64)
     found = _largest_difference(patches, offsets)

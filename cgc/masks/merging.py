@@ -2,10 +2,11 @@
 
 Regions are the nodes of a graph, shared borders its links. Two regions a and b differ by
 
-    cost = (k B + (1 - k) R) (1 - e s) / (1 + c min(i_a, i_b)) min(1, min(A_a, A_b) / A)^g
+    cost = B^k R^(1 - k) (1 - e s) / (1 + c min(i_a, i_b)) min(1, min(A_a, A_b) / A)^g
 
-B: mean strength along their border; R: L1 distance of their mean channels; s: the border's share of the shorter outline;
-i: mean strength inside a region, so that what is uneven itself forgives more; A_a: areas. k, e, c, A, g are `MergeRules`.
+B: mean strength along their border; R: L1 distance of their mean contents; s: its share of the shorter outline;
+i: mean strength inside a region, so that what is uneven itself forgives more; A_a, A_b: areas. The product makes
+one what shades off (R without B) and what is patterned alike (B without R). k, e, c, A, g are `MergeRules`.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportArgumentType=false
@@ -26,7 +27,7 @@ class MergeRules(NamedTuple):
     """What makes two regions alike."""
 
     border: float
-    """k: weight of the border, 0 to 1; contents have the rest."""
+    """k: power of the border, 0 to 1; contents have the rest."""
     enclosed: float
     """e: how much less a region differs from one that surrounds it wholly, 0 to 1."""
     unrest: float
@@ -95,7 +96,8 @@ def _cost(a, b, length, total, nodes, contents, rules):
     share = min(length / min(nodes[a, 2], nodes[b, 2]), np.float32(1))
     forgiven = 1 + unrest * min(nodes[a, 1] / nodes[a, 0], nodes[b, 1] / nodes[b, 0])
     size = min(min(nodes[a, 0], nodes[b, 0]) / small, np.float32(1)) ** favour_small
-    return np.float32((border * total / length + (1 - border) * apart) * (1 - enclosed * share) / forgiven * size)
+    difference = (total / length) ** border * apart ** (1 - border)
+    return np.float32(difference * (1 - enclosed * share) / forgiven * size)
 
 
 @kernel
