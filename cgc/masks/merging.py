@@ -2,11 +2,12 @@
 
 Regions are the nodes of a graph, shared borders its links. Two regions a and b differ by
 
-    cost = B^k R^(1 - k) (1 - e s) / (1 + c min(i_a, i_b)) min(1, min(A_a, A_b) / A)^g
+    cost = B^k R^(1 - k) (1 - e s) / (1 + min(c i_a, c i_b, 1)) min(1, min(A_a, A_b) / A)^g
 
 B: mean strength along their border; R: L1 distance of their mean contents; s: its share of the shorter outline;
-i: mean strength inside a region, so that what is uneven itself forgives more; A_a, A_b: areas. The product makes
-one what shades off (R without B) and what is patterned alike (B without R). k, e, c, A, g are `MergeRules`.
+i: mean strength inside a region, so that what is uneven itself forgives more, up to a limit; A_a, A_b: areas.
+The product makes one what shades off (R without B) and what is patterned alike (B without R). k, e, c, A, g are
+`MergeRules`.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportArgumentType=false
@@ -21,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cgc.kernels import kernel
+
+_MOST_FORGIVEN = 1.0  # small things are all border inside: they must not merge for that
 
 
 class MergeRules(NamedTuple):
@@ -79,9 +82,9 @@ def merge_levels(
     n, flat = int(regions.max()) + 1, regions.ravel()
     borders = shared_borders(regions, strength)
     area = np.bincount(flat, minlength=n).astype(np.float32)
-    inside = np.bincount(flat, strength.ravel(), n).astype(np.float32)
     outline = np.bincount(borders.ends.ravel(), np.repeat(borders.lengths, 2), n).astype(np.float32)
     contents = np.stack([np.bincount(flat, plane.ravel(), n) for plane in planes], 1).astype(np.float32)
+    inside = np.bincount(flat, strength.ravel(), n).astype(np.float32)
     nodes = np.stack([area, inside, outline], 1)
     of_level = np.stack([levels, min_areas], 1).astype(np.float32)
     return _merge(nodes, contents, *borders, of_level, np.array(rules, np.float32))
@@ -94,7 +97,7 @@ def _cost(a, b, length, total, nodes, contents, rules):
     for c in range(contents.shape[1]):
         apart += abs(contents[a, c] / nodes[a, 0] - contents[b, c] / nodes[b, 0])
     share = min(length / min(nodes[a, 2], nodes[b, 2]), np.float32(1))
-    forgiven = 1 + unrest * min(nodes[a, 1] / nodes[a, 0], nodes[b, 1] / nodes[b, 0])
+    forgiven = 1 + min(unrest * min(nodes[a, 1] / nodes[a, 0], nodes[b, 1] / nodes[b, 0]), np.float32(_MOST_FORGIVEN))
     size = min(min(nodes[a, 0], nodes[b, 0]) / small, np.float32(1)) ** favour_small
     difference = (total / length) ** border * apart ** (1 - border)
     return np.float32(difference * (1 - enclosed * share) / forgiven * size)
