@@ -287,4 +287,4 @@ def test_merging_matches_the_slow_reference(seed):
         pairs = np.unique(np.stack([owner[regions].ravel(), slow.ravel()]), axis=1)
         counts.append(len(np.unique(slow)))
         assert pairs.shape[1] == counts[-1] == len(np.unique(owner))
-    assert 30 > counts[0] > counts[-1] > 1, counts
+    assert 30 >= counts[0] > counts[1] > counts[2] >= 1, counts
