@@ -113,11 +113,12 @@ def _shrink(image: np.ndarray, max_side: int) -> np.ndarray:
 
 def _patches(strength: np.ndarray) -> np.ndarray:
     """Cut a map of strengths along its ridges, [H, W] int32 from 0: the watersheds of its minima."""
+    from skimage.measure import label
     from skimage.segmentation import watershed
 
     height = np.rint(strength / _QUANTUM).astype(np.int32)
     lowest = height == ndimage.minimum_filter(height, 3, mode="nearest")
-    markers, _ = ndimage.label(lowest)
+    markers = label(lowest, connectivity=1)
     return watershed(height, markers).astype(np.int32) - 1
 
 
