@@ -1,0 +1,290 @@
+"""Segmentation without weights: laws of the maps, shapes that must be found, merging against a slow reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cgc.errors import InputError
+from cgc.masks.contrast import border_strength, distribution_planes
+from cgc.masks.merging import MergeRules, merge_levels, shared_borders
+from cgc.masks.regions import PRESETS, RegionMerging
+
+segment = PRESETS["default"]
+COLOURS = np.array([[220, 40, 30], [30, 90, 210], [40, 170, 60], [240, 200, 40], [150, 60, 160]], np.uint8)
+
+
+def draw_discs(height: int, width: int, columns: int, rows: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """A grid of coloured discs on grey: image [H, W, 3] and true ids [H, W], 0 = ground; share: radius over cell."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    row, column = (y * rows / height).astype(int), (x * columns / width).astype(int)
+    dy, dx = y - (row + 0.5) * height / rows, x - (column + 0.5) * width / columns
+    inside = np.hypot(dy, dx) < share * min(height / rows, width / columns)
+    ids = np.where(inside, row * columns + column + 1, 0)
+    image = np.where(inside[..., None], COLOURS[(row * 3 + column) % len(COLOURS)], np.uint8(190))
+    return image.astype(np.uint8), ids
+
+
+def noisy(image: np.ndarray, sigma: float = 2.0) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, sigma, image.shape)
+    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+
+
+def best_iou(region: np.ndarray, ids: np.ndarray) -> float:
+    """The IoU of a region [H, W] bool with the id that fits best."""
+    both, every = np.bincount(ids[region], minlength=ids.max() + 1), np.bincount(ids.ravel())
+    return float((both / (region.sum() + every - both)).max())
+
+
+def check_laws(maps: list[np.ndarray], shape: tuple[int, ...]) -> None:
+    for ids in maps:
+        assert ids.shape == shape and ids.dtype == np.int32
+        assert np.array_equal(np.unique(ids), np.arange(1, ids.max() + 1))
+    for coarse, fine in pairwise(maps):
+        pairs = np.unique(np.stack([fine.ravel(), coarse.ravel()]), axis=1)
+        assert pairs.shape[1] == fine.max()  # a fine region lies in one coarse region
+
+
+# ---- laws
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 99), block=st.integers(1, 9))
+def test_maps_are_nested_numbered_and_the_same_again(height, width, seed, block):
+    colours = np.random.default_rng(seed).integers(0, 256, (40 // block + 1, 40 // block + 1, 3), np.uint8)
+    image = colours.repeat(block, 0).repeat(block, 1)[:height, :width]
+    for segmenter in (segment, replace(segment, max_side=16)):
+        maps = segmenter(image)
+        check_laws(maps, (height, width))
+        assert all(np.array_equal(a, b) for a, b in zip(maps, segmenter(image.copy())))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_hold_the_laws_on_a_textured_photo(name):
+    image = noisy(draw_discs(150, 220, 6, 4, 0.35)[0], 25)
+    maps = PRESETS[name](image)
+    check_laws(maps, (150, 220))
+    assert maps[-1].max() >= 24
+
+
+def test_regions_hang_together():
+    from scipy import ndimage
+
+    ids = segment(noisy(draw_discs(120, 160, 5, 4, 0.4)[0], 20))[-1]
+    assert ids.max() > 5
+    assert all(ndimage.label(ids == i)[1] == 1 for i in range(1, ids.max() + 1))
+
+
+@pytest.mark.parametrize("flip", [np.s_[::-1], np.s_[:, ::-1], np.s_[::-1, ::-1]])
+def test_a_flipped_photo_gives_flipped_regions(flip):
+    image, truth = draw_discs(96, 128, 4, 3, 0.3)
+    straight, flipped = segment(image)[-1], segment(np.ascontiguousarray(image[flip]))[-1][flip]
+    assert straight.max() == flipped.max() == truth.max() + 1
+    assert all(best_iou(straight == i, flipped) > 0.95 for i in range(1, straight.max() + 1))
+
+
+def test_the_order_of_colours_does_not_matter():
+    image, truth = draw_discs(96, 128, 4, 3, 0.3)
+    for order in ([1, 2, 0], [2, 1, 0]):
+        ids = segment(np.ascontiguousarray(image[..., order]))[-1]
+        assert ids.max() == truth.max() + 1
+
+
+# ---- what must be found
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("sigma", [0.0, 3.0])
+def test_flat_shapes_are_recovered(name, sigma):
+    image = np.full((240, 320, 3), 200, np.uint8)
+    y, x = np.mgrid[:240, :320]
+    shapes = [
+        np.hypot(y - 60, x - 70) < 40,
+        (abs(y - 160) < 50) & (abs(x - 80) < 45),
+        (y > 40) & (y - 40 < (x - 180) * 1.2) & (x < 300) & (x > 180),
+        np.hypot((y - 220) / 0.4, x - 230) < 40,
+    ]
+    for shape, colour in zip(shapes, COLOURS):
+        image[shape] = colour
+    ids = PRESETS[name](noisy(image, sigma) if sigma else image)[-1]
+    assert ids.max() <= 4 * len(shapes)
+    assert min(best_iou(shape, ids) for shape in shapes) > 0.95
+
+
+def test_a_shaded_sphere_stays_one():
+    y, x = np.mgrid[:200, :200]
+    dy, dx = (y - 100) / 70, (x - 100) / 70
+    inside = dy**2 + dx**2 < 1
+    depth = np.sqrt(np.maximum(1 - dy**2 - dx**2, 0))
+    light = 0.5 + 0.5 * np.maximum((-dy - dx + 2 * depth) / np.sqrt(6), 0)
+    image = np.where(inside[..., None], light[..., None] * [210, 70, 50], [120, 160, 210])
+    for ids in segment(np.rint(image).astype(np.uint8))[:2]:
+        assert ids.max() <= 3 and best_iou(inside, ids) > 0.95
+
+
+def test_an_even_texture_is_one_region():
+    checks = (np.indices((160, 160)) // 4).sum(0) % 2
+    image = np.full((160, 240, 3), [60, 60, 200], np.uint8)
+    image[:, :160] = np.where(checks[..., None], [230, 220, 200], [120, 110, 90])
+    left = np.arange(240)[None] < np.full((160, 1), 160)
+    ids = segment(image)[1]
+    assert best_iou(left, ids) > 0.95
+
+
+def test_a_thousand_things_stay_apart():
+    image, truth = draw_discs(500, 800, 40, 25, 0.38)
+    ids = segment(noisy(image))[-1]
+    overlap = np.zeros((1001, ids.max() + 1))
+    np.add.at(overlap, (truth.ravel(), ids.ravel()), 1)
+    iou = overlap / (overlap.sum(1)[:, None] + overlap.sum(0) - overlap + 1e-9)
+    assert (iou.max(1)[1:] > 0.75).mean() >= 0.99
+
+
+def test_a_large_photo_is_cut_on_a_copy():
+    image, truth = draw_discs(600, 900, 3, 2, 0.3)
+    ids = replace(segment, max_side=300)(image)[-1]
+    assert ids.max() == 7
+    assert min(best_iou(truth == i, ids) for i in range(7)) > 0.95
+
+
+# ---- edges
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_a_blank_photo_is_one_region(value):
+    for ids in segment(np.full((60, 90, 3), value, np.uint8)):
+        assert (ids == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 300), (300, 1), (2, 2), (3, 5), (1, 3000)])
+def test_thin_and_tiny_photos(shape):
+    image = np.zeros((*shape, 3), np.uint8)
+    image[shape[0] // 2 :, shape[1] // 2 :] = [250, 120, 20]
+    check_laws(segment(image), shape)
+
+
+def test_a_line_of_pixels_is_cut_where_its_colour_changes():
+    image = np.zeros((1, 300, 3), np.uint8)
+    image[:, 120:] = 255
+    ids = segment(image)[-1]
+    assert ids.max() == 2 and abs(int((ids == ids[0, 0]).sum()) - 120) <= 2
+
+
+def test_grey_photos_are_cut_by_lightness():
+    _, truth = draw_discs(120, 160, 4, 3, 0.35)
+    grey = np.where(truth > 0, 40, 200).astype(np.uint8)[..., None].repeat(3, 2)
+    assert segment(grey)[-1].max() == 13
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)],
+)
+def test_what_is_no_photo_is_refused(image):
+    with pytest.raises(InputError, match=r"expected an image \[H, W, 3\]"):
+        segment(image)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"levels": (5.0, 8.0, 11.0)},
+        {"levels": (5.0,)},
+        {"levels": (), "min_area": ()},
+        {"levels": (3.0, 2.0, -1.0)},
+        {"min_area": (1e-4, 1e-3, 1e-3)},
+        {"distances": (0.01,)},
+        {"distance_weights": (0.0, 0.0, 0.0)},
+        {"max_side": 0},
+        {"small": 0.0},
+        {"lightness": float("nan")},
+        {"levels": (float("nan"), 2.0, 1.0)},
+        {"border": 1.5},
+        {"enclosed": -0.1},
+    ],
+)
+def test_settings_without_sense_are_refused(change):
+    with pytest.raises(InputError, match="expected"):
+        RegionMerging(**change)
+
+
+# ---- the steps
+
+
+def test_even_ground_has_no_border_and_an_edge_is_as_strong_as_its_colours_differ():
+    image = np.full((40, 60, 3), 50, np.uint8)
+    image[:, 30:] = 200
+    planes = distribution_planes(image, 1.0, 0.0)
+    strength = border_strength(planes, [2.0], [1.0])
+    from skimage.color import rgb2lab
+
+    light = rgb2lab(np.array([[[50] * 3, [200] * 3]], np.uint8))[0, :, 0]
+    assert strength[:, :20].max() < 1e-3 and strength[:, 40:].max() < 1e-3
+    assert strength[20, 29:31].min() == pytest.approx(light[1] - light[0], rel=0.2)
+    twice = border_strength(distribution_planes(image, 2.0, 0.0), [2.0], [1.0])
+    np.testing.assert_allclose(twice, 2 * strength, rtol=1e-4, atol=1e-4)
+
+
+def test_shared_borders_are_counted():
+    regions = np.array([[0, 0, 1], [0, 2, 1], [2, 2, 1]])
+    strength = np.arange(9, dtype=np.float32).reshape(3, 3)
+    borders = shared_borders(regions, strength)
+    assert borders.ends.tolist() == [[0, 1], [0, 2], [1, 2]]
+    assert borders.lengths.tolist() == [1, 3, 2]
+    assert borders.strengths.tolist() == [2, 4 + 4 + 6, 5 + 8]
+
+
+def slow_merge(regions, strength, planes, levels, min_areas, rules):
+    """The obvious way: look at every pair of neighbours again after each merge."""
+    owner, found = regions.copy(), []
+    outside = shared_borders(regions, strength)
+    for level, least in zip(levels, min_areas):
+        while True:
+            costs = {}
+            links = {}
+            for (a, b), length, total in zip(outside.ends, outside.lengths, outside.strengths):
+                pair = (owner[regions == a][0], owner[regions == b][0])
+                if pair[0] != pair[1]:
+                    key = (min(pair), max(pair))
+                    links[key] = links.get(key, np.zeros(2)) + np.array([length, total])
+            for (a, b), (length, total) in links.items():
+                sides = [owner == a, owner == b]
+                area = min(side.sum() for side in sides)
+                means = [planes[:, side].mean(1) for side in sides]
+                outline = min(sum(x[0] for key, x in links.items() if i in key) for i in (a, b))
+                rest = min(strength[side].mean() for side in sides)
+                cost = (total / length) ** rules.border * abs(means[0] - means[1]).sum() ** (1 - rules.border)
+                cost *= (1 - rules.enclosed * length / outline) / (1 + min(rules.unrest * rest, 1))
+                cost *= min(1, area / rules.small) ** rules.favour_small
+                if cost <= level or area < least:
+                    costs[(a, b)] = cost
+            if not costs:
+                break
+            a, b = min(costs, key=costs.__getitem__)
+            owner[owner == b] = a
+        found.append(owner.copy())
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_merging_matches_the_slow_reference(seed):
+    generator = np.random.default_rng(seed)
+    regions = np.arange(30).reshape(5, 6).repeat(3, 0).repeat(3, 1)
+    strength = generator.random(regions.shape, np.float32) * 10
+    planes = generator.random((4, *regions.shape), np.float32) * 5
+    planes += generator.random((4, 30), np.float32)[:, regions] * 5
+    rules = MergeRules(border=0.4, enclosed=0.5, unrest=0.1, small=60.0, favour_small=0.3)
+    levels, least = (1.5, 1.8, 1.9), (1.0, 1.0, 10.0)
+    owners = merge_levels(regions, strength, planes, levels, least, rules)
+    expected = slow_merge(regions, strength, planes, levels, least, rules)
+    counts = []
+    for owner, slow in zip(owners, expected):
+        pairs = np.unique(np.stack([owner[regions].ravel(), slow.ravel()]), axis=1)
+        counts.append(len(np.unique(slow)))
+        assert pairs.shape[1] == counts[-1] == len(np.unique(owner))
+    assert 30 >= counts[0] > counts[1] > counts[2] >= 1, counts
