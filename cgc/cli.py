@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,12 +18,18 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from cgc import __version__
 from cgc.errors import InputError
+from cgc.masks.regions import PRESETS as REGION_PRESETS
+from cgc.masks.regions import RegionMerging
+from cgc.masks.sam import PRESETS as SAM_PRESETS
+from cgc.masks.sam import SegmentAnything
 from cgc.settings import (
     PRESETS,
     ClusterSettings,
     EvalSettings,
     JointSettings,
     LiftSettings,
+    MaskSettings,
+    ReconstructSettings,
     RunSettings,
     SceneSettings,
     SharpenSettings,
@@ -58,9 +65,10 @@ class Run:
     scene_folder: Annotated[
         Positional[Path], arg(metavar="SCENE", help="Folder with images/ and sparse/0, or transforms.json.")
     ]
-    masks: Path | None = None
-    """Folder with one id map a view (PNG, 8 or 16 bit, 0 = unassigned). Views without one are fine. Without any, the
-    run ends with the splats."""
+    masks: Annotated[str, arg(metavar="DIR|auto|none")] = "auto"
+    """Folder with one id map a view (PNG, 8 or 16 bit, 0 = unassigned); views without one are fine. auto: those of the
+    run; else those that `cgc masks` has made of the scene; else they are made now. none: the run ends with the
+    splats."""
     out: Path | None = None
     """The run folder (default: runs/NAME, after the scene). A run that was stopped goes on where it was."""
     splats: Path | None = None
@@ -73,6 +81,50 @@ class Run:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     joint: JointSettings = field(default_factory=JointSettings)
     sharpen: SharpenSettings = field(default_factory=SharpenSettings)
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Find the cameras of bare photos (or of a video) by structure-from-motion: makes a scene."""
+
+    photos: Annotated[Positional[Path], arg(metavar="PHOTOS", help="Folder of photos, or a video file.")]
+    out: Path | None = None
+    """The scene's folder (default: PHOTOS itself where it has images/, else PHOTOS_scene beside it)."""
+    settings: OmitArgPrefixes[ReconstructSettings] = field(default_factory=ReconstructSettings)
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Make the masks of a scene with Segment Anything or without any weights, or take those of another tool."""
+
+    scene_folder: Annotated[Positional[Path], arg(metavar="SCENE", help="Folder of a scene.")]
+    out: Path | None = None
+    """Where the masks go (default: masks/ in the scene)."""
+    source: Annotated[Path | None, arg(name="from", metavar="PATH")] = None
+    """Take the masks that another tool has left in this folder or file."""
+    format: str = "auto"
+    """The format of --from; auto finds it out."""
+    tracked: bool = False
+    """The ids of --from mean the same thing in every view: then each Gaussian takes the id that covers most of it."""
+    resize: Literal["error", "nearest"] = "error"
+    """What to do with masks of --from of another size than their photo."""
+    preset: Literal["fast", "default", "fine"] = "default"
+    """How much care to take: fast, default or fine (small things and parts)."""
+    masks: OmitArgPrefixes[MaskSettings] = field(default_factory=MaskSettings)
+    sam: SegmentAnything = field(default_factory=SegmentAnything)
+    regions: RegionMerging = field(default_factory=RegionMerging)
+    downscale: int = 1
+    """Use images this many times smaller."""
+    max_side: int = 0
+    """Shrink images so that neither side is longer than this, in pixels; 0 keeps their size."""
+    preview: bool = False
+    """Draw a contact sheet of the masks, preview.jpg beside them."""
+    overwrite: bool = False
+    """Replace masks in the folder that were made otherwise."""
     quiet: bool = False
     """Show no progress."""
 
@@ -175,6 +227,8 @@ class Info:
 COMMANDS = {
     "demo": Demo,
     "run": Run,
+    "reconstruct": Reconstruct,
+    "masks": Masks,
     "train": Train,
     "lift": Lift,
     "cluster": Cluster,
@@ -233,8 +287,26 @@ def _call(config: object) -> None:
             settings = RunSettings(SceneSettings(), train, lift, cluster, joint, sharpen)
             pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet)
         case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, quiet):
+            from cgc import prepare
+
             settings = RunSettings(scene, train, lift, cluster, joint, sharpen)
-            pipeline.run_all(folder, out or _default_out(folder), settings, masks=masks, splats=splats, quiet=quiet)
+            out = out or _default_out(folder)
+            folder = prepare.scene_of(folder, quiet=quiet)
+            given = {"none": None, "auto": partial(prepare.masks_of, quiet=quiet)}.get(masks, Path(masks))
+            pipeline.run_all(folder, out, settings, masks=given, splats=splats, quiet=quiet)
+        case Reconstruct(photos, out, settings, quiet):
+            from cgc import prepare
+
+            prepare.reconstruct_command(photos, out, settings, quiet=quiet)
+        case Masks():
+            from cgc import prepare
+
+            prepare.masks_command(
+                config.scene_folder, config.out, config.masks, config.sam, config.regions,
+                SceneSettings(downscale=config.downscale, max_side=config.max_side),
+                source=config.source, form=config.format, resize=config.resize, tracked=config.tracked,
+                preview=config.preview, overwrite=config.overwrite, quiet=config.quiet,
+            )  # fmt: skip
         case Train(out, Path() as folder, _, train, quiet) if not (out / "scene.json").exists():
             settings = RunSettings(train=train)
             pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet)
@@ -278,8 +350,10 @@ def _parse(name: str, arguments: list[str]) -> object:
         default = _with_defaults(name, settings)
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments, default=default)
 
-    if name == "eval":
-        return tyro.cli(Eval, prog="cgc eval", args=arguments)
+    if name in ("eval", "reconstruct"):
+        return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments)
+    if name == "masks":
+        return _parse_masks(arguments)
     preset = _preset(arguments)
     settings = PRESETS.get(preset or ("short" if name == "demo" else "default"), RunSettings())
     config = parse(settings)
@@ -290,6 +364,15 @@ def _parse(name: str, arguments: list[str]) -> object:
 
     made_with = open_run(out).settings
     return parse(replace(made_with, **_set_by(settings)) if preset else made_with)
+
+
+def _parse_masks(arguments: list[str]) -> object:
+    """Parse `cgc masks`: what is not given is as in its preset."""
+    preset = _preset(arguments) or "default"
+    default = Masks(scene_folder=tyro.MISSING)
+    if preset in SAM_PRESETS:
+        default = replace(default, sam=SAM_PRESETS[preset], regions=REGION_PRESETS[preset])
+    return tyro.cli(Masks, prog="cgc masks", args=arguments, default=default)
 
 
 def _set_by(preset: RunSettings) -> dict[str, object]:

@@ -770,31 +770,38 @@ def run_all(
     out: Path,
     settings: RunSettings,
     *,
-    masks: Path | None,
+    masks: Path | Callable[[Scene], Path] | None,
     splats: Path | None,
     quiet: bool = False,
 ) -> RunFolder:
     """Do every step that is not done yet, and say where the result lies; without masks the run ends with the splats.
 
-    Everything that is given is checked before anything is written.
+    masks: their folder, or what makes one where the run has none yet. Everything that is given is checked before
+    anything is written.
     """
     check(settings)
     scene = read_scene(scene_path, settings.scene, quiet=quiet)
     source = Source(
         scene=str(scene_path.resolve()),
-        masks=str(masks.resolve()) if masks else None,
+        masks=str(masks.resolve()) if isinstance(masks, Path) else None,
         splats=str(splats.resolve()) if splats else None,
         fingerprint=fingerprint(scene),
     )
     work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene)
     run = work.run
     notes = list(scene.notes)
+    if splats:
+        _ = read_ply(splats)
+    if callable(masks) and not run.source.masks:
+        if not run.is_done("train"):
+            check_images(scene.views)
+        run.save_settings()  # where that fails, nothing is made in vain
+        run.source = replace(run.source, masks=str(masks(scene).resolve()))
     if run.source.masks:
         run.source = replace(run.source, masks_hash=hash_masks(work.masks, work.train_views))
         notes += work.masks.notes
         _ = work.truth
     if splats:
-        _ = read_ply(splats)
         run.source = replace(run.source, splats_hash=sha256(splats))
     if not run.is_done("train"):
         check_images(scene.views)

@@ -371,6 +371,9 @@ RECONSTRUCT_LIMITS: dict[str, Limit] = {
 }  # fmt: skip
 """Those of `ReconstructSettings`, which no run has."""
 
+MASK_LIMITS: dict[str, Limit] = {"min_area": (0, 1), "workers": 0}
+"""Those of `MaskSettings`, likewise."""
+
 
 def check(settings: RunSettings) -> None:
     """Raise InputError for the first setting that is of another kind than declared, or outside its limits."""
@@ -381,6 +384,11 @@ def check(settings: RunSettings) -> None:
 def check_reconstruct(settings: ReconstructSettings) -> None:
     """Raise InputError for the first setting that is of another kind than declared, or outside its limits."""
     _check_part("reconstruct", settings, RECONSTRUCT_LIMITS)
+
+
+def check_masks(settings: MaskSettings) -> None:
+    """Raise InputError for the first setting that is of another kind than declared, or outside its limits."""
+    _check_part("masks", settings, MASK_LIMITS)
 
 
 def _check_part(step: str, part: Any, limits: dict[str, Limit]) -> None:
@@ -394,6 +402,8 @@ def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:
         right, expected = isinstance(value, bool), "true or false"
     elif choices := get_args(kind):
         right, expected = value in choices, " or ".join(map(str, choices))
+    elif kind is str:
+        right, expected = isinstance(value, str), "a text"
     else:
         low, high = limit if isinstance(limit, tuple) else (limit, math.inf)
         number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)

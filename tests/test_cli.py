@@ -120,7 +120,7 @@ def test_presets_change_defaults_and_options_change_presets(preset, called):
     assert main(["run", "s", "--preset", preset, "--train.sh-degree", "1", "--lift.dim", "5"]) == 0
     assert main(["demo", f"--preset={preset}", "--out", "there"]) == 0
     (_, (folder, out, settings), given), (_, (_, demo_out, demo), demo_given) = called
-    assert (folder, out, given["masks"], given["splats"]) == (Path("s"), Path("runs/s"), None, None)
+    assert (folder, out, given["splats"]) == (Path("s"), Path("runs/s"), None) and callable(given["masks"])
     assert settings.train == replace(PRESETS[preset].train, sh_degree=1) and settings.lift.dim == 5
     assert demo == PRESETS[preset] and demo_out == Path("there")
     assert demo_given["masks"] == pipeline.demo_scene() / "masks"
@@ -288,7 +288,7 @@ def test_no_such_scene(refused, tmp_path):
     said = refused("run", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert "nowhere was expected to be the folder of a scene, but there is no such folder; check the path" in said
     (tmp_path / "file").write_text("x")
-    assert "it is a file" in refused("run", tmp_path / "file", "--out", tmp_path / "run")
+    assert "cannot be read as a video" in refused("run", tmp_path / "file", "--out", tmp_path / "run")
 
 
 def test_no_model_and_broken_model(refused, scene, tmp_path):
@@ -299,7 +299,9 @@ def test_no_model_and_broken_model(refused, scene, tmp_path):
     (scene / "sparse/0/images.txt").unlink()
     assert "not a whole COLMAP model" in refused(*words)
     shutil.rmtree(scene / "sparse")
-    assert "expected a COLMAP model in sparse/0 or a transforms.json, found neither" in refused(*words)
+    shutil.rmtree(scene / "images")
+    assert "expected a COLMAP model in sparse/0 or a transforms.json, found neither" in refused("masks", scene)
+    assert "no photos" in refused(*words) or "photo" in refused(*words)
 
 
 def test_missing_images(refused, scene, tmp_path):
@@ -331,7 +333,7 @@ def test_fewer_than_two_views(refused, scene, tmp_path):
 
 
 def test_no_view_left_to_train_on(refused, scene, tmp_path):
-    said = refused("run", scene, "--out", tmp_path / "run", "--test-every", "1", *TINY,
+    said = refused("run", scene, "--masks", "none", "--out", tmp_path / "run", "--test-every", "1", *TINY,
                    may_leave=("config.json", "scene.json"))  # fmt: skip
     assert "no view of" in said and "is left to train on" in said
 

@@ -23,24 +23,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cgc.errors import InputError, some
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cgc.masks.image_masks import ImageMasks
+    from cgc.masks.image_masks import ImageMasks, MaskGenerator
 
 GROUP = "cgc.mask_generators"
-
-
-class MaskGenerator(Protocol):
-    """Make the masks of an image [H, W, 3] uint8; `name` says what makes them."""
-
-    name: str
-
-    def __call__(self, image: np.ndarray) -> ImageMasks: ...
 
 
 class CustomGenerator:

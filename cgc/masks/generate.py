@@ -25,20 +25,11 @@ import numpy as np
 from cgc.errors import InputError
 from cgc.files import sha256, write_json
 from cgc.masks.id_maps import read_id_map, write_id_map
-from cgc.masks.image_masks import ImageMasks, read_facts
+from cgc.masks.image_masks import ImageMasks, MaskGenerator, read_facts
 from cgc.masks.record import FORMAT, RECORD, is_made, read_record, set_path
 from cgc.progress import progress_bar
 from cgc.scene.images import load_image
 from cgc.scene.types import View
-
-
-class MaskGenerator(Protocol):
-    """Make the masks of an image [H, W, 3] uint8. `name` says what it is, for the record."""
-
-    @property
-    def name(self) -> str: ...
-
-    def __call__(self, image: np.ndarray) -> ImageMasks: ...
 
 
 class Recipe(Protocol):

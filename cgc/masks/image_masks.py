@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -179,6 +179,15 @@ class ImageMasks:
                 }
             )
         return rows
+
+
+class MaskGenerator(Protocol):
+    """Make the masks of an image [H, W, 3] uint8. `name` says what it is, for the record."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, image: np.ndarray) -> ImageMasks: ...
 
 
 def read_wholes(path: Path | str) -> np.ndarray:

@@ -1,21 +1,16 @@
-"""Segment a photo without trained weights: patches are merged where neither border nor contents tell them apart."""
+"""Masks without trained weights: the settings, and the segmenter they are. Light: nothing heavy until it is called."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-
-import numpy as np
-from PIL import Image
-from scipy import ndimage
+from typing import TYPE_CHECKING
 
 from cgc.errors import InputError
-from cgc.masks.contrast import border_strength, distribution_planes
-from cgc.masks.id_maps import resize_nearest
-from cgc.masks.merging import MergeRules, merge_levels
 
-_QUANTUM = 0.05  # of strength: what is flatter is flat
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -73,22 +68,13 @@ class RegionMerging:
 
         Every region of a map lies in one region of the map before it, and hangs together. Deterministic.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != "uint8" or image.size == 0:
             raise InputError(
                 f"expected an image [H, W, 3] of uint8, got {list(image.shape)} of {image.dtype}; read it as RGB"
             )
-        height, width = image.shape[:2]
-        small = _shrink(image, self.max_side)
-        side, pixels = max(small.shape[:2]), small.shape[0] * small.shape[1]
-        planes = distribution_planes(small, self.lightness, self.texture)
-        strength = border_strength(planes, [d * side for d in self.distances], self.distance_weights)
-        strength *= strength / (strength + np.float32(self.faint + 1e-6))
-        patches = _patches(strength)
-        rules = MergeRules(self.border, self.enclosed, self.unrest, self.small * pixels, self.favour_small)
-        areas = [share * pixels for share in reversed(self.min_area)]
-        owners = merge_levels(patches, strength, planes, self.levels[::-1], areas, rules)
-        maps = [_number(owner)[patches] for owner in owners[::-1]]
-        return maps if small is image else [resize_nearest(ids, width, height) for ids in maps]
+        from cgc.masks.merge_regions import merge_regions
+
+        return merge_regions(image, self)
 
 
 def _range(name: str) -> str:
@@ -101,27 +87,3 @@ PRESETS: dict[str, RegionMerging] = {
     "fine": RegionMerging(max_side=1000, levels=(8.5, 6.0, 4.5), min_area=(5e-4, 2e-4, 1e-4)),
 }
 """Segmenters by effort: a small copy, the usual, and a large copy cut into finer parts."""
-
-
-def _shrink(image: np.ndarray, max_side: int) -> np.ndarray:
-    side = max(image.shape[:2])
-    if side <= max_side:
-        return image
-    height, width = (max(1, round(length * max_side / side)) for length in image.shape[:2])
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
-
-
-def _patches(strength: np.ndarray) -> np.ndarray:
-    """Cut a map of strengths along its ridges, [H, W] int32 from 0: the watersheds of its minima."""
-    from skimage.measure import label
-    from skimage.segmentation import watershed
-
-    height = np.rint(strength / _QUANTUM).astype(np.int32)
-    lowest = height == ndimage.minimum_filter(height, 3, mode="nearest")
-    markers = label(lowest, connectivity=1)
-    return watershed(height, markers).astype(np.int32) - 1
-
-
-def _number(owner: np.ndarray) -> np.ndarray:
-    """Return the ids 1, 2, ... in the order of the owners."""
-    return (np.unique(owner, return_inverse=True)[1] + 1).astype(np.int32)

@@ -13,7 +13,7 @@ Which settings others lift with (their released code), M = a million pixels:
 | Gaussian Grouping (lkeab/gaussian-grouping, by DEVA) | vit_h | 64 | 0.88 | 0.95 | 0 | none |
 | Gaga (weijielyu/Gaga) | vit_h | 64 | 0.7 | 0.95 | 0 | none |
 
-The release of Contrastive Gaussian Clustering reads finished id maps and holds no settings for making them.
+The README of Contrastive Gaussian Clustering's release starts from finished id maps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from cgc.errors import InputError
 
@@ -33,10 +35,10 @@ if TYPE_CHECKING:
 class SegmentAnything:
     """How Segment Anything finds the masks of a photo; it needs the model's weights (`checkpoint`)."""
 
-    model: Literal["vit_b", "vit_l", "vit_h"] = "vit_h"
+    model: Annotated[Literal["vit_b", "vit_l", "vit_h"], arg(prefix_name=False)] = "vit_h"
     """The model: `vit_h` (2.6 GB of weights) finds the best masks, and the thresholds below were chosen for it; `vit_l`
     (1.2 GB) is nearly as good; `vit_b` (0.4 GB) is for machines without a GPU. Given weights decide it themselves."""
-    checkpoint: Path | None = None
+    checkpoint: Annotated[Path | None, arg(prefix_name=False)] = None
     """A file with the model's weights; without one, they are downloaded once and kept."""
     points_per_side: int = 32
     """Points a side of the grid that the photo is prompted with; the time grows with their square."""
@@ -67,7 +69,7 @@ class SegmentAnything:
     pixel); 0: never. The model itself sees 1024 pixels of a photo, and of a crop."""
     half: bool = True
     """Half precision, on CUDA only: faster, and in less memory."""
-    device: str = "auto"
+    device: Annotated[str, arg(prefix_name=False)] = "auto"
     """Where it runs: auto (CUDA if there is any), cpu, cuda, cuda:1, ..."""
 
     def load(self, model: Any = None, *, quiet: bool = False) -> SamGenerator:

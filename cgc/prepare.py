@@ -1,0 +1,212 @@
+"""What comes before a run: a scene from bare photos, and masks of its views."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cgc.errors import InputError
+from cgc.files import write_beside
+from cgc.masks.checkpoints import OFFICIAL, cache_folder
+from cgc.masks.generate import Made, Recipe, keep_masks, make_masks
+from cgc.masks.generators import Custom, Regions, Sam
+from cgc.masks.id_maps import read_id_map
+from cgc.masks.image_masks import ImageMasks
+from cgc.masks.importers import read_foreign
+from cgc.masks.record import is_made, read_record, set_path
+from cgc.masks.regions import PRESETS as REGION_PRESETS
+from cgc.masks.regions import RegionMerging
+from cgc.masks.sam import PRESETS as SAM_PRESETS
+from cgc.masks.sam import SegmentAnything
+from cgc.progress import console, short_time
+from cgc.scene.colmap import find_colmap
+from cgc.scene.images import load_image
+from cgc.scene.read import read_scene
+from cgc.scene.reconstruct import reconstruct
+from cgc.scene.transforms import find_transforms
+from cgc.scene.types import Scene, View
+from cgc.settings import MaskSettings, ReconstructSettings, SceneSettings, check_masks
+from cgc.view.pictures import contact_sheet, overlay
+
+PREVIEW = "preview.jpg"
+PREVIEW_VIEWS = 12
+PREVIEW_SIDE = 480
+"""Pictures of the contact sheet are shrunk so that neither side is longer, in pixels."""
+
+
+def choose_recipe(settings: MaskSettings, sam: SegmentAnything, regions: RegionMerging) -> tuple[Recipe, str]:
+    """Return the recipe that the settings name, and a sentence on what it is and why it was chosen."""
+    name = settings.generator
+    if name == "auto":
+        reason = _why_sam(sam)
+        name = "sam" if reason else "regions"
+        if not reason:
+            return Regions(regions), (
+                "masks by region merging, which needs no weights: it finds regions that differ in colour and texture, "
+                "not things it has learned to know. Segment Anything finds things, and parts of them: "
+                "--generator sam (it downloads its weights once; minutes a photo without a GPU)"
+            )
+        return Sam(sam), f"masks by Segment Anything ({reason})"
+    if name == "regions":
+        return Regions(regions), "masks by region merging: regions that differ in colour and texture"
+    if name == "sam":
+        return Sam(sam), "masks by Segment Anything"
+    return Custom(name), f"masks by {name}"
+
+
+def _why_sam(sam: SegmentAnything) -> str:
+    """Say why Segment Anything can be used at once; "" where it cannot."""
+    import torch
+
+    if sam.checkpoint is not None or (cache_folder() / OFFICIAL[sam.model].name).is_file():
+        return "its weights are here"
+    return "there is a GPU" if torch.cuda.is_available() else ""
+
+
+def make(
+    scene: Scene,
+    folder: Path,
+    settings: MaskSettings,
+    sam: SegmentAnything,
+    regions: RegionMerging,
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Made:
+    """Make the masks of a scene's views. Photos are shared among processes that torchrun has started."""
+    recipe, said = choose_recipe(settings, sam, regions)
+    shard = (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    if not quiet:
+        console.print(said if shard[1] == 1 else f"{said}; process {shard[0] + 1} of {shard[1]}")
+    workers = settings.workers or ((os.cpu_count() or 1) if isinstance(recipe, Regions) and shard[1] == 1 else 1)
+    return make_masks(
+        scene.views, recipe, folder, min_area=settings.min_area, workers=workers, shard=shard, overwrite=overwrite,
+        quiet=quiet,
+    )  # fmt: skip
+
+
+def say_made(made: Made, folder: Path, quiet: bool) -> None:
+    """Say what was made; InputError that names what failed, after all else is done."""
+    counts = list(made.masks.values())
+    if not quiet:
+        kept = f", {len(made.kept)} of them kept from before" if made.kept else ""
+        middle = f"{int(np.median(counts))} masks each in the middle" if counts else "no masks"
+        console.print(f"{len(counts)} views in {short_time(made.seconds)}, {middle}{kept}: {folder}")
+    if made.failed:
+        some = "; ".join(f"{name} ({why})" for name, why in list(made.failed.items())[:3])
+        more = f" and {len(made.failed) - 3} more" if len(made.failed) > 3 else ""
+        raise InputError(
+            f"{len(made.failed)} of {len(made.failed) + len(counts)} views have no masks: {some}{more}; the others are "
+            "kept, and the same command tries these again"
+        )
+
+
+def masks_command(
+    scene_folder: Path,
+    out: Path | None,
+    settings: MaskSettings,
+    sam: SegmentAnything,
+    regions: RegionMerging,
+    scene_settings: SceneSettings,
+    *,
+    source: Path | None = None,
+    form: str = "auto",
+    resize: Literal["error", "nearest"] = "error",
+    tracked: bool = False,
+    preview: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Make the masks of a scene, or take those that another tool has made (`source`), and draw them."""
+    check_masks(settings)
+    scene = read_scene(scene_folder, scene_settings, quiet=quiet)
+    folder = out or scene_folder / "masks"
+    if source is not None:
+        foreign = read_foreign(source, scene.views, format=form, resize=resize, tracked=tracked)
+        for decision in foreign.decisions if not quiet else ():
+            console.print(f"note: {decision}")
+        made = keep_masks(scene.views, foreign, folder, min_area=settings.min_area, overwrite=overwrite, quiet=quiet)
+    else:
+        made = make(scene, folder, settings, sam, regions, overwrite=overwrite, quiet=quiet)
+    if preview:
+        path = draw_preview(scene.views, folder)
+        if not quiet:
+            console.print(f"a look at them: {path}")
+    say_made(made, folder, quiet)
+
+
+def draw_preview(views: Sequence[View], folder: Path, most: int = PREVIEW_VIEWS) -> Path:
+    """Write a contact sheet: of some views the photo, the id map over it and, where masks nest, the largest masks."""
+    there = [view for view in views if (folder / f"{view.stem}.png").is_file()]
+    if not there:
+        raise InputError(f"{folder} has no masks of these views yet; make them with `cgc masks`")
+    chosen = [there[int((k + 0.5) * len(there) / min(most, len(there)))] for k in range(min(most, len(there)))]
+    pictures, wide = [], 2
+    for view in chosen:
+        photo = load_image(view)
+        rows = [photo, overlay(photo, read_id_map(folder / f"{view.stem}.png"))]
+        path = set_path(folder, view.stem)
+        if path.is_file():
+            rows.append(overlay(photo, ImageMasks.load(path).flat(level=0)))
+        wide = max(wide, len(rows))
+        pictures.append([_shrunk(p) for p in rows])
+    blank = np.full_like(pictures[0][0], 255)
+    sheet = contact_sheet([p for row in pictures for p in [*row, *[blank] * (wide - len(row))]], columns=wide)
+    target = folder / PREVIEW
+    with write_beside(target) as temporary:
+        from PIL import Image
+
+        Image.fromarray(sheet).save(temporary, quality=88)
+    return target
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    step = -(-max(picture.shape[:2]) // PREVIEW_SIDE)
+    if step == 1:
+        return picture
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return np.array(image)
+
+
+def masks_of(scene: Scene, *, quiet: bool = False) -> Path:
+    """Return the folder of a scene's own masks; they are made, or finished, in the usual way where need be."""
+    folder = scene.root / "masks"
+    if is_made(folder):
+        imported = "imported" in read_record(folder)["by"]
+        if imported or all((folder / f"{view.stem}.png").is_file() for view in scene.views):
+            if not quiet:
+                console.print(f"masks: those in {folder}")
+            return folder
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} was not made by `cgc masks`, so it may be something else: use it with --masks {folder}, import "
+            f"it with `cgc masks {scene.root} --from {folder} --out DIR`, or go without with --masks none"
+        )
+    made = make(scene, folder, MaskSettings(), SAM_PRESETS["default"], REGION_PRESETS["default"], quiet=quiet)
+    if made.masks:
+        draw_preview(scene.views, folder)
+    say_made(made, folder, quiet)
+    return folder
+
+
+def scene_of(folder: Path, *, quiet: bool = False) -> Path:
+    """Return the scene of a folder: itself where it has a camera model, else one reconstructed from its photos."""
+    model = find_colmap(folder) or find_transforms(folder) or (folder / "sparse").exists()
+    if not folder.exists() or (folder.is_dir() and model):
+        return folder
+    return reconstruct_command(folder, None, ReconstructSettings(), quiet=quiet)
+
+
+def reconstruct_command(photos: Path, out: Path | None, settings: ReconstructSettings, *, quiet: bool = False) -> Path:
+    """Make a scene of bare photos, or of a video, and say what came of it; returns its folder."""
+    made = reconstruct(photos, out, settings, quiet=quiet)
+    for line in made.lines() if not quiet else ():
+        console.print(line)
+    return made.scene

@@ -1,0 +1,165 @@
+"""From bare photos to masks: the commands a user types, on a small scene."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import snapshot
+
+from cgc import prepare
+from cgc.cli import main
+from cgc.masks.id_maps import read_id_map, read_mask_folder, write_id_map
+from cgc.masks.regions import RegionMerging
+from cgc.masks.sam import SegmentAnything
+from cgc.scene.read import read_scene
+from cgc.settings import MaskSettings
+
+ONE = ["--workers", "1"]
+TINY = [
+    "--train.steps", "60", "--train.max-gaussians", "700", "--train.checkpoint-every", "0", "--lift.steps", "40",
+    "--lift.dim", "8", "--lift.pixels-per-view", "1500", "--cluster.samples", "500", "--cluster.min-cluster-size", "10",
+    "--sharpen.steps", "0",
+]  # fmt: skip
+
+
+@pytest.fixture
+def scene(tiny_scene, tmp_path):
+    """The tiny scene without any masks."""
+    root = tmp_path / "scene"
+    shutil.copytree(tiny_scene, root)
+    shutil.rmtree(root / "masks")
+    return root
+
+
+def test_masks_of_a_scene(scene, capsys):
+    assert main(["masks", str(scene), "--generator", "regions", "--preview", *ONE]) == 0
+    said = capsys.readouterr().out
+    assert "10 views" in said and str(scene / "masks") in said
+    masks = read_mask_folder(scene / "masks", read_scene(scene).views)
+    assert all(masks.load(i).max() >= 4 for i in range(10))
+    assert not masks.tracked
+    with Image.open(scene / "masks" / "preview.jpg") as sheet:
+        assert sheet.width > 3 * 48
+    before = snapshot(scene / "masks")
+    assert main(["masks", str(scene), "--generator", "regions", *ONE]) == 0
+    assert "10 of them kept" in capsys.readouterr().out
+    assert snapshot(scene / "masks") == before
+
+
+def test_auto_says_what_it_takes_and_what_would_be_better(scene, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CGC_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    _, said = prepare.choose_recipe(MaskSettings(), SegmentAnything(), RegionMerging())
+    assert "needs no weights" in said and "--generator sam" in said
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "sam_vit_h_4b8939.pth").write_bytes(b"")
+    recipe, said = prepare.choose_recipe(MaskSettings(), SegmentAnything(), RegionMerging())
+    assert recipe.facts["generator"] == "sam" and "weights are here" in said
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    _, said = prepare.choose_recipe(MaskSettings(), SegmentAnything(model="vit_b"), RegionMerging())
+    assert "there is a GPU" in said
+
+
+def test_presets_and_settings_reach_the_record(scene):
+    words = ["masks", str(scene), "--generator", "regions", "--preset", "fine", "--regions.texture", "2.5", *ONE]
+    assert main([*words, "--min-area", "0.001"]) == 0
+    record = json.loads((scene / "masks" / "masks.json").read_text())
+    assert record["by"]["texture"] == 2.5 and record["min_area"] == 0.001
+    assert record["by"]["max_side"] == 1000
+
+
+def test_a_generator_of_ones_own(scene, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def halves(image):\n"
+        "    ids = np.ones(image.shape[:2], np.int32)\n"
+        "    ids[:, image.shape[1] // 2:] = 2\n"
+        "    return ids\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["masks", str(scene), "--generator", "mine:halves"]) == 0
+    assert np.unique(read_id_map(scene / "masks" / "a_view_00.png")).tolist() == [1, 2]
+    assert main(["masks", str(scene), "--generator", "mine:nothing", "--overwrite"]) == 2
+    assert "mine" in capsys.readouterr().err
+
+
+def test_masks_of_another_tool(scene, tiny_scene, capsys):
+    source = tiny_scene / "instance"  # ids that mean the same in every view
+    assert main(["masks", str(scene), "--from", str(source), "--tracked"]) == 0
+    said = capsys.readouterr().out
+    assert "note:" in said
+    ids = read_id_map(scene / "masks" / "sub" / "view_04.png")
+    assert np.array_equal(ids, read_id_map(source / "sub" / "view_04.png"))
+    assert json.loads((scene / "masks" / "masks.json").read_text())["tracked"] is True
+
+
+def test_tracked_masks_are_voted_for(scene, tiny_scene, tmp_path, capsys):
+    assert main(["masks", str(scene), "--from", str(tiny_scene / "instance"), "--tracked", "--quiet"]) == 0
+    assert main(["run", str(scene), "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert "nothing to learn" in capsys.readouterr().out
+    labels = np.load(tmp_path / "run" / "segments.npz")["labels"]
+    assert set(np.unique(labels[labels > 0])) <= set(range(1, 8))
+
+
+def test_one_command_from_a_scene_without_masks(scene, tmp_path, capsys):
+    assert main(["run", str(scene), "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert (scene / "masks" / "preview.jpg").exists()
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "Masks of" in page and "Where masks and result disagree" in page
+    capsys.readouterr()
+    assert main(["run", str(scene), "--out", str(tmp_path / "run"), *TINY]) == 0  # all is kept
+    assert "done before, kept" in capsys.readouterr().out
+    assert main(["run", str(scene), "--out", str(tmp_path / "two"), *TINY]) == 0
+    assert "masks: those in" in capsys.readouterr().out
+
+
+def test_without_masks_when_asked(scene, tmp_path, capsys):
+    assert main(["run", str(scene), "--masks", "none", "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert "no masks were given" in capsys.readouterr().out and not (scene / "masks").exists()
+
+
+def test_a_folder_called_masks_that_is_something_else(scene, tmp_path, capsys):
+    write_id_map(scene / "masks" / "a_view_00.png", np.ones((36, 48), np.int32))
+    before = snapshot(scene)
+    assert main(["run", str(scene), "--out", str(tmp_path / "run"), *TINY]) == 2
+    said = capsys.readouterr().err
+    assert "--masks" in said and "--masks none" in said
+    assert main(["masks", str(scene), "--generator", "regions", "--overwrite"]) == 2
+    assert snapshot(scene) == before
+    assert {p.name for p in (tmp_path / "run").iterdir()} <= {"config.json", "scene.json"}
+
+
+def test_a_photo_that_fails_is_named_at_the_end(scene, capsys, tmp_path, monkeypatch):
+    (tmp_path / "picky.py").write_text(
+        "import numpy as np\n"
+        "count = 0\n"
+        "def some(image):\n"
+        "    global count\n"
+        "    count += 1\n"
+        "    if count == 3: raise RuntimeError('too dark')\n"
+        "    return np.ones(image.shape[:2], np.int32)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["masks", str(scene), "--generator", "picky:some"]) == 2
+    told = capsys.readouterr()
+    assert "1 of 10 views have no masks" in told.err and "too dark" in told.err
+    assert len(list((scene / "masks").rglob("*view*.png"))) == 9
+    assert main(["masks", str(scene), "--generator", "picky:some"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--generator", "regions", "--min-area", "-1"], "min_area"),
+        (["--generator", "regions", "--workers", "-2"], "workers"),
+        (["--from", "nowhere"], "nowhere"),
+        (["--generator", "no.such.module:f"], "no.such"),
+        (["--generator", "sam", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_bad_words(scene, words, says, capsys):
+    assert main(["masks", str(scene), *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(scene.rglob("masks/*.png"))
