@@ -205,8 +205,5 @@ def scene_of(folder: Path, *, quiet: bool = False) -> Path:
 
 
 def reconstruct_command(photos: Path, out: Path | None, settings: ReconstructSettings, *, quiet: bool = False) -> Path:
-    """Make a scene of bare photos, or of a video, and say what came of it; returns its folder."""
-    made = reconstruct(photos, out, settings, quiet=quiet)
-    for line in made.lines() if not quiet else ():
-        console.print(line)
-    return made.scene
+    """Make a scene of bare photos, or of a video; returns its folder."""
+    return reconstruct(photos, out, settings, quiet=quiet).scene

@@ -82,7 +82,7 @@ def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
 def with_wholes(columns: Columns, wholes: Mapping[int, np.ndarray]) -> Columns:
     """Return the columns with `nested`: the masks that hold others count as those of further views.
 
-    wholes: of a view, which whole each id is of, [ids + 1]. A pair of parts that no id map has in one mask, but every
+    wholes: of a view, which mask holds each id, [ids + 1]. A pair of parts that no id map has in one mask, but every
     whole, is then together in half of the views.
     """
     first = int(columns.views.max(initial=-1)) + 1

@@ -124,22 +124,14 @@ class ImageMasks:
         painted = np.append(-1, chosen[present[1:]]).astype(np.int32)
         return np.where(present, np.cumsum(present), 0).astype(np.int32)[ids], painted
 
-    @property
-    def roots(self) -> np.ndarray:
-        """The largest mask that each lies in, through its parents, [M]."""
-        roots = np.arange(len(self), dtype=np.int32)
-        for i, parent in enumerate(self.parents):  # parents come first
-            if parent >= 0:
-                roots[i] = roots[parent]
-        return roots
-
     def save(self, path: Path | str, painted: np.ndarray | None = None, **facts: str) -> None:
         """Write it, compressed, whole or not at all; `facts` are kept beside, and which masks were `painted`."""
         lengths = np.array([len(c) for c in self.counts], np.int64)
         runs = np.concatenate([*self.counts, np.zeros(0, np.uint32)]).astype(np.uint32)
         columns: dict[str, Any] = {f"fact_{k}": np.array(v) for k, v in facts.items()}
         if painted is not None:
-            columns["wholes"] = np.append(-1, self.roots)[painted + 1] + 1
+            own = np.arange(len(self))
+            columns["wholes"] = np.append(-1, np.where(self.parents >= 0, self.parents, own))[painted + 1] + 1
         with write_beside(path) as temporary:
             np.savez_compressed(
                 temporary, format=np.array(FORMAT), size=np.array([self.height, self.width]), runs=runs,
@@ -193,7 +185,7 @@ class MaskGenerator(Protocol):
 def read_wholes(path: Path | str) -> np.ndarray:
     """Read which whole each id of the flat map beside saved masks is of, [ids + 1]; 0 for id 0.
 
-    A whole is a mask that no other contains; its number is its own, from 1. InputError where the file has none.
+    It is the smallest mask that contains the id's own, or that itself, numbered from 1. InputError where the file has none.
     """
     try:
         return _read(path, "wholes")["wholes"]
