@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.kernels import kernel, spread
-from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.base import Contributions, Rasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -124,25 +124,48 @@ def render_levels(
     it, a finer one the heaviest of its parts (ties: the lower id), whatever else is in the pixel.
     """
     size = camera.width * camera.height
-    made = [(np.zeros(size, np.int32), np.zeros(size, np.float32)) for _ in levels]
-    labels, n_objects = hierarchy.at(), hierarchy.n_objects
-    stops = [hierarchy.base_stop if x is None else hierarchy.stop(x) for x in levels]
-    shown = [None if s == hierarchy.base_stop else hierarchy.shown_for(hierarchy.stops[s]) for s in stops]
-    children = np.argsort(hierarchy.parents, kind="stable").astype(np.int32)
-    first = np.searchsorted(hierarchy.parents[children], np.arange(len(children) + 1))
+    made = [LabelPicture(np.zeros(size, np.int32), np.zeros(size, np.float32)) for _ in levels]
+    shown = ShownNodes.of(hierarchy, levels)
     for begin in range(0, size, MAX_PIXELS_AT_ONCE):
         piece = slice(begin, min(begin + MAX_PIXELS_AT_ONCE, size))
         rows = rasterizer.contributions(splats, camera, torch.arange(piece.start, piece.stop))
-        parts = [t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights)]
-        own_ids, own_weight = np.zeros(len(parts[0]) - 1, np.int32), np.zeros(len(parts[0]) - 1, np.float32)
-        spread(_winners, *parts, labels, n_objects, own_ids, own_weight)
-        for (ids, weight), replaced in zip(made, shown):
-            ids[piece], weight[piece] = own_ids, own_weight
-            if replaced is not None:
-                tree = (hierarchy.leaves, hierarchy.parents, first, children, replaced)
-                spread(_walk, *parts, *tree, ids[piece], weight[piece])
+        for whole, part in zip(made, read_rows(rows, shown)):
+            whole.ids[piece], whole.weight[piece] = part
     shape = (camera.height, camera.width)
     return [LabelPicture(ids.reshape(shape), weight.reshape(shape)) for ids, weight in made]
+
+
+class ShownNodes(NamedTuple):
+    """What some levels of a hierarchy show, as the kernels read it; a level's `replaced` is None: the objects."""
+
+    labels: np.ndarray
+    n_objects: int
+    replaced: list[np.ndarray | None]
+    tree: tuple[np.ndarray, ...]  # leaves, parents, first, children: see _walk
+
+    @classmethod
+    def of(cls, hierarchy: Hierarchy, levels: Sequence[float | None]) -> ShownNodes:
+        """Prepare some levels (None: the objects)."""
+        stops = [hierarchy.base_stop if x is None else hierarchy.stop(x) for x in levels]
+        replaced = [None if s == hierarchy.base_stop else hierarchy.shown_for(hierarchy.stops[s]) for s in stops]
+        children = np.argsort(hierarchy.parents, kind="stable").astype(np.int32)
+        first = np.searchsorted(hierarchy.parents[children], np.arange(len(children) + 1))
+        tree = (hierarchy.leaves, hierarchy.parents, first, children)
+        return cls(hierarchy.at(), hierarchy.n_objects, replaced, tree)
+
+
+def read_rows(rows: Contributions, shown: ShownNodes) -> list[LabelPicture]:
+    """Say what each pixel shows of which rows of W are given, ids [P] and weight [P], at each level."""
+    parts = [t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights)]
+    own_ids, own_weight = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
+    spread(_winners, *parts, shown.labels, shown.n_objects, own_ids, own_weight)
+    made = []
+    for replaced in shown.replaced:
+        ids, weight = own_ids.copy(), own_weight.copy()
+        if replaced is not None:
+            spread(_walk, *parts, *shown.tree, replaced, ids, weight)
+        made.append(LabelPicture(ids, weight))
+    return made
 
 
 def render_blended(
@@ -152,22 +175,40 @@ def render_blended(
 
     labels [N] (-1 noise, 1..K). Pixels with an alpha under 0.5 get id 0; of equal segments the lower number wins.
     """
-    ids, rows = np.unique(labels, return_inverse=True)
-    unit = torch.nn.functional.normalize(features, dim=-1)
-    sums = unit.new_zeros(len(ids), unit.shape[1]).index_add(0, torch.from_numpy(rows), unit)  # [K, D]
-    ids, means = ids[ids > 0], torch.nn.functional.normalize(sums[torch.from_numpy(ids > 0)], dim=-1)
-    out_ids = np.zeros((camera.height, camera.width), np.int32)
-    out_weight = np.zeros((camera.height, camera.width), np.float32)
-    if not len(ids):
-        return LabelPicture(out_ids, out_weight)
+    segments = MeanFeatures.of(features, labels)
     with torch.no_grad():
         picture = rasterizer.render(splats, features, [camera])
-    seen = (picture.alphas[0] >= MIN_ALPHA).cpu().numpy()
-    blended = torch.nn.functional.normalize(picture.values[0].cpu()[torch.from_numpy(seen)], dim=-1)  # [P, D]
-    cosine = (blended @ means.T).numpy()  # [P, K]
-    out_ids[seen] = ids[cosine.argmax(1)]
-    out_weight[seen] = cosine.max(1).clip(0, 1)
-    return LabelPicture(out_ids, out_weight)
+    size = camera.height * camera.width
+    flat = read_blended(picture.values[0].reshape(size, -1), picture.alphas[0].reshape(size), segments)
+    shape = (camera.height, camera.width)
+    return LabelPicture(flat.ids.reshape(shape), flat.weight.reshape(shape))
+
+
+class MeanFeatures(NamedTuple):
+    """The mean unit feature of each segment: ids [K] ascending, means [K, D] of norm 1."""
+
+    ids: np.ndarray
+    means: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, labels: np.ndarray) -> MeanFeatures:
+        """Average features [N, D] over labels [N] (-1 noise, 1..K)."""
+        ids, rows = np.unique(labels, return_inverse=True)
+        unit = torch.nn.functional.normalize(features, dim=-1)
+        sums = unit.new_zeros(len(ids), unit.shape[1]).index_add(0, torch.from_numpy(rows), unit)  # [K, D]
+        return cls(ids[ids > 0], torch.nn.functional.normalize(sums[torch.from_numpy(ids > 0)], dim=-1))
+
+
+def read_blended(blended: Tensor, alphas: Tensor, segments: MeanFeatures) -> LabelPicture:
+    """Say which segment each of P pixels shows, by its blended feature [P, D] and its alpha [P]."""
+    ids, weight = np.zeros(len(alphas), np.int32), np.zeros(len(alphas), np.float32)
+    seen = (alphas >= MIN_ALPHA).cpu().numpy()
+    if len(segments.ids):
+        unit = torch.nn.functional.normalize(blended.cpu()[torch.from_numpy(seen)], dim=-1)  # [P, D]
+        cosine = (unit @ segments.means.T).numpy()  # [P, K]
+        ids[seen] = segments.ids[cosine.argmax(1)]
+        weight[seen] = cosine.max(1).clip(0, 1)
+    return LabelPicture(ids, weight)
 
 
 def render_rgb(splats: Splats, camera: Camera, rasterizer: Rasterizer, background: Tensor | None = None) -> np.ndarray:
