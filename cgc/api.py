@@ -39,7 +39,9 @@ def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentat
     else:
         splats, labels, confidences, origin = sharpened
         if len(origin) and not 0 <= origin.min() <= origin.max() < len(tree.leaves):
-            raise InputError(f"{run.root / 'sharpened.npz'} is of another clustering; run `cgc sharpen {run.root}` again")
+            raise InputError(
+                f"{run.root / 'sharpened.npz'} is of another clustering; run `cgc sharpen {run.root}` again"
+            )
         features = None if features is None else features[torch.from_numpy(origin)]
         tree = tree.follow(origin, labels)
     if features is not None:
@@ -113,8 +115,8 @@ class _Beside:
         except (InputError, KeyError, TypeError, ValueError):
             pass  # what is wrong with the scene says more
         raise InputError(
-            f"the views of {run.root} have no cameras any more ({gone}); restore the scene, or give a Camera in place of a "
-            "view's name (Camera.look_at, cgc.orbit, or cgc.cameras of a COLMAP model)"
+            f"the views of {run.root} have no cameras any more ({gone}); restore the scene, or give a Camera in place "
+            "of a view's name (Camera.look_at, cgc.orbit, or cgc.cameras of a COLMAP model)"
         ) from gone
 
     def photo(self, name: str) -> np.ndarray | None:

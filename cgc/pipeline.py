@@ -272,7 +272,8 @@ def _joint(work: Workspace) -> torch.Tensor:
     """Take the features that were learned beside colour, or learn them by rasterising where there are none."""
     run = work.run
     if run.trains_features:
-        features = read_tensors(run.root / TRAINED_FEATURES, f"run `cgc train {run.root}` again", "features")["features"]
+        path = run.root / TRAINED_FEATURES
+        features = read_tensors(path, f"run `cgc train {run.root}` again", "features")["features"]
         if len(features) == len(work.splats):
             return features
         raise InputError(
@@ -402,7 +403,7 @@ def _say_sharpened(facts: dict[str, Any]) -> str:
 
 
 def render(work: Workspace) -> str:
-    """Render every view's id map, measure against photos (and truth where it is known); writes masks/, cameras.json and the table."""
+    """Render and measure every view; writes its id map and weights, the cameras, and the table of segments."""
     start = time.perf_counter()
     run, target = work.run, work.run.root / "masks"
     segmentation = work.segmentation()

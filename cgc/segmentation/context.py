@@ -24,7 +24,7 @@ class Context:
 
     read_cameras gives the views' cameras by name, read_photo a view's photo [H, W, 3] uint8 (None where it is gone).
     read_best_views gives the view that shows most of an object, by id, of the objects of `hierarchy` alone.
-    background [3] is what pictures show behind the splats (None: black); blended: id maps are those of blended features.
+    background [3] is what pictures show behind the splats (None: black); blended: id maps are of blended features.
     """
 
     rasterizer: Rasterizer = field(default_factory=CpuRasterizer)
@@ -41,8 +41,8 @@ class Context:
         """The views' cameras by name; InputError where there are none."""
         if self.read_cameras is None:
             raise InputError(
-                "this segmentation has no views of its own; give a Camera (Camera.look_at, cgc.orbit, or cgc.cameras of "
-                "a COLMAP model) in place of a view's name"
+                "this segmentation has no views of its own; give a Camera in place of a view's name (Camera.look_at, "
+                "cgc.orbit, or cgc.cameras of a COLMAP model)"
             )
         return self.read_cameras()
 

@@ -258,7 +258,7 @@ def table(segmentation: Segmentation) -> dict[str, list]:
 
 
 def checked_object(segmentation: Segmentation, which: int | Object) -> Object:
-    """Return the object of an id, or the same object; InputError where there is none, or it is of another segmentation."""
+    """Return the object of an id, or of another object's; InputError where this segmentation has none such."""
     if isinstance(which, Object):
         which = which.id
     tree = segmentation.hierarchy

@@ -116,9 +116,7 @@ def node_mask(segmentation: Segmentation, view: ViewOrCamera, nodes: Sequence[in
 # --- pictures ---------------------------------------------------------------------------------------------
 
 
-def render(
-    segmentation: Segmentation, views: ViewOrCamera | Sequence[ViewOrCamera], what: What = "rgb"
-) -> np.ndarray:
+def render(segmentation: Segmentation, views: ViewOrCamera | Sequence[ViewOrCamera], what: What = "rgb") -> np.ndarray:
     """Render one view or camera, or several of one size, which are stacked.
 
     rgb, segments and features are uint8 [H, W, 3]; depth is float32 [H, W], the mean distance along the camera's axis,
@@ -132,7 +130,9 @@ def render(
     sizes = sorted({(c.width, c.height) for c in cameras})
     if len(sizes) != 1:
         came = " and ".join(f"{w}x{h}" for w, h in sizes) or "no camera at all"
-        raise InputError(f"pictures of one call are stacked, so they need one size, got {came}; render a size at a time")
+        raise InputError(
+            f"pictures of one call are stacked, so they need one size, got {came}; render a size at a time"
+        )
     batches = [cameras[i : i + BATCH] for i in range(0, len(cameras), BATCH)]
     return np.concatenate([DRAW[what](segmentation, batch) for batch in batches])
 

@@ -14,9 +14,13 @@ def mask_ids(target: np.ndarray, ids: np.ndarray) -> list[int]:
     None where no id touches the mask.
     """
     area = np.bincount(ids.ravel())
-    inside = np.bincount(ids[target], minlength=len(area))
-    area[0] = inside[0] = 0
+    return ids_inside(np.bincount(ids[target], minlength=len(area)), area, int(target.sum()))
+
+
+def ids_inside(inside: np.ndarray, area: np.ndarray, size: int) -> list[int]:
+    """As `mask_ids`, from the pixels of each id inside the mask and in all, [K + 1], and those of the mask."""
+    inside, area = np.append(0, inside[1:]), np.append(0, area[1:])
     picked = np.flatnonzero(inside > LARGEST_SHARE * area)
     if len(picked) or not inside.any():
         return picked.tolist()
-    return [int((inside / np.maximum(area + int(target.sum()) - inside, 1)).argmax())]
+    return [int((inside / np.maximum(area + size - inside, 1)).argmax())]

@@ -19,7 +19,7 @@ from cgc.geometry import quat_to_rotation
 from cgc.scene.types import Camera
 from cgc.segmentation.objects import Object, Selection, checked_object, up_the_tree
 from cgc.segmentation.pictures import ViewOrCamera, camera_of, finest_ids, finest_map, id_map, shown_by_node
-from cgc.segmentation.prompts import mask_ids
+from cgc.segmentation.prompts import ids_inside
 
 if TYPE_CHECKING:
     from cgc.segmentation.segmentation import Segmentation
@@ -267,15 +267,17 @@ def from_mask(segmentation: Segmentation, view: ViewOrCamera, mask: np.ndarray) 
     area = up_the_tree(tree, np.bincount(finest.ravel(), minlength=len(tree.parents)))
     if not inside.any():
         return Selection(segmentation, ())
-    levels = [tree.stops] if not segmentation.context.blended else [[tree.base]]
-    tries = [(int(n),) for n in np.flatnonzero(inside)]
-    tries += {tuple(mask_ids(target, tree.shown_for(float(x))[finest])) for x in levels[0]} - {(), *tries}
+    stops = tree.stops[: tree.base_stop + 1] if segmentation.context.blended else tree.stops
+    tries = {(n,) for n in np.flatnonzero(inside).tolist()}
+    for x in stops.tolist():
+        there = np.isin(np.arange(len(area)), tree.shown(x))
+        tries.add(tuple(ids_inside(inside * there, area * there, int(target.sum()))))
 
     def fit(ids: tuple[int, ...]) -> tuple[float, int, bool, tuple[int, ...]]:
         both, either = inside[list(ids)].sum(), target.sum() + (area - inside)[list(ids)].sum()
         return float(both / either), -len(ids), all(shown[i] == i for i in ids), tuple(-i for i in ids)
 
-    return selection(segmentation, max(tries, key=fit))
+    return selection(segmentation, max(tries - {()}, key=fit))
 
 
 # --- likeness ---------------------------------------------------------------------------------------------

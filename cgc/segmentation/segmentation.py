@@ -1,6 +1,6 @@
 """A segmented scene, and all that can be asked of it: thin methods over the functions of this room.
 
-    what is there    objects.py     which one is meant    query.py, text.py     its pictures    pictures.py
+what is there    objects.py     which one is meant    query.py, text.py     its pictures    pictures.py
 """
 
 from __future__ import annotations

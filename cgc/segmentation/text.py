@@ -1,6 +1,6 @@
 """Objects by words: each object's pictures, cut from its best views, are compared with the text by a model of both.
 
-The model is whatever encodes texts and images into one space; `open_clip` is one, and the optional extra "text" brings it.
+The model is whatever encodes texts and images into one space; open_clip is one, which the extra "text" installs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def find(segmentation: Segmentation, words: str, k: int = 5, model: TextImageMod
 
         model = OpenClip()
     ids, embeddings = object_embeddings(segmentation, model)
-    query = _unit(model.encode_text([words]))
+    query = _encoded(model.encode_text([words]), 1, model)
     if len(ids) and query.shape != (1, embeddings.shape[1]):
         raise InputError(
             f"the model {model.name} gave a text embedding of shape {query.shape} where (1, {embeddings.shape[1]}) was "
@@ -88,19 +88,18 @@ def object_embeddings(segmentation: Segmentation, model: TextImageModel) -> tupl
     for view, ids in wanted.items():
         shown = [(i, image) for i, image in crops(segmentation, view, ids).items() if image is not None]
         if shown:
-            found = _unit(model.encode_images([image for _, image in shown]))
-            if len(found) != len(shown):
-                raise InputError(f"the model {model.name} gave {len(found)} embeddings of {len(shown)} images")
+            found = _encoded(model.encode_images([image for _, image in shown]), len(shown), model)
             for (i, _), embedding in zip(shown, found):
                 sums[i] = sums.get(i, 0) + embedding
-    kept = np.array(sorted(sums), np.int64), _unit(np.array([sums[i] for i in sorted(sums)]))
+    ids = sorted(sums)
+    kept = np.array(ids, np.int64), _unit(np.stack([sums[i] for i in ids])) if ids else np.zeros((0, 0), np.float32)
     if path is not None:
         _write(path, key, *kept)
     return kept
 
 
 def crops(segmentation: Segmentation, view: str, ids: list[int]) -> dict[int, np.ndarray | None]:
-    """Cut some objects out of a view's photo (its render, where that is gone), uint8 [h, w, 3]; None: not seen there."""
+    """Cut objects out of a view's photo (its render, where that is gone), uint8 [h, w, 3]; None: not seen there."""
     shown = id_map(segmentation, view)
     read = segmentation.context.read_photo
     photo = read(view) if read else None
@@ -118,12 +117,18 @@ def _crop(photo: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
     return np.where(mask[part][..., None], photo[part], OUTSIDE).astype(np.uint8)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _encoded(rows: np.ndarray, n: int, model: TextImageModel) -> np.ndarray:
+    """Check n embeddings of a model, and scale them to norm 1."""
     rows = np.asarray(rows, np.float32)
-    if rows.ndim != 2 or not len(rows):
-        return rows.reshape(0, 0) if not rows.size else rows[None]
-    if not np.isfinite(rows).all():
-        raise InputError("the model gave embeddings that are not finite; use another one")
+    if rows.ndim != 2 or len(rows) != n or not np.isfinite(rows).all():
+        raise InputError(
+            f"the model {model.name} gave embeddings of shape {rows.shape} where finite ones of shape ({n}, d) were "
+            "expected; use another model"
+        )
+    return _unit(rows)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
@@ -137,8 +142,8 @@ def _cache(segmentation: Segmentation, model: TextImageModel) -> Path | None:
 
 def _key(segmentation: Segmentation, model: TextImageModel) -> str:
     digest = hashlib.sha256(model.name.encode())
-    digest.update(np.ascontiguousarray(segmentation.labels))
-    digest.update(np.ascontiguousarray(segmentation.splats.means.detach().cpu().numpy()))
+    digest.update(segmentation.labels.tobytes())
+    digest.update(segmentation.splats.means.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

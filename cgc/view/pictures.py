@@ -11,6 +11,7 @@ from cgc.errors import InputError
 from cgc.segmentation.colors import NOISE_COLOR as NOISE_COLOR
 from cgc.segmentation.colors import segment_colors
 
+
 def overlay(photo: NDArray[np.uint8], ids: NDArray[np.integer], alpha: float = 0.55) -> NDArray[np.uint8]:
     """Colour the segments `ids` [H, W] over a photo, with a thin line, light beside dark, between them.
 
