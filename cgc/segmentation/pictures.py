@@ -16,7 +16,7 @@ from torch import Tensor
 from cgc.errors import InputError
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
-from cgc.segmentation.labels import MeanFeatures, ShownNodes, read_blended, read_rows, render_blended, render_levels
+from cgc.segmentation.labels import ShownNodes, read_blended, read_rows, render_blended, render_levels
 
 if TYPE_CHECKING:
     from cgc.segmentation.segmentation import Segmentation
@@ -74,8 +74,7 @@ def finest_ids(segmentation: Segmentation, camera: Camera, pixels: np.ndarray) -
     if not context.blended:
         return read_rows(rows, ShownNodes.of(tree, [1.0]))[0].ids
     alphas = rows.matmul(torch.ones(rows.n_gaussians, 1))[:, 0]
-    features = segmentation.features
-    return read_blended(rows.matmul(features), alphas, MeanFeatures.of(features, tree.at())).ids
+    return read_blended(rows.matmul(segmentation.features), alphas, segmentation.mean_features).ids
 
 
 def shown_by_node(segmentation: Segmentation) -> np.ndarray:

@@ -268,7 +268,7 @@ def from_mask(segmentation: Segmentation, view: ViewOrCamera, mask: np.ndarray) 
     if not inside.any():
         return Selection(segmentation, ())
     stops = tree.stops[: tree.base_stop + 1] if segmentation.context.blended else tree.stops
-    tries = {(n,) for n in np.flatnonzero(inside).tolist()}
+    tries: set[tuple[int, ...]] = {(n,) for n in np.flatnonzero(inside).tolist()}
     for x in stops.tolist():
         there = np.isin(np.arange(len(area)), tree.shown(x))
         tries.add(tuple(ids_inside(inside * there, area * there, int(target.sum()))))

@@ -19,6 +19,7 @@ from cgc.errors import InputError
 from cgc.scene.types import Camera
 from cgc.segmentation import objects, pictures, query, text
 from cgc.segmentation.context import Context
+from cgc.segmentation.labels import MeanFeatures
 from cgc.segmentation.objects import Object, Selection, is_clean
 from cgc.segmentation.pictures import ViewOrCamera, What
 from cgc.segmentation.query import Hit, Match, Pixel
@@ -210,6 +211,11 @@ class Segmentation:
                 "--method contrast, or do without"
             )
         return features
+
+    @cached_property
+    def mean_features(self) -> MeanFeatures:
+        """The mean unit feature of each object."""
+        return MeanFeatures.of(self.features, self.hierarchy.at())
 
     @cached_property
     def feature_colors(self) -> Tensor:
