@@ -71,6 +71,14 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_groups(groups: Tensor, n: int) -> None:
+    """Raise ValueError unless `groups` gives each of N Gaussians a whole number from 0."""
+    if groups.ndim != 1 or len(groups) != n or groups.is_floating_point() or groups.dtype == torch.bool:
+        raise ValueError(f"groups must be a whole number for each of {n} Gaussians, got {list(groups.shape)}")
+    if n and int(groups.min()) < 0:
+        raise ValueError(f"groups must be numbered from 0, got {int(groups.min())}")
+
+
 def check_indices(name: str, indices: Tensor, end: int) -> None:
     """Raise ValueError unless `indices` is a list of whole numbers from 0 to `end` - 1."""
     whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)

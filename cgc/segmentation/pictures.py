@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from cgc.errors import InputError
+from cgc.rasterize.base import group_contributions
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
-from cgc.segmentation.labels import ShownNodes, read_blended, read_rows, render_blended, render_levels
+from cgc.segmentation.labels import ShownNodes, leaf_groups, read_blended, read_rows, render_blended, render_levels
 
 if TYPE_CHECKING:
     from cgc.segmentation.segmentation import Segmentation
@@ -70,9 +71,11 @@ def finest_ids(segmentation: Segmentation, camera: Camera, pixels: np.ndarray) -
     if found := segmentation.kept_maps.get(id(camera)):
         return found[1].ravel()[pixels]
     context, tree = segmentation.context, segmentation.hierarchy
-    rows = context.rasterizer.contributions(segmentation.splats, camera, torch.from_numpy(pixels))
+    splats, rasterizer, wanted = segmentation.splats, context.rasterizer, torch.from_numpy(pixels)
     if not context.blended:
+        rows = group_contributions(rasterizer, splats, camera, leaf_groups(tree), wanted)
         return read_rows(rows, ShownNodes.of(tree, [1.0]))[0].ids
+    rows = rasterizer.contributions(splats, camera, wanted)
     alphas = rows.matmul(torch.ones(rows.n_gaussians, 1))[:, 0]
     return read_blended(rows.matmul(segmentation.features), alphas, segmentation.mean_features).ids
 
