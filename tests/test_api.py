@@ -702,8 +702,8 @@ def test_orbits_go_around_and_see_all_of_it(seg):
     np.testing.assert_allclose([c.position[0] for c in sideways], seg[1].box.centre[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"width": 0}, {"distance": float("nan")}, {"up": (0, 0, 0)}, {"up": (1, 2)},
-                                   {"elevation": float("inf")}, {"focal": -3.0}, {"distance": -1.0}])  # fmt: skip
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"width": 0}, {"distance": float("nan")}, {"up": (0, 0, 0)},
+                                   {"up": (1, 2)}, {"elevation": float("inf")}, {"focal": -3.0}, {"distance": -1.0}])  # fmt: skip
 def test_orbits_that_cannot_be_made_are_said(seg, wrong):
     with pytest.raises(InputError):
         cgc.orbit(seg, **wrong)

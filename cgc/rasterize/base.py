@@ -171,7 +171,7 @@ class GroupRasterizer(Protocol):
     def group_contributions(
         self, splats: Splats, camera: Camera, groups: Tensor, pixels: Tensor | None = None
     ) -> Contributions:
-        """Return W onehot(groups) of `pixels` [P] (None: all), a column a group; groups [N] are whole numbers from 0."""
+        """Return W onehot(groups) of `pixels` [P] (None: all), a column a group; groups [N] are numbered from 0."""
         ...
 
 
