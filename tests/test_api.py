@@ -91,6 +91,9 @@ def test_what_is_there(seg):
     wholes = seg.at_level(0.0)
     assert wholes.ids.tolist() == [3, 4, 5, 6, 7, 8] and wholes.level == 0 and wholes[WHOLE] in wholes
     assert wholes.at_level(None).ids.tolist() == seg.ids.tolist()
+    named = replace(seg, names={3: "left lump"})
+    assert named[3].name == "left lump" and "'left lump'" in repr(named[3])
+    assert named.table()["name"][1:3] == ["", "left lump"]
     assert "7 objects" in repr(seg) and "level=0" in repr(wholes) and "id=3" in repr(seg[3])
 
 
@@ -703,7 +706,8 @@ def test_orbits_go_around_and_see_all_of_it(seg):
 
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"width": 0}, {"distance": float("nan")}, {"up": (0, 0, 0)},
-                                   {"up": (1, 2)}, {"elevation": float("inf")}, {"focal": -3.0}, {"distance": -1.0}])  # fmt: skip
+                                   {"up": (1, 2)}, {"elevation": float("inf")}, {"focal": -3.0}, {"distance": -1.0},
+                                   ])  # fmt: skip
 def test_orbits_that_cannot_be_made_are_said(seg, wrong):
     with pytest.raises(InputError):
         cgc.orbit(seg, **wrong)

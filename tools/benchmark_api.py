@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from scipy.cluster.vq import kmeans2
+from scipy.spatial import KDTree
 
 from cgc.api import load
 from cgc.clustering.hierarchy import Hierarchy
@@ -121,8 +121,8 @@ def main() -> None:
     splats, labels = balls(args.gaussians)
     if args.splats:
         splats = read_ply(args.splats)
-        _, pieces = kmeans2(splats.means.numpy(), BALLS, minit="++", seed=0, iter=3)
-        labels = np.unique(pieces, return_inverse=True)[1].astype(np.int32) + 1
+        seeds = splats.means[torch.randperm(len(splats), generator=torch.Generator().manual_seed(0))[:BALLS]]
+        labels = KDTree(seeds.numpy()).query(splats.means.numpy())[1].astype(np.int32) + 1
     seg = Segmentation(splats, labels, np.ones(len(labels), np.float32), with_parts(labels))
     measure(seg, orbit(seg, 5, width=WIDTH, height=HEIGHT, elevation=30)[0], args.times)
     if args.loaded:

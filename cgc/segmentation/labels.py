@@ -148,7 +148,7 @@ class ShownNodes(NamedTuple):
     """What some levels of a hierarchy show, as the kernels read it; a level's `replaced` is None: the objects."""
 
     objects: np.ndarray  # of each node
-    n_objects: int
+    last_object: int
     replaced: list[np.ndarray | None]
     tree: tuple[np.ndarray, ...]  # parents, first, children: see _walk
 
@@ -159,16 +159,15 @@ class ShownNodes(NamedTuple):
         replaced = [None if s == hierarchy.base_stop else hierarchy.shown_for(hierarchy.stops[s]) for s in stops]
         children = np.argsort(hierarchy.parents, kind="stable").astype(np.int32)
         first = np.searchsorted(hierarchy.parents[children], np.arange(len(children) + 1))
-        return cls(
-            hierarchy.shown_for(hierarchy.base), hierarchy.n_objects, replaced, (hierarchy.parents, first, children)
-        )
+        objects = hierarchy.shown_for(hierarchy.base)
+        return cls(objects, int(objects.max(initial=0)), replaced, (hierarchy.parents, first, children))
 
 
 def read_rows(rows: Contributions, shown: ShownNodes) -> list[LabelPicture]:
     """Say what pixels show, ids [P] and weight [P], at each level, by their rows of W summed by `leaf_groups`."""
     parts = [t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights)]
     own_ids, own_weight = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
-    spread(_winners, *parts, shown.objects, shown.n_objects, own_ids, own_weight)
+    spread(_winners, *parts, shown.objects, shown.last_object, own_ids, own_weight)
     made = []
     for replaced in shown.replaced:
         ids, weight = own_ids.copy(), own_weight.copy()

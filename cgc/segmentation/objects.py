@@ -91,7 +91,13 @@ class Object:
 
     def __repr__(self) -> str:
         x, y, z = self.centre.tolist()
-        return f"Object(id={self.id}, gaussians={self.gaussians}, centre=({x:.3g}, {y:.3g}, {z:.3g}))"
+        named = f", name={self.name!r}" if self.name else ""
+        return f"Object(id={self.id}{named}, gaussians={self.gaussians}, centre=({x:.3g}, {y:.3g}, {z:.3g}))"
+
+    @property
+    def name(self) -> str:
+        """What the user calls it; empty where it was given no name."""
+        return self.segmentation.names.get(self.id, "")
 
     @cached_property
     def indices(self) -> np.ndarray:
@@ -243,6 +249,7 @@ def table(segmentation: Segmentation) -> dict[str, list]:
     known = segmentation.known_best_views()
     columns = {
         "id": [o.id for o in objects],
+        "name": [o.name for o in objects],
         "gaussians": [o.gaussians for o in objects],
         **{name: [float(o.centre[i]) for o in objects] for i, name in enumerate("xyz")},
         **{name: [float(o.box.size[i]) for o in objects] for i, name in enumerate(("length", "width", "height"))},

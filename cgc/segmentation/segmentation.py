@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ class Segmentation:
     """Splats with labels [N] (-1 noise, else what is shown) and confidences [N] in [0, 1].
 
     The ids are nodes of the hierarchy (by default a flat one of the labels), so they mean the same at every level.
-    `level` is the one that the labels show, None: the objects. `context` knows the views and makes the pictures.
+    `names` has what the user calls some of them, `edits` what was changed since clustering. `level` is the one that
+    the labels show, None: the objects. `context` knows the views and makes the pictures.
     A view is named as its photo, "0007.jpg" or "0007"; wherever one is asked for, any `Camera` will do.
     """
 
@@ -40,6 +42,8 @@ class Segmentation:
     labels: np.ndarray
     confidences: np.ndarray
     hierarchy: Hierarchy = None  # pyright: ignore[reportAssignmentType] (set below)
+    names: Mapping[int, str] = field(default_factory=dict)
+    edits: tuple[Mapping[str, Any], ...] = ()
     level: float | None = None
     context: Context = field(default_factory=Context, repr=False)
 
