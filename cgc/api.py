@@ -19,7 +19,6 @@ from cgc.scene.types import Camera, Scene
 from cgc.segmentation.context import Context
 from cgc.segmentation.segments import Segmentation, load_hierarchy, load_labels, load_sharpened, load_table
 from cgc.splats.ply import read_ply
-from cgc.splats.types import Splats
 
 
 def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentation:
@@ -30,22 +29,21 @@ def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentat
     """
     run = open_run(Path(path))
     run.require("cluster")
-    tree = load_hierarchy(run.root)
-    features = _features(run)
+    tree, features = load_hierarchy(run.root), _features(run)
+    if features is not None:
+        _check(run, "features", len(features), len(tree.leaves))
     sharpened = load_sharpened(run.root) if run.is_done("sharpen") else None
     if sharpened is None:
         splats, (labels, confidences) = read_ply(run.root / "splats.ply"), load_labels(run.root)
-        _check(run, "labels", len(labels), splats)
+        _check(run, "labels", len(labels), len(splats))
     else:
         splats, labels, confidences, origin = sharpened
-        if len(origin) and not 0 <= origin.min() <= origin.max() < len(tree.leaves):
+        if not (_within(origin, 0, len(tree.leaves) - 1) and _within(labels, -1, tree.n_nodes)):
             raise InputError(
                 f"{run.root / 'sharpened.npz'} is of another clustering; run `cgc sharpen {run.root}` again"
             )
         features = None if features is None else features[torch.from_numpy(origin)]
         tree = tree.follow(origin, labels)
-    if features is not None:
-        _check(run, "features", len(features), splats)
     beside = _Beside(run)
     context = Context(
         rasterizer=rasterizer or CpuRasterizer(),
@@ -67,12 +65,18 @@ def _features(run: RunFolder) -> torch.Tensor | None:
     return features if features.ndim == 2 and features.shape[1] else None
 
 
-def _check(run: RunFolder, what: str, n: int, splats: Splats) -> None:
-    if n != len(splats):
+def _check(run: RunFolder, what: str, n: int, gaussians: int) -> None:
+    if n != gaussians:
         raise InputError(
-            f"{run.root} has {what} of {n:,} Gaussians for {len(splats):,}: they are of different trainings; "
-            f"run `cgc run` again"
+            f"{run.root} has {what} of {n:,} Gaussians for {gaussians:,}: they are of different trainings; do its steps "
+            "again with `cgc run`"
         )
+
+
+def _within(numbers: np.ndarray, low: int, high: int) -> bool:
+    """Say whether an array holds whole numbers from low to high alone."""
+    whole = np.issubdtype(numbers.dtype, np.integer)
+    return bool(whole and (not len(numbers) or low <= numbers.min() <= numbers.max() <= high))
 
 
 class _Beside:

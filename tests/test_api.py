@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tiny import CLUMPS, COLORS, FLOOR, HEIGHT, NAMES, WIDTH, cameras, clumps, snapshot
 
 import cgc
@@ -33,7 +34,7 @@ from cgc.segmentation.context import Context
 from cgc.segmentation.labels import render_blended, render_levels, render_rgb
 from cgc.segmentation.objects import oriented_box
 from cgc.segmentation.segmentation import Segmentation
-from cgc.segmentation.segments import describe
+from cgc.segmentation.segments import SharpenedSplats, describe, save_sharpened
 
 WHOLE, PARTS, PARTS_OF_PART = 8, (9, 10), (11, 12)
 """Of `family`: the whole of clumps 1 and 2, the parts of clump 3, and those of the second of these."""
@@ -258,6 +259,8 @@ def test_only_the_last_id_maps_are_kept():
     for camera in cgc.orbit(seg, 20, width=8, height=6):
         seg.masks([camera])
     assert len(seg.kept_maps) <= 8
+    assert seg.at_level(1.0).kept_maps is seg.kept_maps  # the level can move without a new picture
+    assert replace(seg, labels=seg.labels).kept_maps is not seg.kept_maps
 
 
 @pytest.mark.parametrize("pixels", [None, [0, 5, 700, 5], [3]])
@@ -589,6 +592,27 @@ def test_a_run_comes_back_as_the_pipeline_has_it(tiny_run):
     assert snapshot(tiny_run) == before  # looking changes nothing
 
 
+def test_a_sharpened_run_is_shown_as_sharpened(tiny_run, tmp_path):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    before = cgc.load(run)
+    n = len(before.splats)
+    origin = np.concatenate([np.arange(n), [5, 6, 7]])
+    labels = before.labels[origin]
+    splats = before.splats.select(torch.from_numpy(origin))
+    made = SharpenedSplats(splats, labels, before.confidences[origin], origin)
+    save_sharpened(run, made)
+    after = cgc.load(run)
+    assert len(after.splats) == n + 3 and torch.equal(after.features, before.features[torch.from_numpy(origin)])
+    np.testing.assert_array_equal(after.labels, labels)
+    np.testing.assert_array_equal(after.hierarchy.leaves, before.hierarchy.leaves[origin])
+    wrong = [made._replace(origin=origin + 1), made._replace(origin=origin.astype(float)),
+             made._replace(labels=labels + 99), made._replace(origin=-origin)]  # fmt: skip
+    for broken in wrong:
+        save_sharpened(run, broken)
+        with pytest.raises(InputError, match=r"sharpened\.npz is of another clustering; do `cgc sharpen` again"):
+            cgc.load(run)
+
+
 def test_cameras_outlive_the_photos(tiny_run, tiny_scene, tmp_path):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     wanted = {v.name: v.camera for v in read_scene(tiny_scene).views}
@@ -688,7 +712,12 @@ def test_runs_that_cannot_be_opened_are_said(tiny_run, tmp_path):
     (run / "features.safetensors").write_bytes(whole)
     from cgc.splats.ply import write_ply
 
-    write_ply(run / "splats.ply", cgc.load(run).splats.select(torch.arange(9)))
+    few = cgc.load(run)
+    save_file({"features": few.features[:9].clone(), "mass": torch.ones(9)}, run / "features.safetensors")
+    with pytest.raises(InputError, match=r"has features of 9 Gaussians for \d+: they are of different trainings"):
+        cgc.load(run)
+    (run / "features.safetensors").write_bytes(whole)
+    write_ply(run / "splats.ply", few.splats.select(torch.arange(9)))
     with pytest.raises(InputError, match="for 9: they are of different trainings"):
         cgc.load(run)
 

@@ -102,7 +102,9 @@ class Segmentation:
 
     def at_level(self, level: float | None) -> Segmentation:
         """The same splats as the hierarchy shows them at a level, 0 (wholes) to 1 (smallest parts); None: objects."""
-        return replace(self, labels=self.hierarchy.at(level), level=level)
+        made = replace(self, labels=self.hierarchy.at(level), level=level)
+        made.__dict__["kept_maps"] = self.kept_maps  # of the finest nodes, whatever the level
+        return made
 
     def object(self, segment: int, *, clean: bool = False) -> Splats:
         """The Gaussians of one segment, shown or not; `clean` leaves out those that only smear it (see `is_clean`)."""
