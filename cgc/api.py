@@ -68,8 +68,8 @@ def _features(run: RunFolder) -> torch.Tensor | None:
 def _check(run: RunFolder, what: str, n: int, gaussians: int) -> None:
     if n != gaussians:
         raise InputError(
-            f"{run.root} has {what} of {n:,} Gaussians for {gaussians:,}: they are of different trainings; do its steps "
-            "again with `cgc run`"
+            f"{run.root} has {what} of {n:,} Gaussians for {gaussians:,}: they are of different trainings; "
+            "do its steps again with `cgc run`"
         )
 
 
