@@ -609,7 +609,7 @@ def test_a_sharpened_run_is_shown_as_sharpened(tiny_run, tmp_path):
              made._replace(labels=labels + 99), made._replace(origin=-origin)]  # fmt: skip
     for broken in wrong:
         save_sharpened(run, broken)
-        with pytest.raises(InputError, match=r"sharpened\.npz is of another clustering; do `cgc sharpen` again"):
+        with pytest.raises(InputError, match=r"sharpened\.npz is of another clustering; run `cgc sharpen "):
             cgc.load(run)
 
 
