@@ -199,11 +199,12 @@ class CpuRasterizer:
         self, splats: Splats, camera: Camera, groups: Tensor, pixels: Tensor | None = None
     ) -> Contributions:
         """See `GroupRasterizer.group_contributions`."""
-        check_groups(groups, len(splats))
+        group_of = groups.detach().cpu().numpy()
+        check_groups(group_of, len(splats))
         wanted, spans = self._spans_at(splats, camera, pixels)
-        made = _weigh(spans, camera.width, wanted.numpy(), 0.0, 0, self.entry_limit, groups.cpu().numpy())
+        made = _weigh(spans, camera.width, wanted.numpy(), 0.0, 0, self.entry_limit, group_of)
         indptr, ids, weights, _ = (torch.from_numpy(v) for v in made)
-        n_groups = int(groups.max()) + 1 if len(groups) else 0
+        n_groups = int(group_of.max(initial=-1)) + 1
         return Contributions(indptr, ids, weights, wanted, camera.width, camera.height, n_groups)
 
     def _spans_at(self, splats: Splats, camera: Camera, pixels: Tensor | None) -> tuple[Tensor, Spans]:
