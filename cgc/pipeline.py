@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
@@ -28,6 +27,7 @@ from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
 from cgc.evaluation.pictures import psnr, ssim
 from cgc.evaluation.truth import Truth, read_truth
+from cgc.features.files import read_tensors
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
 from cgc.features.joint import JointFeatures, learn_rasterised
 from cgc.features.lifting import vote_ids
@@ -37,7 +37,8 @@ from cgc.masks.id_maps import MaskSet, disagree, read_id_map, read_mask_folder, 
 from cgc.progress import console, progress_bar, short_time
 from cgc.rasterize.base import Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
-from cgc.run_folder import STEPS, TRAINED_FEATURES, RunFolder, Source, create_run, open_run
+from cgc.run_folder import CAMERAS, STEPS, TRAINED_FEATURES, RunFolder, Source, create_run, open_run
+from cgc.scene.cameras import write_cameras
 from cgc.scene.images import check_images, load_image
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Camera, Scene
@@ -280,7 +281,8 @@ def _joint(work: Workspace) -> torch.Tensor:
     """Take the features that were learned beside colour, or learn them by rasterising where there are none."""
     run = work.run
     if run.trains_features:
-        features = _load(run.root / TRAINED_FEATURES, f"run `cgc train {run.root}` again", "features")["features"]
+        path = run.root / TRAINED_FEATURES
+        features = read_tensors(path, f"run `cgc train {run.root}` again", "features")["features"]
         if len(features) == len(work.splats):
             return features
         raise InputError(
@@ -314,17 +316,8 @@ def hash_masks(masks: MaskSet, views: list[int]) -> str:
 def load_features(run: RunFolder) -> tuple[torch.Tensor, torch.Tensor]:
     """Read features [N, D] and visible mass [N]; InputError where they are missing or broken."""
     run.require("lift")
-    data = _load(run.root / "features.safetensors", f"run `cgc lift {run.root}` again", "features", "mass")
+    data = read_tensors(run.root / "features.safetensors", f"run `cgc lift {run.root}` again", "features", "mass")
     return data["features"], data["mass"]
-
-
-def _load(path: Path, advice: str, *names: str) -> dict[str, torch.Tensor]:
-    """Read tensors; InputError with the advice where the file is broken or lacks one of `names`."""
-    try:
-        data = load_file(path)
-        return {name: data[name] for name in names}
-    except (SafetensorError, KeyError, OSError) as error:
-        raise InputError(f"{path} is broken ({error}); {advice}") from error
 
 
 def cluster_features(work: Workspace) -> str:
@@ -431,7 +424,7 @@ def _say_sharpened(facts: dict[str, Any]) -> str:
 
 
 def render(work: Workspace) -> str:
-    """Render every view's id map, measure against photos (and truth where it is known); writes masks/ and the table."""
+    """Render and measure every view; writes its id map and weights, the cameras, and the table of segments."""
     start = time.perf_counter()
     run, target = work.run, work.run.root / "masks"
     segmentation = work.segmentation()
@@ -456,6 +449,7 @@ def render(work: Workspace) -> str:
         pairs = zip([predicted[i] for i in tests], work.truth.maps)
         same_size = [resize_nearest(p, t.shape[1], t.shape[0]) for p, t in pairs]
         facts |= score_facts(score_instances(work.truth.maps, same_size, work.truth.stuff_ids), work.truth)
+    write_cameras(run.root / CAMERAS, {view.name: view.camera for view in work.scene.views})
     save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)}, describe_nodes(segmentation))
     run.finish("render", time.perf_counter() - start, **facts)
     return f"{len(pixels)} id maps: {target}"
@@ -647,7 +641,7 @@ def _evenly(items: list[int], n: int) -> list[int]:
 def _report_view(work: Workspace, index: int, segmentation: Segmentation | None, quality: Quality) -> ReportView:
     view = work.scene.views[index]
     photo = load_image(view)
-    splats = segmentation.splats if segmentation else work.splats
+    splats = work.splats if segmentation is None else segmentation.splats
     shown = (255 * render_rgb(splats, view.camera, work.rasterizer, work.background)).round().astype(np.uint8)
     colored = masks = None
     if segmentation is not None:

@@ -45,6 +45,8 @@ _OUTPUTS = {
 }
 TRAINED_FEATURES = "trained_features.safetensors"
 """What training leaves beside the splats where it learns features too."""
+CAMERAS = "cameras.json"
+"""What rendering leaves beside the table: the views' cameras, for when the scene is gone."""
 _BEFORE = {
     "lift": "train",
     "cluster": "lift",

@@ -245,7 +245,7 @@ def test_masks_contain_those_of_their_parts_exactly(seed):
     own = render_labels(splats, tree.at(), camera(12, 9), CpuRasterizer())
     for picture in (pictures[0], pictures[1 + levels.index(0.5)]):  # at its base it is a picture of the objects
         np.testing.assert_array_equal(picture.ids, own.ids)
-        np.testing.assert_array_equal(picture.weight, own.weight)
+        np.testing.assert_allclose(picture.weight, own.weight, rtol=1e-6)  # summed in other pieces
     for i, coarse in enumerate(levels):
         assert np.isin(pictures[1 + i].ids, [0, *tree.shown(coarse)]).all()
         for fine in range(i, len(levels)):

@@ -88,7 +88,7 @@ def test_a_run_leaves_every_file_of_the_design(tiny_run, tiny_scene):
     features, mass = load_features(open_run(tiny_run))
     assert features.shape == (len(splats), 8) and mass.shape == (len(splats),)
     present = {p.name for p in tiny_run.iterdir()}
-    assert present == {"config.json", "scene.json", "stats.json", "splats.ply", "features.safetensors",
+    assert present == {"cameras.json", "config.json", "scene.json", "stats.json", "splats.ply", "features.safetensors",
                        "segments.npz", "segments.json", "segments", "sharpened.npz", "masks", "weights",
                        "report"}  # fmt: skip
 

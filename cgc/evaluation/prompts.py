@@ -15,12 +15,11 @@ from scipy import ndimage
 
 from cgc.errors import InputError
 from cgc.evaluation.binary import Counts, count
+from cgc.segmentation.prompts import mask_ids
 
 Level = float | None
 """A level of the hierarchy, 0 to 1; None is the run's own segments."""
 
-LARGEST_SHARE = 0.5
-"""A mask picks the ids that lie in it with more than this share of their pixels."""
 LEAST_SCRIBBLE = 0.05
 """Scribbles pick ids that have at least this share of the positive ones."""
 
@@ -203,20 +202,6 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     """The largest connected part (over edges) of a mask."""
     parts, n = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
     return parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()) if n else mask
-
-
-def mask_ids(target: np.ndarray, ids: np.ndarray) -> list[int]:
-    """The ids that lie in the mask `target` [H, W] bool with more than half of their pixels; else the best single one.
-
-    None where no id touches the mask.
-    """
-    area = np.bincount(ids.ravel())
-    inside = np.bincount(ids[target], minlength=len(area))
-    area[0] = inside[0] = 0
-    picked = np.flatnonzero(inside > LARGEST_SHARE * area)
-    if len(picked) or not inside.any():
-        return picked.tolist()
-    return [int((inside / np.maximum(area + int(target.sum()) - inside, 1)).argmax())]
 
 
 def scribble_ids(positive: np.ndarray, negative: np.ndarray, ids: np.ndarray) -> list[int]:

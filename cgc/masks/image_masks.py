@@ -183,9 +183,9 @@ class MaskGenerator(Protocol):
 
 
 def read_wholes(path: Path | str) -> np.ndarray:
-    """Read which whole each id of the flat map beside saved masks is of, [ids + 1]; 0 for id 0.
+    """Read which mask holds each id of the flat map beside saved masks, numbered from 1, [ids + 1]; 0 for id 0.
 
-    It is the smallest mask that contains the id's own, or that itself, numbered from 1. InputError where the file has none.
+    It is the smallest that contains the mask of the id, or that mask itself. InputError where the file has none.
     """
     try:
         return _read(path, "wholes")["wholes"]

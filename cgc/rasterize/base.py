@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -162,3 +162,25 @@ class Rasterizer(Protocol):
         would not fit in the backend's memory limit.
         """
         ...
+
+
+@runtime_checkable
+class GroupRasterizer(Protocol):
+    """A rasteriser that sums the weights of groups of Gaussians as it goes, which saves time and memory."""
+
+    def group_contributions(
+        self, splats: Splats, camera: Camera, groups: Tensor, pixels: Tensor | None = None
+    ) -> Contributions:
+        """Return W onehot(groups) of `pixels` [P] (None: all), a column a group; groups [N] are numbered from 0."""
+        ...
+
+
+def group_contributions(
+    rasterizer: Rasterizer, splats: Splats, camera: Camera, groups: Tensor, pixels: Tensor | None = None
+) -> Contributions:
+    """Return W onehot(groups), a column a group, by any rasteriser; a row may name a group several times."""
+    if isinstance(rasterizer, GroupRasterizer):
+        return rasterizer.group_contributions(splats, camera, groups, pixels)
+    rows = rasterizer.contributions(splats, camera, pixels)
+    ids = groups.to(rows.ids.device)[rows.ids.long()].to(rows.ids.dtype)
+    return replace(rows, ids=ids, n_gaussians=int(groups.max()) + 1 if len(groups) else 0, transposed=None)

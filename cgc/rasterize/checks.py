@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,6 +70,15 @@ def check_finite(name: str, tensor: Tensor) -> None:
             f"{name} must be finite, but of its {tensor.numel()} entries {nan} are NaN and {infinite} "
             "infinite; remove them, or lower the learning rate that made them"
         )
+
+
+def check_groups(groups: np.ndarray, n: int) -> None:
+    """Raise ValueError unless `groups` gives each of N Gaussians a whole number from 0."""
+    if groups.shape != (n,) or not np.issubdtype(groups.dtype, np.integer):
+        got = f"{list(groups.shape)} of {groups.dtype}"
+        raise ValueError(f"groups must be a whole number for each of {n} Gaussians, got {got}")
+    if n and groups.min() < 0:
+        raise ValueError(f"groups must be numbered from 0, got {groups.min()}")
 
 
 def check_indices(name: str, indices: Tensor, end: int) -> None:

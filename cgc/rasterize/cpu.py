@@ -24,7 +24,7 @@ from cgc.kernels import spread, thread_count
 from cgc.rasterize.base import Contributions, Render
 from cgc.rasterize.bins import TILE, Bins, Spans, bands, bin_gaussians, find_spans
 from cgc.rasterize.blend import GROUP, MOMENTS, STRIPS, blend, blend_backward, gather_gradients, pack_values
-from cgc.rasterize.checks import check_cameras, check_indices, check_splats, check_values
+from cgc.rasterize.checks import check_cameras, check_groups, check_indices, check_splats, check_values
 from cgc.rasterize.project import POSE_CHUNKS, project, project_backward
 from cgc.rasterize.weights import copy_rows, order_pixels, weights_of_tiles
 from cgc.scene.types import Camera
@@ -32,6 +32,8 @@ from cgc.splats.types import Splats
 
 MEMORY_LIMIT = 2 << 30
 PAIR_BYTES = 12
+FEW = 4096
+"""Pixels up to which it is looked first which Gaussians come near them: a click is answered without binning all."""
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -185,13 +187,33 @@ class CpuRasterizer:
         dtype: torch.dtype = torch.float32,
     ) -> Contributions:
         """See `Rasterizer.contributions`."""
+        if heaviest < 0 or dtype not in (torch.float32, torch.float16):
+            raise ValueError(f"heaviest >= 0 and dtype float32 or float16 expected, got {heaviest} and {dtype}")
+        wanted, spans = self._spans_at(splats, camera, pixels)
+        made = _weigh(spans, camera.width, wanted.numpy(), min_weight, heaviest, self.entry_limit)
+        indptr, ids, weights, remainder = (torch.from_numpy(v) for v in made)
+        size = camera.width, camera.height
+        return Contributions(indptr, ids, weights.to(dtype), wanted, *size, len(splats), remainder=remainder)
+
+    def group_contributions(
+        self, splats: Splats, camera: Camera, groups: Tensor, pixels: Tensor | None = None
+    ) -> Contributions:
+        """See `GroupRasterizer.group_contributions`."""
+        group_of = groups.detach().cpu().numpy()
+        check_groups(group_of, len(splats))
+        wanted, spans = self._spans_at(splats, camera, pixels)
+        made = _weigh(spans, camera.width, wanted.numpy(), 0.0, 0, self.entry_limit, group_of)
+        indptr, ids, weights, _ = (torch.from_numpy(v) for v in made)
+        n_groups = int(group_of.max(initial=-1)) + 1
+        return Contributions(indptr, ids, weights, wanted, camera.width, camera.height, n_groups)
+
+    def _spans_at(self, splats: Splats, camera: Camera, pixels: Tensor | None) -> tuple[Tensor, Spans]:
+        """Return the pixels that are asked for [P] and the spans of all Gaussians that may show there."""
         check_splats(splats)
         check_cameras([camera])
         width, height = camera.width, camera.height
         wanted = torch.arange(width * height) if pixels is None else pixels.detach().cpu()
         check_indices("pixels", wanted, width * height)
-        if heaviest < 0 or dtype not in (torch.float32, torch.float16):
-            raise ValueError(f"heaviest >= 0 and dtype float32 or float16 expected, got {heaviest} and {dtype}")
         wanted = wanted.long().contiguous()
         with torch.no_grad():
             opacities = splats.opacities
@@ -199,17 +221,32 @@ class CpuRasterizer:
                 splats.means, splats.quats, splats.scales, camera.viewmat, opacities, camera.K, width, height
             )  # pyright: ignore[reportGeneralTypeIssues]
         arrays = [_array(t) for t in (means2d, ellipses, opacities, z)]
-        spans = find_spans(*arrays, radii.numpy(), width, height)
-        made = _weigh(spans, width, wanted.numpy(), min_weight, heaviest, self.entry_limit)
-        indptr, ids, weights, remainder = (torch.from_numpy(v) for v in made)
-        return Contributions(indptr, ids, weights.to(dtype), wanted, width, height, len(splats), remainder=remainder)
+        if 0 < len(wanted) <= FEW:
+            _leave_out(arrays[0], radii.numpy(), wanted.numpy(), width)
+        return wanted, find_spans(*arrays, radii.numpy(), width, height)
+
+
+def _leave_out(means2d: np.ndarray, radii: np.ndarray, pixels: np.ndarray, width: int) -> None:
+    """Set the radii of Gaussians that end before the rectangle around `pixels` to 0, not in the picture."""
+    x, y = pixels % width, pixels // width
+    for axis, at in enumerate((x, y)):  # a pixel more than needed: pixels decide exactly
+        low, high = np.float32(at.min() - 0.5), np.float32(at.max() + 1.5)
+        reach = radii[:, axis]
+        radii[(means2d[:, axis] + reach < low) | (means2d[:, axis] - reach > high), 0] = 0
 
 
 def _weigh(
-    spans: Spans, width: int, pixels: np.ndarray, min_weight: float, heaviest: int, limit: int
+    spans: Spans,
+    width: int,
+    pixels: np.ndarray,
+    min_weight: float,
+    heaviest: int,
+    limit: int,
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return CSR (indptr [P+1] int64, ids [nnz] int32, weights [nnz] float32) of `pixels` [P] and the remainder [P].
 
+    groups [N]: ids are groups, an entry the weight of all of one.
     Besides the result (8 B an entry) it holds a second copy of it, in the order of the tiles.
     """
     tiles_y = len(spans.pairs_of_rows)
@@ -218,12 +255,15 @@ def _weigh(
     row_start, row_count = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.int64)
     remainder = np.zeros(len(pixels), np.float32)
     most, found = limit // 16 // thread_count(), []  # entries a worker
+    n_groups = 0 if groups is None else int(groups.max(initial=-1)) + 1
+    rank_group = np.empty(0, np.int32) if groups is None else groups.astype(np.int32)[spans.order]
+    names = spans.order if groups is None else np.arange(n_groups, dtype=np.int32)  # of what entries count by
     for band in bands(spans, max(limit // PAIR_BYTES, 1)):
         bins = bin_gaussians(spans, *band)
         tiles = (bins.tile_start, bins.tiles_x, bins.first_row, strip_start, pixel_order)
         entries = spread(
             weights_of_tiles, bins.records, bins.slot_rank, *tiles, width, pixels, np.float32(min_weight), heaviest,
-            most, row_start, row_count, remainder,
+            rank_group, n_groups, most, row_start, row_count, remainder,
         )  # fmt: skip
         if (row_count < 0).any():
             raise InputError(
@@ -236,9 +276,7 @@ def _weigh(
     ids, weights = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
 
     def copy(worker: int, workers: int, tiles: tuple, entries: list) -> None:
-        copy_rows(
-            worker, workers, spans.order, *tiles, row_start, row_count, indptr, *entries[worker][:2], ids, weights
-        )
+        copy_rows(worker, workers, names, *tiles, row_start, row_count, indptr, *entries[worker][:2], ids, weights)
 
     while found:
         spread(copy, *found.pop())

@@ -3,7 +3,7 @@
 Notation as in blend.py. Pixels are taken eight at a time, a group, wherever they lie in their tile: asking for few
 costs little more than projecting and sorting. A row is written once: counted and collected tile by tile, then copied
 to its place in the CSR matrix. What a row leaves out (entries under a least weight, all but the heaviest) is summed
-into its remainder.
+into its remainder. Entries of one group of Gaussians may be summed at once: a row then has an entry a group.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportArgumentType=false, reportAttributeAccessIssue=false
@@ -155,11 +155,34 @@ def _weigh_group(records, slot_rank, begin, length, met, strips, x0, y0, xs, ys,
 
 
 @kernel
+def _merge(rank_group, slot_rank, begin, slots, weights, n, places):
+    """Sum n entries, one Lanes each, by the group of their Gaussian, in place; return how many groups there are.
+
+    The slots become groups, in the order in which they are met. `places` [groups] is scratch that holds -1.
+    """
+    count = 0
+    for q in range(n):  # what is written lies at or before what was read last
+        group = rank_group[slot_rank[begin + slots[q]]]
+        place = places[group]
+        if place < 0:
+            store(weights, 8 * count, load(weights, 8 * q))
+            slots[count], places[group] = group, count
+            count += 1
+        else:
+            store(weights, 8 * place, load(weights, 8 * place) + load(weights, 8 * q))
+    for k in range(count):
+        places[slots[k]] = -1
+    return count
+
+
+@kernel
 def weights_of_tiles(
     worker, workers, records, slot_rank, tile_start, tiles_x, first_row, strip_start, pixel_order, width, pixels,
-    min_weight, heaviest, most_entries, row_start, row_count, remainder,
+    min_weight, heaviest, rank_group, groups, most_entries, row_start, row_count, remainder,
 ):  # fmt: skip
     """Return ranks, weights and how many entries they hold, of the pixels in this worker's tiles.
+
+    groups: how many there are, 0 for none; then rank_group [V] says whose a rank is, and groups are returned for ranks.
 
     row_start, row_count [P] say whose they are. heaviest: what a row keeps at most, 0 for all. Past `most_entries` it
     stops with a row_count of -1.
@@ -169,7 +192,7 @@ def weights_of_tiles(
     xs, ys = np.empty(8, np.float32), np.empty(8, np.float32)
     x, y = np.empty(8, np.int64), np.empty(8, np.int64)
     powers, shifts, largest = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(heaviest, np.float32)
-    met, slots = np.empty(0, np.uint64), np.empty(0, np.int64)
+    places, met, slots = np.full(groups, -1, np.int32), np.empty(0, np.uint64), np.empty(0, np.int64)
     scratch, group_weights = np.empty(0, np.float32), np.empty(0, np.float32)
     for piece in range(worker, PIECES * workers, workers):
         pieces = PIECES * workers
@@ -201,12 +224,15 @@ def weights_of_tiles(
                     records, slot_rank, begin, length, met, _group_strips(x, y, lanes), x0, y0, xs, ys, lanes,
                     scratch, group_weights, slots,
                 )  # fmt: skip
+                if groups > 0:
+                    found = _merge(rank_group, slot_rank, begin, slots, group_weights, found, places)
                 ranks, weights = _grown(ranks, used, 8 * found + 1), _grown(weights, used, 8 * found + 1)
                 for lane in range(lanes):
                     row, to, left_out = pixel_order[group + lane], used, f(0.0)
                     for q in range(found):  # written always, kept where it counts: no branch to guess
                         w = group_weights[8 * q + lane]
-                        ranks[to], weights[to] = slot_rank[begin + slots[q]], w
+                        ranks[to] = slots[q] if groups > 0 else slot_rank[begin + slots[q]]
+                        weights[to] = w
                         kept = (w > f(0.0)) & (w >= min_weight)
                         left_out += f(0.0) if kept else w
                         to += kept

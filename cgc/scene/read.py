@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from cgc.scene.images import find_images, read_header
 from cgc.scene.lens import intrinsics, is_pinhole, resized, undistorted
 from cgc.scene.model import Model, Shot, check_model
 from cgc.scene.transforms import TRANSFORMS, find_transforms, read_transforms
-from cgc.scene.types import Camera, Scene, View
+from cgc.scene.types import Camera, Lens, Scene, View
 from cgc.scene.undistort import Distorted, undistort_photos
 from cgc.settings import SceneSettings
 
@@ -63,6 +65,42 @@ def read_scene(
     photos = _find_photos(model, settings.downscale, notes)
     views = _make_views(photos, settings, root, cache, quiet, notes)
     return Scene(root, tuple(views), model.points, model.point_colors, model.path, tuple(notes))
+
+
+def read_cameras(
+    root: Path | str, settings: SceneSettings | None = None, sizes: Mapping[str, Size] | None = None
+) -> dict[str, Camera]:
+    """Read the cameras of a scene's model by the names of its photos, which need not be there; lenses are undistorted.
+
+    `root` is a scene or the folder of a COLMAP model. Photos are taken to be as large as the model says, or as `sizes`
+    has them (width, height), which then also says what they are called. The cameras are those of `read_scene`.
+    """
+    settings, model = settings or SceneSettings(), _read_model(Path(root))
+    check_model(model)
+    full_names = {os.path.splitext(name)[0]: name for name in sizes or ()}
+    cameras = {}
+    for shot in sorted(model.shots, key=lambda shot: shot.name):
+        name = shot.name if sizes is None or shot.name in sizes else full_names.get(shot.name, "")
+        if not name and sizes is not None:
+            raise InputError(f"{model.path} has the view {shot.name}, which {root} had not before; restore the model")
+        lens = shot.lens
+        size = (lens.width, lens.height) if sizes is None else sizes[name]
+        if not is_pinhole(lens):
+            lens = undistorted(resized(lens, *size))
+            size = lens.width, lens.height
+        cameras[name] = _camera(shot, lens, _used_size(size, settings.downscale, settings.max_side))
+    return cameras
+
+
+def _camera(shot: Shot, lens: Lens, size: Size) -> Camera:
+    viewmat = torch.tensor(shot.viewmat, dtype=torch.float32)
+    K = torch.tensor(intrinsics(lens), dtype=torch.float32)
+    return Camera(viewmat, K, lens.width, lens.height).resized(*size)
+
+
+def model_hashes(root: Path | str) -> dict[str, str]:
+    """The hashes of a scene's model, as its fingerprint has them; no photo is looked at."""
+    return {path.name: sha256(path) for path in _model_files(_read_model(Path(root)).path)}
 
 
 def fingerprint(scene: Scene) -> dict[str, Any]:
@@ -203,12 +241,10 @@ def _make_views(
         lens = undistorted(bent.lens) if bent else shot.lens
         size = (lens.width, lens.height) if bent else photo.size
         size = _used_size(size, 1 if photo.shrunk else settings.downscale, settings.max_side)
-        viewmat = torch.tensor(shot.viewmat, dtype=torch.float32)
-        K = torch.tensor(intrinsics(lens), dtype=torch.float32)
         views.append(
             View(
                 name=shot.name if Path(shot.name).suffix else f"{shot.name}{photo.path.suffix}",
-                camera=Camera(viewmat, K, lens.width, lens.height).resized(*size),
+                camera=_camera(shot, lens, size),
                 image_path=flat_paths.get(shot.name, photo.path),
                 full_size=photo.full_size,
                 distortion=bent.lens if bent else None,

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.kernels import kernel, spread
-from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.base import Contributions, Rasterizer, group_contributions
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
-MAX_PIXELS_AT_ONCE = 1 << 18
-"""Pixels whose blending weights are held at once; with some 30 entries a pixel this is about 120 MB."""
+MAX_PIXELS_AT_ONCE = 1 << 20
+"""Pixels whose blending weights are held at once; with a few segments a pixel this is less than 100 MB."""
 
 
 MIN_ALPHA = 0.5
@@ -44,43 +44,47 @@ class LabelPicture(NamedTuple):
 
 @kernel
 def _winners(worker, workers, indptr, ids, weights, labels, n_labels, out_ids, out_weight):
-    """Per row: sum the weights by label (column 0 holds noise and what is left of the background); keep the largest."""
+    """Per row: sum the weights by label (column 0 holds noise and what is left of the background); keep the largest.
+
+    Sums of weights are exact in float64, so it does not matter in what order or in which pieces they come.
+    """
     rows = indptr.shape[0] - 1
-    sums = np.zeros(n_labels + 1, np.float32)
+    sums = np.zeros(n_labels + 1)
     for row in range(worker * rows // workers, (worker + 1) * rows // workers):
-        left = np.float32(1.0)
+        left = 1.0
         for e in range(indptr[row], indptr[row + 1]):
-            sums[max(labels[ids[e]], 0)] += weights[e]
+            sums[labels[ids[e]]] += weights[e]
             left -= weights[e]
-        sums[0] += max(left, np.float32(0.0))
+        sums[0] += max(left, 0.0)
         best = 0
         for e in range(indptr[row], indptr[row + 1]):
-            label = max(labels[ids[e]], 0)
+            label = labels[ids[e]]
             if sums[label] > sums[best] or (sums[label] == sums[best] and label < best):
                 best = label
         out_ids[row] = best
         out_weight[row] = sums[best]
         sums[0] = 0.0
         for e in range(indptr[row], indptr[row + 1]):
-            sums[max(labels[ids[e]], 0)] = 0.0
+            sums[labels[ids[e]]] = 0.0
 
 
 @kernel
-def _walk(worker, workers, indptr, ids, weights, leaves, parents, first, children, shown, out_ids, out_weight):
+def _walk(worker, workers, indptr, ids, weights, parents, first, children, shown, out_ids, out_weight):
     """Replace each row's object (out_ids) by what is shown in it: an ancestor, or the heaviest of the parts.
 
+    Entries are of leaves (ids), 0 for noise.
     The children of node n are children[first[n]:first[n + 1]]; shown [T + 1] has what is shown in place of a node, 0
     where that is its parts.
     """
     rows = indptr.shape[0] - 1
-    sums = np.zeros(len(parents), np.float32)
+    sums = np.zeros(len(parents))
     for row in range(worker * rows // workers, (worker + 1) * rows // workers):
         node = out_ids[row]
         if node == 0 or shown[node] == node:
             continue
         if shown[node] == 0:
             for e in range(indptr[row], indptr[row + 1]):
-                n = max(leaves[ids[e]], 0)
+                n = ids[e]
                 while n:
                     sums[n] += weights[e]
                     n = parents[n]
@@ -91,14 +95,14 @@ def _walk(worker, workers, indptr, ids, weights, leaves, parents, first, childre
                         best = children[c]
                 node = best
             for e in range(indptr[row], indptr[row + 1]):
-                n = max(leaves[ids[e]], 0)
+                n = ids[e]
                 while n:
                     sums[n] = 0.0
                     n = parents[n]
         node = shown[node]
-        weight = np.float32(0.0)
+        weight = 0.0
         for e in range(indptr[row], indptr[row + 1]):
-            if shown[max(leaves[ids[e]], 0)] == node:
+            if shown[ids[e]] == node:
                 weight += weights[e]
         out_ids[row], out_weight[row] = node, weight
 
@@ -124,25 +128,53 @@ def render_levels(
     it, a finer one the heaviest of its parts (ties: the lower id), whatever else is in the pixel.
     """
     size = camera.width * camera.height
-    made = [(np.zeros(size, np.int32), np.zeros(size, np.float32)) for _ in levels]
-    labels, n_objects = hierarchy.at(), hierarchy.n_objects
-    stops = [hierarchy.base_stop if x is None else hierarchy.stop(x) for x in levels]
-    shown = [None if s == hierarchy.base_stop else hierarchy.shown_for(hierarchy.stops[s]) for s in stops]
-    children = np.argsort(hierarchy.parents, kind="stable").astype(np.int32)
-    first = np.searchsorted(hierarchy.parents[children], np.arange(len(children) + 1))
+    made = [LabelPicture(np.zeros(size, np.int32), np.zeros(size, np.float32)) for _ in levels]
+    groups, shown = leaf_groups(hierarchy), ShownNodes.of(hierarchy, levels)
     for begin in range(0, size, MAX_PIXELS_AT_ONCE):
         piece = slice(begin, min(begin + MAX_PIXELS_AT_ONCE, size))
-        rows = rasterizer.contributions(splats, camera, torch.arange(piece.start, piece.stop))
-        parts = [t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights)]
-        own_ids, own_weight = np.zeros(len(parts[0]) - 1, np.int32), np.zeros(len(parts[0]) - 1, np.float32)
-        spread(_winners, *parts, labels, n_objects, own_ids, own_weight)
-        for (ids, weight), replaced in zip(made, shown):
-            ids[piece], weight[piece] = own_ids, own_weight
-            if replaced is not None:
-                tree = (hierarchy.leaves, hierarchy.parents, first, children, replaced)
-                spread(_walk, *parts, *tree, ids[piece], weight[piece])
+        rows = group_contributions(rasterizer, splats, camera, groups, torch.arange(piece.start, piece.stop))
+        for whole, part in zip(made, read_rows(rows, shown)):
+            whole.ids[piece], whole.weight[piece] = part
     shape = (camera.height, camera.width)
     return [LabelPicture(ids.reshape(shape), weight.reshape(shape)) for ids, weight in made]
+
+
+def leaf_groups(hierarchy: Hierarchy) -> Tensor:
+    """The finest node of each Gaussian, [N] int32, 0 for noise: the groups that pixels are read by."""
+    return torch.from_numpy(np.maximum(hierarchy.leaves, 0).astype(np.int32))
+
+
+class ShownNodes(NamedTuple):
+    """What some levels of a hierarchy show, as the kernels read it; a level's `replaced` is None: the objects."""
+
+    objects: np.ndarray  # of each node
+    last_object: int
+    replaced: list[np.ndarray | None]
+    tree: tuple[np.ndarray, ...]  # parents, first, children: see _walk
+
+    @classmethod
+    def of(cls, hierarchy: Hierarchy, levels: Sequence[float | None]) -> ShownNodes:
+        """Prepare some levels (None: the objects)."""
+        stops = [hierarchy.base_stop if x is None else hierarchy.stop(x) for x in levels]
+        replaced = [None if s == hierarchy.base_stop else hierarchy.shown_for(hierarchy.stops[s]) for s in stops]
+        children = np.argsort(hierarchy.parents, kind="stable").astype(np.int32)
+        first = np.searchsorted(hierarchy.parents[children], np.arange(len(children) + 1))
+        objects = hierarchy.shown_for(hierarchy.base)
+        return cls(objects, int(objects.max(initial=0)), replaced, (hierarchy.parents, first, children))
+
+
+def read_rows(rows: Contributions, shown: ShownNodes) -> list[LabelPicture]:
+    """Say what pixels show, ids [P] and weight [P], at each level, by their rows of W summed by `leaf_groups`."""
+    parts = [t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights)]
+    own_ids, own_weight = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
+    spread(_winners, *parts, shown.objects, shown.last_object, own_ids, own_weight)
+    made = []
+    for replaced in shown.replaced:
+        ids, weight = own_ids.copy(), own_weight.copy()
+        if replaced is not None:
+            spread(_walk, *parts, *shown.tree, replaced, ids, weight)
+        made.append(LabelPicture(ids, weight))
+    return made
 
 
 def render_blended(
@@ -152,22 +184,40 @@ def render_blended(
 
     labels [N] (-1 noise, 1..K). Pixels with an alpha under 0.5 get id 0; of equal segments the lower number wins.
     """
-    ids, rows = np.unique(labels, return_inverse=True)
-    unit = torch.nn.functional.normalize(features, dim=-1)
-    sums = unit.new_zeros(len(ids), unit.shape[1]).index_add(0, torch.from_numpy(rows), unit)  # [K, D]
-    ids, means = ids[ids > 0], torch.nn.functional.normalize(sums[torch.from_numpy(ids > 0)], dim=-1)
-    out_ids = np.zeros((camera.height, camera.width), np.int32)
-    out_weight = np.zeros((camera.height, camera.width), np.float32)
-    if not len(ids):
-        return LabelPicture(out_ids, out_weight)
+    segments = MeanFeatures.of(features, labels)
     with torch.no_grad():
         picture = rasterizer.render(splats, features, [camera])
-    seen = (picture.alphas[0] >= MIN_ALPHA).cpu().numpy()
-    blended = torch.nn.functional.normalize(picture.values[0].cpu()[torch.from_numpy(seen)], dim=-1)  # [P, D]
-    cosine = (blended @ means.T).numpy()  # [P, K]
-    out_ids[seen] = ids[cosine.argmax(1)]
-    out_weight[seen] = cosine.max(1).clip(0, 1)
-    return LabelPicture(out_ids, out_weight)
+    size = camera.height * camera.width
+    flat = read_blended(picture.values[0].reshape(size, -1), picture.alphas[0].reshape(size), segments)
+    shape = (camera.height, camera.width)
+    return LabelPicture(flat.ids.reshape(shape), flat.weight.reshape(shape))
+
+
+class MeanFeatures(NamedTuple):
+    """The mean unit feature of each segment: ids [K] ascending, means [K, D] of norm 1."""
+
+    ids: np.ndarray
+    means: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, labels: np.ndarray) -> MeanFeatures:
+        """Average features [N, D] over labels [N] (-1 noise, 1..K)."""
+        ids, rows = np.unique(labels, return_inverse=True)
+        unit = torch.nn.functional.normalize(features, dim=-1)
+        sums = unit.new_zeros(len(ids), unit.shape[1]).index_add(0, torch.from_numpy(rows), unit)  # [K, D]
+        return cls(ids[ids > 0], torch.nn.functional.normalize(sums[torch.from_numpy(ids > 0)], dim=-1))
+
+
+def read_blended(blended: Tensor, alphas: Tensor, segments: MeanFeatures) -> LabelPicture:
+    """Say which segment each of P pixels shows, by its blended feature [P, D] and its alpha [P]."""
+    ids, weight = np.zeros(len(alphas), np.int32), np.zeros(len(alphas), np.float32)
+    seen = (alphas >= MIN_ALPHA).cpu().numpy()
+    if len(segments.ids):
+        unit = torch.nn.functional.normalize(blended.cpu()[torch.from_numpy(seen)], dim=-1)  # [P, D]
+        cosine = (unit @ segments.means.T).numpy()  # [P, K]
+        ids[seen] = segments.ids[cosine.argmax(1)]
+        weight[seen] = cosine.max(1).clip(0, 1)
+    return LabelPicture(ids, weight)
 
 
 def render_rgb(splats: Splats, camera: Camera, rasterizer: Rasterizer, background: Tensor | None = None) -> np.ndarray:

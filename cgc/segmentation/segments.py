@@ -1,23 +1,23 @@
-"""A segmented scene: splats, one label each, and the table of what the segments are."""
+"""What a run keeps of a segmentation: labels, hierarchy, sharpened splats, the table of segments, a PLY an object."""
 
 from __future__ import annotations
 
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
-from scipy.spatial import KDTree
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import read_json, write_beside, write_json
 from cgc.geometry import SH_C0
+from cgc.segmentation.objects import is_clean as is_clean
+from cgc.segmentation.segmentation import Segmentation
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
 
@@ -66,74 +66,6 @@ class Node:
     confidence: float
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """Splats with labels [N] (-1 noise, else what is shown) and confidences [N] in [0, 1].
-
-    The ids are nodes of the hierarchy (by default a flat one of the labels), so they mean the same at every level.
-    """
-
-    splats: Splats
-    labels: np.ndarray
-    confidences: np.ndarray
-    hierarchy: Hierarchy = None  # pyright: ignore[reportAssignmentType] (set below)
-
-    def __post_init__(self) -> None:
-        n = len(self.splats)
-        if self.labels.shape != (n,) or self.confidences.shape != (n,):
-            raise InputError(
-                f"{len(self.labels)} labels and {len(self.confidences)} confidences came for {n} Gaussians: segments "
-                "and splats are of different runs; cluster again"
-            )
-        if self.hierarchy is None:
-            object.__setattr__(self, "hierarchy", Hierarchy.flat(self.labels))
-        if len(self.hierarchy.leaves) != n:
-            raise InputError(
-                f"a hierarchy of {len(self.hierarchy.leaves)} Gaussians came for {n}: they are of different runs; "
-                "cluster again"
-            )
-
-    @property
-    def ids(self) -> np.ndarray:
-        """The ids of the segments that own a Gaussian, ascending."""
-        return np.unique(self.labels[self.labels > 0])
-
-    def at_level(self, level: float | None) -> Segmentation:
-        """The same splats as the hierarchy shows them at a level, 0 (wholes) to 1 (smallest parts); None: objects."""
-        return replace(self, labels=self.hierarchy.at(level))
-
-    def object(self, segment: int, *, clean: bool = False) -> Splats:
-        """The Gaussians of one segment, shown or not; `clean` leaves out those that only smear it (see `is_clean`)."""
-        own = np.flatnonzero(self.hierarchy.members(segment))
-        if not len(own):
-            raise InputError(f"there is no segment {segment}: ids go from 1 to {self.hierarchy.n_nodes}")
-        picked = self.splats.select(torch.from_numpy(own))
-        if not clean:
-            return picked
-        return picked.select(torch.from_numpy(np.flatnonzero(is_clean(picked, self.confidences[own]))))
-
-
-MIN_CONFIDENCE = 0.5
-"""Gaussians of a segment that the masks give to another one more often than not are left out of its file."""
-MAX_ISOLATION = 6.0
-"""So are those whose neighbours in the segment are this many times farther than usual: floaters ..."""
-MAX_REACH = 0.5
-"""... and those wider (one standard deviation) than this share of the segment's box: smears."""
-
-
-def is_clean(splats: Splats, confidences: np.ndarray) -> np.ndarray:
-    """Say which Gaussians of one segment make up its body, [N] bool; all of them where a rule would leave none."""
-    means = splats.means.detach().cpu().numpy().astype(float)
-    kept = confidences >= MIN_CONFIDENCE
-    neighbours = 8
-    if len(means) > neighbours:
-        distance = KDTree(means).query(means, neighbours + 1)[0][:, 1:].mean(axis=1)
-        kept &= distance <= MAX_ISOLATION * np.median(distance)
-        low, high = np.percentile(means[kept] if kept.any() else means, [5, 95], axis=0)
-        kept &= splats.scales.detach().cpu().numpy().max(axis=1) <= MAX_REACH * np.linalg.norm(high - low)
-    return kept if kept.any() else np.ones(len(means), bool)
-
-
 def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> list[Segment]:
     """Make the table of segments; `pixels` maps a view to the pixel count of each id, [K + 1]."""
     splats, labels = segmentation.splats, segmentation.labels
@@ -170,7 +102,8 @@ def describe_nodes(segmentation: Segmentation) -> list[Node]:
     """Make the table of what is not an object: the parts and the wholes that own a Gaussian."""
     tree, means = segmentation.hierarchy, segmentation.splats.means.detach().cpu().numpy().astype(float)
     table = []
-    for node in range(tree.n_objects + 1, tree.n_nodes + 1):
+    objects = set(tree.shown(tree.base).tolist())
+    for node in sorted(set(range(1, tree.n_nodes + 1)) - objects):
         own = tree.members(node)
         if own.any():
             low, high = np.percentile(means[own], [1, 99], axis=0)

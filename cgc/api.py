@@ -1,0 +1,149 @@
+"""What `import cgc` offers: open a run, read cameras, go around an object."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cgc.errors import InputError
+from cgc.features.files import read_tensors
+from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.cpu import CpuRasterizer
+from cgc.run_folder import CAMERAS, RunFolder, open_run
+from cgc.scene.cameras import read_camera_file
+from cgc.scene.types import Camera, Scene
+from cgc.segmentation.context import Context
+from cgc.segmentation.segments import Segmentation, load_hierarchy, load_labels, load_sharpened, load_table
+from cgc.splats.ply import read_ply
+
+
+def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentation:
+    """Open a run folder that is clustered, with the splats that it shows: sharpened where it has come that far.
+
+    The scene is not looked at until a view is asked for by name; where it is gone by then, the cameras that the run has
+    kept serve. InputError where the folder is no run, is not clustered yet, or is broken.
+    """
+    run = open_run(Path(path))
+    run.require("cluster")
+    tree, features = load_hierarchy(run.root), _features(run)
+    if features is not None:
+        _check(run, "features", len(features), len(tree.leaves))
+    sharpened = load_sharpened(run.root) if run.is_done("sharpen") else None
+    if sharpened is None:
+        splats, (labels, confidences) = read_ply(run.root / "splats.ply"), load_labels(run.root)
+        _check(run, "labels", len(labels), len(splats))
+    else:
+        splats, labels, confidences, origin = sharpened
+        if not (_within(origin, 0, len(tree.leaves) - 1) and _within(labels, -1, tree.n_nodes)):
+            raise InputError(
+                f"{run.root / 'sharpened.npz'} is of another clustering; run `cgc sharpen {run.root}` again"
+            )
+        features = None if features is None else features[torch.from_numpy(origin)]
+        tree = tree.follow(origin, labels)
+    beside = _Beside(run)
+    context = Context(
+        rasterizer=rasterizer or CpuRasterizer(),
+        folder=run.root,
+        read_cameras=beside.cameras,
+        read_photo=beside.photo,
+        read_best_views=beside.best_views,
+        hierarchy=tree,
+        background=torch.ones(3) if run.settings.train.background == "white" else None,
+        blended=run.settings.cluster.masks != "labels",
+    )
+    return Segmentation(replace(splats, features=features), labels, confidences, tree, context=context)
+
+
+def _features(run: RunFolder) -> torch.Tensor | None:
+    """The features of the Gaussians as trained, [N, D]; None where none were learned."""
+    path = run.root / "features.safetensors"
+    features = read_tensors(path, f"run `cgc lift {run.root}` again", "features")["features"]
+    return features if features.ndim == 2 and features.shape[1] else None
+
+
+def _check(run: RunFolder, what: str, n: int, gaussians: int) -> None:
+    if n != gaussians:
+        raise InputError(
+            f"{run.root} has {what} of {n:,} Gaussians for {gaussians:,}: they are of different trainings; "
+            "do its steps again with `cgc run`"
+        )
+
+
+def _within(numbers: np.ndarray, low: int, high: int) -> bool:
+    """Say whether an array holds whole numbers from low to high alone."""
+    whole = np.issubdtype(numbers.dtype, np.integer)
+    return bool(whole and (not len(numbers) or low <= numbers.min() <= numbers.max() <= high))
+
+
+class _Beside:
+    """What a run knows of its views; the scene is read once, when it is first needed."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    @cached_property
+    def scene(self) -> Scene:
+        """The scene, checked to be the one the run was made from."""
+        from cgc.scene.read import fingerprint, read_scene  # pycolmap takes half a second to import
+
+        run = self.run
+        scene = read_scene(Path(run.source.scene), run.settings.scene, quiet=True)
+        if replace(run.source, fingerprint=fingerprint(scene)).scene_identity() != run.source.scene_identity():
+            raise InputError(
+                f"{run.source.scene} is not the scene that {run.root} was made from (other images or another model)"
+            )
+        return scene
+
+    def cameras(self) -> dict[str, Camera]:
+        """The views' cameras: those the run has kept; else the scene's; else its model's, where the photos are gone."""
+        kept = self.run.root / CAMERAS
+        if self.run.is_done("render") and kept.exists():
+            return read_camera_file(kept)
+        try:
+            return {view.name: view.camera for view in self.scene.views}
+        except InputError as gone:
+            return self._cameras_of_model(gone)
+
+    def _cameras_of_model(self, gone: InputError) -> dict[str, Camera]:
+        from cgc.scene.read import model_hashes, read_cameras
+
+        run, facts = self.run, self.run.source.fingerprint
+        try:
+            if model_hashes(run.source.scene) == facts.get("model"):
+                sizes = {str(name): (int(w), int(h)) for name, w, h in facts["images"]}
+                return read_cameras(run.source.scene, run.settings.scene, sizes)
+        except (InputError, KeyError, TypeError, ValueError):
+            pass  # what is wrong with the scene says more
+        raise InputError(
+            f"the views of {run.root} have no cameras any more ({gone}); restore the scene, or give a Camera in place "
+            "of a view's name (Camera.look_at, cgc.orbit, or cgc.cameras of a COLMAP model)"
+        ) from gone
+
+    def photo(self, name: str) -> np.ndarray | None:
+        """A view's photo at its camera's size; None where it is gone."""
+        from cgc.scene.images import load_image
+
+        try:
+            return next((load_image(view) for view in self.scene.views if view.name == name), None)
+        except InputError:
+            return None
+
+    def best_views(self) -> dict[int, str]:
+        """The view that shows most of each object, where the run has rendered them."""
+        if not self.run.is_done("render"):
+            return {}
+        return {s.id: s.best_view for s in load_table(self.run.root)}
+
+
+def cameras(path: Path | str) -> dict[str, Camera]:
+    """Read the cameras of a COLMAP model (its folder, "sparse/0"), of a scene, or of a file that a run has kept.
+
+    They are called as their photos are, which need not be there; distorted lenses give their undistorted twins.
+    """
+    from cgc.scene.read import read_cameras
+
+    return read_camera_file(Path(path)) if Path(path).is_file() else read_cameras(path)

@@ -1,0 +1,81 @@
+"""Cameras on a circle around something."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cgc.errors import InputError
+from cgc.scene.types import Camera
+from cgc.segmentation.objects import Object, Selection, oriented_box
+from cgc.segmentation.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from cgc.segmentation.context import Context
+
+ROOM = 1.15
+"""How much farther away a camera is than it would have to be to see all of the box."""
+
+
+def orbit(
+    around: Segmentation | Object | Selection,
+    n: int = 36,
+    *,
+    elevation: float = 20.0,
+    distance: float | None = None,
+    up: ArrayLike | None = None,
+    width: int = 800,
+    height: int = 600,
+    focal: float | None = None,
+) -> list[Camera]:
+    """Make n cameras on a circle that look at an object, a selection or all objects of a segmentation.
+
+    elevation: degrees above the middle. distance: from the middle, in world units (None: so that all of it is seen).
+    up: the direction the circle lies across (None: the views' own, z where there are none). focal: in pixels (None: the
+    larger side).
+    """
+    if n < 1 or width < 1 or height < 1:
+        raise InputError(f"an orbit of {n} cameras of {width}x{height} cannot be made; each must be at least 1")
+    context, means = _means(around)
+    box = oriented_box(means)
+    f = focal or float(max(width, height))
+    radius = float(np.linalg.norm(box.size)) / 2
+    away = distance or ROOM * max(radius, 1e-6) / math.sin(math.atan(min(width, height) / (2 * f)))
+    if not (math.isfinite(away) and away > 0 and math.isfinite(elevation) and f > 0):
+        raise InputError(f"an orbit at a distance of {away:g}, elevation {elevation:g} and focal {f:g} cannot be made")
+    axis = np.asarray(_up(context) if up is None else up, float)
+    if axis.shape != (3,) or not np.isfinite(axis).all() or not np.linalg.norm(axis) > 0:
+        raise InputError(f"up is {axis.tolist()} where a direction of three finite numbers was expected, not all 0")
+    axis /= np.linalg.norm(axis)
+    first = np.cross(axis, np.eye(3)[int(np.abs(axis).argmin())])
+    first /= np.linalg.norm(first)
+    second, rise = np.cross(axis, first), math.radians(elevation)
+    cameras = []
+    for angle in 2 * math.pi * np.arange(n) / n:
+        flat = math.cos(angle) * first + math.sin(angle) * second
+        eye = box.centre + away * (math.cos(rise) * flat + math.sin(rise) * axis)
+        cameras.append(
+            Camera.look_at(eye.tolist(), box.centre.tolist(), width=width, height=height, focal=f, up=axis.tolist())
+        )
+    return cameras
+
+
+def _means(around: Segmentation | Object | Selection) -> tuple[Context, np.ndarray]:
+    seg = around if isinstance(around, Segmentation) else around.segmentation
+    indices = np.flatnonzero(seg.labels > 0) if isinstance(around, Segmentation) else around.indices
+    if not len(indices):
+        raise InputError("there is nothing to go around: no Gaussian is in an object, or nothing is selected")
+    return seg.context, seg.splats.means.detach().cpu().numpy()[indices]
+
+
+def _up(context: Context) -> np.ndarray:
+    """The mean of the views' up directions; z where there are no views, or they have none in common."""
+    try:
+        cameras = list(context.cameras.values()) if context.read_cameras else []
+    except InputError:  # the scene is gone: any direction will do
+        cameras = []
+    mean = -np.mean([c.viewmat[1, :3].numpy() for c in cameras] or [[0, 0, -1]], axis=0)
+    return mean if np.linalg.norm(mean) > 0.1 else np.array([0.0, 0.0, 1.0])

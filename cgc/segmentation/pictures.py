@@ -1,0 +1,195 @@
+"""Pictures of a segmentation from any camera: id maps, masks, colours, depth, features, confidence.
+
+An id map is made once a camera, of the finest nodes; what a coarser level shows is read off it, because pictures of
+levels are nested (see labels.py). So the mask of a whole is the union of the masks of its parts, to the pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgc.errors import InputError
+from cgc.rasterize.base import group_contributions
+from cgc.scene.types import Camera
+from cgc.segmentation.colors import segment_colors
+from cgc.segmentation.labels import ShownNodes, leaf_groups, read_blended, read_rows, render_blended, render_levels
+
+if TYPE_CHECKING:
+    from cgc.segmentation.segmentation import Segmentation
+
+ViewOrCamera = str | Camera
+"""A view by the name of its photo, or any camera."""
+
+What = Literal["rgb", "segments", "features", "depth", "confidence"]
+"""What a picture shows."""
+
+KEPT_MAPS = 8
+"""Id maps that a segmentation keeps, the last ones: objects of one view are mostly asked for one after the other."""
+BATCH = 16
+"""Cameras that are rendered at one time."""
+FEATURE_RANGE = (2, 98)
+"""Percentiles of the features' main directions that are shown as black and as full colour."""
+
+
+def camera_of(segmentation: Segmentation, view: ViewOrCamera) -> Camera:
+    """Return the camera of a view by its name, or the camera itself; InputError where it is neither."""
+    if isinstance(view, Camera):
+        return view
+    if isinstance(view, str):
+        return segmentation.context.camera(view)
+    raise InputError(f"expected a Camera or the name of a view, got {type(view).__name__}")
+
+
+# --- id maps ----------------------------------------------------------------------------------------------
+
+
+def finest_map(segmentation: Segmentation, camera: Camera) -> np.ndarray:
+    """The finest node that each pixel shows, int32 [H, W], 0 = none; kept for the cameras that came last."""
+    kept = segmentation.kept_maps  # id(camera) -> (camera, map): the camera is held, so that its id stays its own
+    if found := kept.pop(id(camera), None):
+        kept[id(camera)] = found
+        return found[1]
+    context, tree = segmentation.context, segmentation.hierarchy
+    if context.blended:
+        features = segmentation.features
+        ids = render_blended(segmentation.splats, features, tree.at(), camera, context.rasterizer).ids
+    else:
+        ids = render_levels(segmentation.splats, tree, [1.0], camera, context.rasterizer)[0].ids
+    kept[id(camera)] = camera, ids
+    while len(kept) > KEPT_MAPS:
+        kept.pop(next(iter(kept)))
+    return ids
+
+
+def finest_ids(segmentation: Segmentation, camera: Camera, pixels: np.ndarray) -> np.ndarray:
+    """The finest node that some pixels show, int32 [P], as `finest_map` has them; pixels [P] are y * width + x."""
+    if found := segmentation.kept_maps.get(id(camera)):
+        return found[1].ravel()[pixels]
+    context, tree = segmentation.context, segmentation.hierarchy
+    splats, rasterizer, wanted = segmentation.splats, context.rasterizer, torch.from_numpy(pixels)
+    if not context.blended:
+        rows = group_contributions(rasterizer, splats, camera, leaf_groups(tree), wanted)
+        return read_rows(rows, ShownNodes.of(tree, [1.0]))[0].ids
+    rows = rasterizer.contributions(splats, camera, wanted)
+    alphas = rows.matmul(torch.ones(rows.n_gaussians, 1))[:, 0]
+    return read_blended(rows.matmul(segmentation.features), alphas, segmentation.mean_features).ids
+
+
+def shown_by_node(segmentation: Segmentation) -> np.ndarray:
+    """What a picture at the segmentation's level shows in place of each node, int32 [T + 1], 0 where it shows parts."""
+    tree, level = segmentation.hierarchy, segmentation.level
+    if segmentation.context.blended and level is not None and tree.stop(level) != tree.base_stop:
+        raise InputError(
+            "pictures of blended features have no levels, only the objects; cluster with --cluster.masks labels"
+        )
+    return tree.shown_for(tree.base if level is None else level)
+
+
+def id_map(segmentation: Segmentation, view: ViewOrCamera) -> np.ndarray:
+    """The id that each pixel shows at the segmentation's level, int32 [H, W], 0 = noise or nothing."""
+    return shown_by_node(segmentation)[finest_map(segmentation, camera_of(segmentation, view))]
+
+
+def masks(segmentation: Segmentation, views: Sequence[ViewOrCamera]) -> list[np.ndarray]:
+    """The id maps of some views or cameras, of any sizes."""
+    return [id_map(segmentation, view) for view in views]
+
+
+def node_mask(segmentation: Segmentation, view: ViewOrCamera, nodes: Sequence[int]) -> np.ndarray:
+    """Where any of some nodes is seen, bool [H, W], shown at the segmentation's level or not."""
+    tree = segmentation.hierarchy
+    inside = np.isin(np.arange(len(tree.parents)), list(nodes))
+    owner = tree.shown_for(tree.base)
+    if segmentation.context.blended and (parts := [n for n in nodes if owner[n] not in (0, n)]):
+        raise InputError(
+            f"segment {parts[0]} is a part, and pictures of blended features show the objects only; cluster with "
+            "--cluster.masks labels"
+        )
+    while (more := inside[tree.parents] & ~inside).any():
+        inside |= more
+    return inside[finest_map(segmentation, camera_of(segmentation, view))]
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+def render(segmentation: Segmentation, views: ViewOrCamera | Sequence[ViewOrCamera], what: What = "rgb") -> np.ndarray:
+    """Render one view or camera, or several of one size, which are stacked.
+
+    rgb, segments and features are uint8 [H, W, 3]; depth is float32 [H, W], the mean distance along the camera's axis,
+    0 where nothing is; so is confidence, the Gaussians' confidences blended as colours are, 0 for noise.
+    """
+    if what not in DRAW:
+        raise InputError(f"what={what!r} cannot be rendered; expected one of {', '.join(DRAW)}")
+    if isinstance(views, (str, Camera)):
+        return DRAW[what](segmentation, [camera_of(segmentation, views)])[0]
+    cameras = [camera_of(segmentation, v) for v in views]
+    sizes = sorted({(c.width, c.height) for c in cameras})
+    if len(sizes) != 1:
+        came = " and ".join(f"{w}x{h}" for w, h in sizes) or "no camera at all"
+        raise InputError(
+            f"pictures of one call are stacked, so they need one size, got {came}; render a size at a time"
+        )
+    batches = [cameras[i : i + BATCH] for i in range(0, len(cameras), BATCH)]
+    return np.concatenate([DRAW[what](segmentation, batch) for batch in batches])
+
+
+def _blend(segmentation: Segmentation, values: Tensor, cameras: list[Camera], background: Tensor | None) -> np.ndarray:
+    with torch.no_grad():
+        made = segmentation.context.rasterizer.render(segmentation.splats, values, cameras, backgrounds=background)
+    return made.values.cpu().numpy()
+
+
+def _bytes(picture: np.ndarray) -> np.ndarray:
+    return (255 * picture.clip(0, 1)).round().astype(np.uint8)
+
+
+def _rgb(segmentation: Segmentation, cameras: list[Camera]) -> np.ndarray:
+    with torch.no_grad():
+        colors = torch.stack([segmentation.splats.colors(c.position) for c in cameras])  # [C, N, 3]
+    return _bytes(_blend(segmentation, colors, cameras, segmentation.context.background))
+
+
+def _segments(segmentation: Segmentation, cameras: list[Camera]) -> np.ndarray:
+    colors = segment_colors(np.arange(len(segmentation.hierarchy.parents)))
+    return np.stack([colors[id_map(segmentation, camera)] for camera in cameras])
+
+
+def _features(segmentation: Segmentation, cameras: list[Camera]) -> np.ndarray:
+    return _bytes(_blend(segmentation, segmentation.feature_colors, cameras, None))
+
+
+def _confidence(segmentation: Segmentation, cameras: list[Camera]) -> np.ndarray:
+    sure = np.where(segmentation.labels > 0, segmentation.confidences, 0).astype(np.float32)
+    return _blend(segmentation, torch.from_numpy(sure)[:, None], cameras, None)[..., 0]
+
+
+def _depth(segmentation: Segmentation, cameras: list[Camera]) -> np.ndarray:
+    nothing = torch.zeros(len(segmentation.splats), 1)
+    with torch.no_grad():
+        made = segmentation.context.rasterizer.render(segmentation.splats, nothing, cameras, depth=True)
+    if made.depths is None:
+        raise InputError("this rasteriser gives no depths; use the CPU's")
+    return made.depths.cpu().numpy()
+
+
+DRAW: dict[str, Callable[[Segmentation, list[Camera]], np.ndarray]] = {
+    "rgb": _rgb, "segments": _segments, "features": _features, "depth": _depth, "confidence": _confidence,
+}  # fmt: skip
+"""What makes each kind of picture, of cameras of one size."""
+
+
+def feature_colors(features: Tensor) -> Tensor:
+    """Colour features [N, D] by their three main directions, [N, 3] float32 in 0..1."""
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    centred = unit - unit.mean(dim=0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)  # rising
+    main = (centred @ vectors[:, -3:].flip(1)).numpy()
+    low, high = np.percentile(main, FEATURE_RANGE, axis=0)
+    shown = ((main - low) / np.maximum(high - low, 1e-9)).clip(0, 1).astype(np.float32)
+    return torch.from_numpy(np.pad(shown, ((0, 0), (0, 3 - shown.shape[1]))))

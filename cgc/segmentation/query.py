@@ -1,0 +1,319 @@
+"""Which object is meant: by pixels, points, rays, boxes, masks, or likeness to another.
+
+In a picture each pixel shows a chain of nodes, from the smallest part to the largest whole that holds it; it is empty
+where noise or nothing is seen. Notation: N Gaussians, P pixels, T nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from cgc.clustering.hierarchy import Hierarchy
+from cgc.errors import InputError
+from cgc.geometry import quat_to_rotation
+from cgc.scene.types import Camera
+from cgc.segmentation.objects import Object, Selection, checked_object, up_the_tree
+from cgc.segmentation.pictures import ViewOrCamera, camera_of, finest_ids, finest_map, id_map, shown_by_node
+from cgc.segmentation.prompts import ids_inside
+
+if TYPE_CHECKING:
+    from cgc.segmentation.segmentation import Segmentation
+
+MOSTLY = 0.5
+"""What has more than this share of its Gaussians or pixels inside is inside."""
+REACH = 3.33
+"""Standard deviations at which a Gaussian ends, as in pictures."""
+LEAST_DENSITY = 1 / 255
+"""At a point where all Gaussians together are thinner than this there is nothing."""
+RAY_FOCAL = 1000.0
+"""A ray is a pixel that is one part in this many wide."""
+LEAST_HIT = 0.01
+"""Objects that a ray sees less than this of are not hit."""
+
+Pixel = tuple[float, float]
+"""Column x and row y, from the top left."""
+
+
+class Hit(NamedTuple):
+    """An object on a ray: the share of what is seen that is its own, and the mean distance at which it is."""
+
+    object: Object
+    weight: float
+    distance: float
+
+
+class Match(NamedTuple):
+    """An object that is like what was asked for: the score, at most 1, and what it compares."""
+
+    object: Object
+    score: float
+    by: str
+
+
+# --- pixels -----------------------------------------------------------------------------------------------
+
+
+def at_pixel(segmentation: Segmentation, view: ViewOrCamera, x: float, y: float) -> Object | None:
+    """The object that a pixel shows at the segmentation's level; None where that is noise or nothing.
+
+    x is the column and y the row, from 0 at the top left; fractions are cut off. It is the id that the id map has
+    there, from one row of the contribution matrix.
+    """
+    camera = camera_of(segmentation, view)
+    finest = finest_ids(segmentation, camera, _pixels(camera, [(x, y)]))
+    node = int(shown_by_node(segmentation)[finest[0]])
+    return Object(node, segmentation) if node else None
+
+
+def at_pixels(
+    segmentation: Segmentation, view: ViewOrCamera, positive: Sequence[Pixel], negative: Sequence[Pixel] = ()
+) -> Selection:
+    """Select what all positive clicks are on and no negative one is.
+
+    1. A positive click means the object it is on, as the segmentation's level shows it; where a negative click is in
+       that object too, the largest part of it that is under the positive click and under no negative one.
+    2. If these are several, the smallest node that holds all of them and no negative click is what was meant.
+    3. If there is none, it is all of them together.
+
+    Clicks on nothing count for nothing, so the selection may be empty. InputError where a positive and a negative click
+    are in one smallest part, which nothing can separate.
+    """
+    camera, tree = camera_of(segmentation, view), segmentation.hierarchy
+    if not len(positive):
+        raise InputError("a selection needs at least one positive click; got none")
+    pixels = _pixels(camera, [*positive, *negative])
+    finest = finest_ids(segmentation, camera, pixels).tolist()
+    shown = shown_by_node(segmentation)
+    refused = {n for f in finest[len(positive) :] for n in _chain(tree, f)}
+    picked = []
+    for (x, y), leaf in zip(positive, finest):
+        if leaf == 0:
+            continue
+        chain = _chain(tree, leaf)
+        chain = chain[: chain.index(int(shown[leaf])) + 1]
+        allowed = [n for n in chain if n not in refused]
+        if not allowed:
+            raise InputError(
+                f"the positive click ({x:g}, {y:g}) and a negative one are both in segment {leaf}, which has no parts; "
+                "click farther apart, or leave one of them out"
+            )
+        picked.append(allowed[-1])
+    if len(set(picked)) > 1:
+        common = set.intersection(*(set(_chain(tree, n)) for n in picked)) - refused
+        if common:
+            picked = [max(common, key=lambda n: tree.levels[n])]
+    return selection(segmentation, picked)
+
+
+def _chain(tree: Hierarchy, node: int) -> list[int]:
+    """A node and what holds it, up to the root; empty for none."""
+    return [node, *tree.ancestors(node)] if node else []
+
+
+def selection(segmentation: Segmentation, nodes: Iterable[int | Object]) -> Selection:
+    """Select some nodes; those that lie in another of them go with it. InputError for ids there are none of."""
+    wanted = {checked_object(segmentation, n).id for n in nodes}
+    tree = segmentation.hierarchy
+    return Selection(segmentation, tuple(sorted(n for n in wanted if wanted.isdisjoint(tree.ancestors(n)))))
+
+
+def _pixels(camera: Camera, places: Sequence[Pixel]) -> np.ndarray:
+    """Return y * width + x of each place, int64 [P]; InputError for one outside of the image."""
+    for place in places:
+        xy = _numbers(place, 2, "a pixel (x, y)")
+        if not (0 <= xy[0] < camera.width and 0 <= xy[1] < camera.height):
+            raise InputError(
+                f"the pixel ({xy[0]:g}, {xy[1]:g}) is outside of the image; expected x in 0 to {camera.width - 1} and "
+                f"y in 0 to {camera.height - 1}"
+            )
+    return np.array([int(y) * camera.width + int(x) for x, y in places], np.int64)
+
+
+def _numbers(values: ArrayLike, n: int, what: str, *, finite: bool = True) -> np.ndarray:
+    """Return n numbers as float64; InputError where they are not that many, not numbers, NaN or (`finite`) infinite."""
+    try:
+        made = np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"expected {what} of {n} numbers, got {values!r}") from error
+    if made.shape != (n,):
+        raise InputError(f"expected {what} of {n} numbers, got an array of shape {made.shape}")
+    if np.isnan(made).any() or (finite and not np.isfinite(made).all()):
+        raise InputError(f"expected {what} of finite numbers, got {made.tolist()}")
+    return made
+
+
+# --- space ------------------------------------------------------------------------------------------------
+
+
+def at_point(segmentation: Segmentation, xyz: ArrayLike) -> Object | None:
+    """The object that is densest at a point of the world; None where noise is, or next to nothing.
+
+    A Gaussian's density is its opacity times exp(-d^2 / 2), d the distance in its own standard deviations.
+    """
+    point = torch.from_numpy(_numbers(xyz, 3, "a point"))
+    splats, labels = segmentation.splats, segmentation.labels
+    away = splats.means.detach().double() - point
+    near = (away.norm(dim=1) <= REACH * splats.log_scales.detach().amax(dim=1).exp()).nonzero()[:, 0]
+    local = torch.einsum("nij,ni->nj", quat_to_rotation(splats.quats[near].detach().double()), away[near])
+    d2 = ((local / splats.log_scales[near].detach().double().exp()) ** 2).sum(dim=1)
+    density = (splats.logit_opacities[near].detach().double().sigmoid() * (-d2 / 2).exp()).numpy()
+    sums = np.bincount(np.maximum(labels[near.numpy()], 0), density, minlength=1)
+    if sums.sum() < LEAST_DENSITY or not sums.argmax():
+        return None
+    return Object(int(sums.argmax()), segmentation)
+
+
+def along_ray(segmentation: Segmentation, origin: ArrayLike, direction: ArrayLike) -> list[Hit]:
+    """The objects that a ray meets, from near to far, each with its share of what is seen along it.
+
+    The ray is one narrow pixel, blended as pictures are: what lies behind something opaque is not hit. Weights sum to
+    at most 1; an object of which less than a hundredth is seen is left out.
+    """
+    start, along = _numbers(origin, 3, "the origin of a ray"), _numbers(direction, 3, "a direction")
+    if not np.linalg.norm(along) > 0:
+        raise InputError("the direction of a ray has length 0; give the vector it goes along")
+    along /= np.linalg.norm(along)
+    camera = Camera.look_at(start.tolist(), (start + along).tolist(), width=1, height=1, focal=RAY_FOCAL)
+    rows = segmentation.context.rasterizer.contributions(segmentation.splats, camera)
+    ids, weights = rows.ids.cpu(), rows.weights.cpu().double().numpy()
+    means = segmentation.splats.means[ids.long()].detach().cpu().double().numpy()
+    depths, labels = (means - start) @ along, np.maximum(segmentation.labels[ids.numpy()], 0)
+    seen = np.bincount(labels, weights, minlength=1)
+    far = np.bincount(labels, weights * depths, minlength=1)
+    hits = [
+        Hit(Object(i, segmentation), float(seen[i]), float(far[i] / seen[i]))
+        for i in np.flatnonzero(seen >= LEAST_HIT).tolist()
+        if i
+    ]
+    return sorted(hits, key=lambda hit: hit.distance)
+
+
+def in_box(segmentation: Segmentation, low: ArrayLike, high: ArrayLike, *, partly: bool = False) -> list[Object]:
+    """The objects that have more than half of their Gaussians in a box along the world's axes; `partly`: at least one.
+
+    The corners low and high [3] may be infinite.
+    """
+    a, b = (_numbers(v, 3, f"the {name} corner of a box", finite=False) for v, name in ((low, "low"), (high, "high")))
+    if not (a <= b).all():
+        raise InputError(f"the box from {a.tolist()} to {b.tolist()} is empty; give the lower corner first")
+    means = segmentation.splats.means.detach().cpu().numpy()
+    inside = ((means >= a) & (means <= b)).all(axis=1)
+    return _mostly(segmentation, segmentation.labels[inside], segmentation.labels, partly)
+
+
+def _mostly(segmentation: Segmentation, inside: np.ndarray, all_of: np.ndarray, partly: bool) -> list[Object]:
+    """The objects of which more than half of the entries of `all_of` are `inside`, or any (`partly`)."""
+    n = len(segmentation.hierarchy.parents)
+    most, total = (np.bincount(np.maximum(ids.ravel(), 0), minlength=n) for ids in (inside, all_of))
+    found = np.flatnonzero((most > 0) & (partly | (most > MOSTLY * total)))
+    return [Object(i, segmentation) for i in found.tolist() if i]
+
+
+# --- areas of a view --------------------------------------------------------------------------------------
+
+
+def in_rect(
+    segmentation: Segmentation,
+    view: ViewOrCamera,
+    x0: float,
+    y0: float,
+    x1: float,
+    y1: float,
+    *,
+    partly: bool = False,
+) -> list[Object]:
+    """The objects that have more than half of what a view shows of them in a rectangle; `partly`: at least a pixel.
+
+    The rectangle goes from (x0, y0) to (x1, y1), in pixels from the top left of the image; what is outside is cut off.
+    """
+    camera = camera_of(segmentation, view)
+    ax, ay, bx, by = _numbers([x0, y0, x1, y1], 4, "a rectangle (x0, y0, x1, y1)")
+    if not (ax < bx and ay < by):
+        raise InputError(f"the rectangle from ({ax:g}, {ay:g}) to ({bx:g}, {by:g}) is empty; give its top left first")
+    if bx <= 0 or by <= 0 or ax >= camera.width or ay >= camera.height:
+        raise InputError(
+            f"the rectangle from ({ax:g}, {ay:g}) to ({bx:g}, {by:g}) is outside of the image, which is "
+            f"{camera.width}x{camera.height}"
+        )
+    ids = id_map(segmentation, camera)
+    columns, rows = np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5  # a pixel is where its centre is
+    inside = ids[(rows >= ay) & (rows < by)][:, (columns >= ax) & (columns < bx)]
+    return _mostly(segmentation, inside, ids, partly)
+
+
+def from_mask(segmentation: Segmentation, view: ViewOrCamera, mask: np.ndarray) -> Selection:
+    """Select what fits a mask [H, W] of a view best, by IoU there: one node, or all at one level that lie mostly in it.
+
+    Nodes of all levels are tried. Of equal fits the one with fewer ids wins, then the one at the segmentation's level.
+    Empty where the mask shows no object.
+    """
+    camera, tree = camera_of(segmentation, view), segmentation.hierarchy
+    target = np.asarray(mask)
+    if target.shape != (camera.height, camera.width):
+        raise InputError(
+            f"the mask is {'x'.join(map(str, target.shape[::-1]))} but the view is {camera.width}x{camera.height}; "
+            "resize the mask to the nearest pixel, or give the camera it was drawn for"
+        )
+    target = target.astype(bool)
+    if not target.any():
+        raise InputError("the mask is empty: it is False everywhere; mark at least one pixel")
+    finest, shown = finest_map(segmentation, camera), shown_by_node(segmentation)
+    inside = up_the_tree(tree, np.bincount(finest[target], minlength=len(tree.parents)))
+    area = up_the_tree(tree, np.bincount(finest.ravel(), minlength=len(tree.parents)))
+    if not inside.any():
+        return Selection(segmentation, ())
+    stops = tree.stops[: tree.base_stop + 1] if segmentation.context.blended else tree.stops
+    tries: set[tuple[int, ...]] = {(n,) for n in np.flatnonzero(inside).tolist()}
+    for x in stops.tolist():
+        there = np.isin(np.arange(len(area)), tree.shown(x))
+        tries.add(tuple(ids_inside(inside * there, area * there, int(target.sum()))))
+
+    def fit(ids: tuple[int, ...]) -> tuple[float, int, bool, tuple[int, ...]]:
+        both, either = inside[list(ids)].sum(), target.sum() + (area - inside)[list(ids)].sum()
+        return float(both / either), -len(ids), all(shown[i] == i for i in ids), tuple(-i for i in ids)
+
+    return selection(segmentation, max(tries - {()}, key=fit))
+
+
+# --- likeness ---------------------------------------------------------------------------------------------
+
+
+def similar(segmentation: Segmentation, which: int | Object, k: int = 5) -> list[Match]:
+    """The k objects that are most like one of them, best first.
+
+    By "features": the cosine of the mean features, where the run has some. Else by "color and size": 1 less the mean of
+    the colours' distance (black to white is 1) and of 1 less the ratio of the boxes' diagonals.
+    """
+    own = checked_object(segmentation, which)
+    others = [o for o in segmentation.objects if o.id != own.id]
+    if _whole(k, "k") and segmentation.has_features:
+        mine, means = _mean_feature(own), np.stack([_mean_feature(o) for o in [*others, own]])
+        scores, by = means[:-1] @ mine, "features"
+    else:
+        scores, by = np.array([_likeness(own, o) for o in others]), "color and size"
+    order = np.argsort(-scores, kind="stable")[:k].tolist()
+    return [Match(others[i], float(scores[i]), by) for i in order]
+
+
+def _whole(k: int, name: str) -> bool:
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"{name} is {k!r} where a whole number over 0 was expected")
+    return True
+
+
+def _mean_feature(thing: Object) -> np.ndarray:
+    features = thing.segmentation.features[torch.from_numpy(thing.indices)]
+    mean = torch.nn.functional.normalize(features.double(), dim=-1).mean(dim=0)
+    return torch.nn.functional.normalize(mean, dim=0).numpy()
+
+
+def _likeness(a: Object, b: Object) -> float:
+    color = np.linalg.norm(np.subtract(a.color, b.color)) / (255 * 3**0.5)
+    small, large = sorted(float(np.linalg.norm(o.box.size)) for o in (a, b))
+    size = 1 - small / large if large > 0 else 0.0
+    return float(1 - (color + size) / 2)

@@ -1,0 +1,252 @@
+"""A segmented scene, and all that can be asked of it: thin methods over the functions of this room.
+
+what is there    objects.py     which one is meant    query.py, text.py     its pictures    pictures.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from cgc.clustering.hierarchy import Hierarchy
+from cgc.errors import InputError
+from cgc.scene.types import Camera
+from cgc.segmentation import objects, pictures, query, text
+from cgc.segmentation.context import Context
+from cgc.segmentation.labels import MeanFeatures
+from cgc.segmentation.objects import Object, Selection, is_clean
+from cgc.segmentation.pictures import ViewOrCamera, What
+from cgc.segmentation.query import Hit, Match, Pixel
+from cgc.segmentation.text import TextImageModel
+from cgc.splats.types import Splats
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Splats with labels [N] (-1 noise, else what is shown) and confidences [N] in [0, 1].
+
+    The ids are nodes of the hierarchy (by default a flat one of the labels), so they mean the same at every level.
+    `names` has what the user calls some of them, `edits` what was changed since clustering. `level` is the one that
+    the labels show, None: the objects. `context` knows the views and makes the pictures.
+    A view is named as its photo, "0007.jpg" or "0007"; wherever one is asked for, any `Camera` will do.
+    """
+
+    splats: Splats
+    labels: np.ndarray
+    confidences: np.ndarray
+    hierarchy: Hierarchy = None  # pyright: ignore[reportAssignmentType] (set below)
+    names: Mapping[int, str] = field(default_factory=dict)
+    edits: tuple[Mapping[str, Any], ...] = ()
+    level: float | None = None
+    context: Context = field(default_factory=Context, repr=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.splats)
+        if self.labels.shape != (n,) or self.confidences.shape != (n,):
+            raise InputError(
+                f"{len(self.labels)} labels and {len(self.confidences)} confidences came for {n} Gaussians: segments "
+                "and splats are of different runs; cluster again"
+            )
+        if self.hierarchy is None:
+            object.__setattr__(self, "hierarchy", Hierarchy.flat(self.labels))
+        if len(self.hierarchy.leaves) != n:
+            raise InputError(
+                f"a hierarchy of {len(self.hierarchy.leaves)} Gaussians came for {n}: they are of different runs; "
+                "cluster again"
+            )
+
+    def __repr__(self) -> str:
+        level = "" if self.level is None else f", level={self.level:g}"
+        return f"Segmentation({len(self)} objects, {len(self.splats)} Gaussians{level})"
+
+    # --- what is there --------------------------------------------------------------------------------------
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """The ids of the segments that own a Gaussian, ascending."""
+        return np.unique(self.labels[self.labels > 0])
+
+    @cached_property
+    def objects(self) -> list[Object]:
+        """The objects that are shown, by rising id."""
+        return [Object(i, self) for i in self.ids.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Object]:
+        return iter(self.objects)
+
+    def __getitem__(self, which: int) -> Object:
+        """The object, part or whole of an id, shown or not; InputError where there is none."""
+        return objects.checked_object(self, which)
+
+    def __contains__(self, which: int | Object) -> bool:
+        """Say whether an object is shown."""
+        return bool(np.isin(which.id if isinstance(which, Object) else which, self.ids))
+
+    def select(self, *which: int | Object) -> Selection:
+        """Select some objects, parts or wholes, to have them together."""
+        return query.selection(self, which)
+
+    def table(self) -> dict[str, list]:
+        """What the objects are, as columns of equal length; `pandas.DataFrame(seg.table())` reads it."""
+        return objects.table(self)
+
+    def at_level(self, level: float | None) -> Segmentation:
+        """The same splats as the hierarchy shows them at a level, 0 (wholes) to 1 (smallest parts); None: objects."""
+        made = replace(self, labels=self.hierarchy.at(level), level=level)
+        made.__dict__["kept_maps"] = self.kept_maps  # of the finest nodes, whatever the level
+        return made
+
+    def object(self, segment: int, *, clean: bool = False) -> Splats:
+        """The Gaussians of one segment, shown or not; `clean` leaves out those that only smear it (see `is_clean`)."""
+        own = self[segment].indices
+        picked = self.splats.select(torch.from_numpy(own))
+        if not clean:
+            return picked
+        return picked.select(torch.from_numpy(np.flatnonzero(is_clean(picked, self.confidences[own]))))
+
+    def members(self, node: int) -> np.ndarray:
+        """Which Gaussians are in a node, ascending int64."""
+        order, first = self._by_leaf
+        nodes = np.flatnonzero(self._descend(node))
+        return np.sort(np.concatenate([order[first[n] : first[n + 1]] for n in nodes]))
+
+    def owns(self, node: int) -> bool:
+        """Say whether a node has a Gaussian."""
+        first = self._by_leaf[1]
+        return bool((np.diff(first)[self._descend(node)] > 0).any())
+
+    @cached_property
+    def _by_leaf(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gaussians in the order of their leaves, and where each node's begin, [T + 2]."""
+        leaves = np.maximum(self.hierarchy.leaves, 0)
+        order = np.argsort(leaves, kind="stable")
+        return order, np.searchsorted(leaves[order], np.arange(len(self.hierarchy.parents) + 1))
+
+    def _descend(self, node: int) -> np.ndarray:
+        """Say which nodes are a node or in it, [T + 1] bool."""
+        parents = self.hierarchy.parents
+        inside = np.arange(len(parents)) == node
+        while (more := inside[parents] & ~inside).any():
+            inside |= more
+        return inside
+
+    # --- which one ------------------------------------------------------------------------------------------
+
+    def at_pixel(self, view: ViewOrCamera, x: float, y: float) -> Object | None:
+        """The object that a pixel shows, None where that is noise or nothing. See `query.at_pixel`."""
+        return query.at_pixel(self, view, x, y)
+
+    def at_pixels(self, view: ViewOrCamera, positive: Sequence[Pixel], negative: Sequence[Pixel] = ()) -> Selection:
+        """Select what all positive clicks are on and no negative one is. See `query.at_pixels`."""
+        return query.at_pixels(self, view, positive, negative)
+
+    def at_point(self, xyz: ArrayLike) -> Object | None:
+        """The object that is densest at a point of the world. See `query.at_point`."""
+        return query.at_point(self, xyz)
+
+    def along_ray(self, origin: ArrayLike, direction: ArrayLike) -> list[Hit]:
+        """The objects that a ray meets, from near to far. See `query.along_ray`."""
+        return query.along_ray(self, origin, direction)
+
+    def in_box(self, low: ArrayLike, high: ArrayLike, *, partly: bool = False) -> list[Object]:
+        """The objects that are mostly in a box along the world's axes. See `query.in_box`."""
+        return query.in_box(self, low, high, partly=partly)
+
+    def in_rect(
+        self, view: ViewOrCamera, x0: float, y0: float, x1: float, y1: float, *, partly: bool = False
+    ) -> list[Object]:
+        """The objects that are mostly in a rectangle of a view. See `query.in_rect`."""
+        return query.in_rect(self, view, x0, y0, x1, y1, partly=partly)
+
+    def from_mask(self, view: ViewOrCamera, mask: np.ndarray) -> Selection:
+        """Select what fits a mask of a view best. See `query.from_mask`."""
+        return query.from_mask(self, view, mask)
+
+    def similar(self, which: int | Object, k: int = 5) -> list[Match]:
+        """The k objects that are most like one of them. See `query.similar`."""
+        return query.similar(self, which, k)
+
+    def find(self, words: str, k: int = 5, model: TextImageModel | None = None) -> list[Match]:
+        """The k objects that fit a text best; needs the extra "text", or a model of yours. See `text.find`."""
+        return text.find(self, words, k, model)
+
+    # --- its pictures ---------------------------------------------------------------------------------------
+
+    @property
+    def views(self) -> list[str]:
+        """The names of the views."""
+        return list(self.context.cameras)
+
+    def camera(self, view: str) -> Camera:
+        """The camera of a view; InputError names close ones where there is none."""
+        return self.context.camera(view)
+
+    def masks(self, views: Sequence[ViewOrCamera] | None = None) -> list[np.ndarray]:
+        """The id maps of some views or cameras (None: all views), int32 [H, W] each, 0 = noise or nothing."""
+        return pictures.masks(self, self.views if views is None else views)
+
+    def render(self, views: ViewOrCamera | Sequence[ViewOrCamera], what: What = "rgb") -> np.ndarray:
+        """Render colours, segments, features, depth or confidence; several views are stacked. See `pictures.render`."""
+        return pictures.render(self, views, what)
+
+    # --- what is worked out once ----------------------------------------------------------------------------
+
+    @property
+    def has_features(self) -> bool:
+        """Say whether the Gaussians carry features."""
+        features = self.splats.features
+        return features is not None and features.shape[1] > 0
+
+    @property
+    def features(self) -> Tensor:
+        """The features [N, D]; InputError where the run has learned none."""
+        features = self.splats.features
+        if features is None or not features.shape[1]:
+            raise InputError(
+                "this segmentation has no features: its run joined masks without learning any; lift with "
+                "--method contrast, or do without"
+            )
+        return features
+
+    @cached_property
+    def mean_features(self) -> MeanFeatures:
+        """The mean unit feature of each object."""
+        return MeanFeatures.of(self.features, self.hierarchy.at())
+
+    @cached_property
+    def feature_colors(self) -> Tensor:
+        """The features' three main directions as colours, [N, 3]."""
+        return pictures.feature_colors(self.features)
+
+    @cached_property
+    def kept_maps(self) -> dict[int, tuple[Camera, np.ndarray]]:
+        """Id maps of the last cameras; see `pictures.finest_map`."""
+        return {}
+
+    @cached_property
+    def pixels_of_views(self) -> np.ndarray:
+        """How many pixels of each node every view shows, [V, T + 1], in small pictures; see `objects.count_pixels`."""
+        return objects.count_pixels(self)
+
+    def known_best_views(self) -> Mapping[int, str]:
+        """The best views that the run has found, of what has not changed since."""
+        return self.context.best_views if self.hierarchy is self.context.hierarchy else {}
+
+    def best_view(self, node: int) -> str:
+        """The name of the view that shows most of a node; empty where none does, or where there are no views."""
+        if node in (known := self.known_best_views()):
+            return known[node]
+        if self.context.read_cameras is None:
+            return ""
+        counts = self.pixels_of_views[:, node]
+        return self.views[int(counts.argmax())] if counts.any() else ""
