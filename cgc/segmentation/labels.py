@@ -125,7 +125,8 @@ def render_levels(
     """
     size = camera.width * camera.height
     made = [(np.zeros(size, np.int32), np.zeros(size, np.float32)) for _ in levels]
-    labels, n_objects = hierarchy.at(), hierarchy.n_objects
+    labels = hierarchy.at()
+    last = int(labels.max(initial=0))
     stops = [hierarchy.base_stop if x is None else hierarchy.stop(x) for x in levels]
     shown = [None if s == hierarchy.base_stop else hierarchy.shown_for(hierarchy.stops[s]) for s in stops]
     children = np.argsort(hierarchy.parents, kind="stable").astype(np.int32)
@@ -135,7 +136,7 @@ def render_levels(
         rows = rasterizer.contributions(splats, camera, torch.arange(piece.start, piece.stop))
         parts = [t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights)]
         own_ids, own_weight = np.zeros(len(parts[0]) - 1, np.int32), np.zeros(len(parts[0]) - 1, np.float32)
-        spread(_winners, *parts, labels, n_objects, own_ids, own_weight)
+        spread(_winners, *parts, labels, last, own_ids, own_weight)
         for (ids, weight), replaced in zip(made, shown):
             ids[piece], weight[piece] = own_ids, own_weight
             if replaced is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
@@ -71,12 +71,15 @@ class Segmentation:
     """Splats with labels [N] (-1 noise, else what is shown) and confidences [N] in [0, 1].
 
     The ids are nodes of the hierarchy (by default a flat one of the labels), so they mean the same at every level.
+    `names` has what the user calls some of them, `edits` what was changed since clustering (see edit.py).
     """
 
     splats: Splats
     labels: np.ndarray
     confidences: np.ndarray
     hierarchy: Hierarchy = None  # pyright: ignore[reportAssignmentType] (set below)
+    names: Mapping[int, str] = field(default_factory=dict)
+    edits: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.splats)
@@ -170,7 +173,8 @@ def describe_nodes(segmentation: Segmentation) -> list[Node]:
     """Make the table of what is not an object: the parts and the wholes that own a Gaussian."""
     tree, means = segmentation.hierarchy, segmentation.splats.means.detach().cpu().numpy().astype(float)
     table = []
-    for node in range(tree.n_objects + 1, tree.n_nodes + 1):
+    objects = set(tree.shown(tree.base).tolist())
+    for node in sorted(set(range(1, tree.n_nodes + 1)) - objects):
         own = tree.members(node)
         if own.any():
             low, high = np.percentile(means[own], [1, 99], axis=0)
