@@ -2,10 +2,10 @@
 
 Three things show where an object was:
 - Gaussians of no segment, or of an uncertain one, among those of the object;
-- Gaussians with another label that lie over the object in pictures: they carry its colour beyond its border;
+- Gaussians with another label that have its colour, or lie over it in pictures: they carry it beyond its border;
 - Gaussians that the object hid: no photo ever said what colour they are, and most are dark.
 
-The first are found by their neighbours. For the others W tells, over some cameras: what lies before the object in the
+The first are found by their neighbours, as are those of its colour. For the others W tells, over some cameras: what lies before the object in the
 pixels that it fills is spill; what has far more weight once the object is gone was hidden. Spill is dropped; what was
 hidden takes colours from what is seen of the same segment beside it, in the measure in which it was hidden.
 """
@@ -20,6 +20,7 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from cgc.geometry import SH_C0
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
@@ -31,6 +32,8 @@ MAX_SIDE = 256
 NEIGHBOURS = 8
 MIN_CONFIDENCE = 0.6
 """Gaussians under this are uncertain."""
+COLOR = 0.5
+"""A colour is the object's if it differs from that by less than this share of what it differs from its own segment's."""
 MIN_SPILL = 0.4
 """What has this share of its weight before the object, in pixels that the object fills, is spill."""
 HIDDEN, SEEN = 0.3, 0.7
@@ -63,14 +66,34 @@ def find_halo(
     near = KDTree(means).query(means, min(NEIGHBOURS + 1, len(means)))[1].reshape(len(means), -1)[:, 1:]
     among = gone[near].mean(1) > 0.5 if near.shape[1] else np.zeros(len(means), bool)
     spill = ~gone & among & ((labels <= 0) | (confidences < MIN_CONFIDENCE))
+    colored = _has_color_of(splats, labels, means, gone, among)
     if rasterizer is None or not len(cameras):
-        return Halo(spill, splats.sh, np.zeros(len(means), bool))
+        return Halo(spill | colored, splats.sh, np.zeros(len(means), bool))
     before, after, over = _weigh(splats, gone, rasterizer, _some(cameras))
     spill |= ~gone & (over > MIN_SPILL * np.maximum(before, 1e-9)) & (before > 0)
     seen = before / np.maximum(after, 1e-9)
+    spill |= colored & (seen >= HIDDEN)  # the colour of what was hidden tells nothing
     spill |= ~gone & (labels <= 0) & (seen < HIDDEN) & (after > before)
     sh, healed = _heal(splats, labels, confidences, before, np.where(gone | spill, 0.0, after))
     return Halo(spill, sh, healed)
+
+
+def _has_color_of(
+    splats: Splats, labels: np.ndarray, means: np.ndarray, gone: np.ndarray, among: np.ndarray
+) -> np.ndarray:
+    """Say whose colour is that of the nearest Gaussians `gone`, not of the nearest of its segment elsewhere, [N]."""
+    rgb = (splats.sh[:, 0].cpu().numpy().astype(float) * SH_C0 + 0.5).clip(0, 1)
+    found = np.zeros(len(means), bool)
+    candidates = ~gone & among & (labels > 0)
+    for label in np.unique(labels[candidates]).tolist():
+        those, own = np.flatnonzero(candidates & (labels == label)), np.flatnonzero(~among & ~gone & (labels == label))
+        if len(own):
+            differs = []
+            for of in (np.flatnonzero(gone), own):
+                index = KDTree(means[of]).query(means[those], min(NEIGHBOURS, len(of)))[1].reshape(len(those), -1)
+                differs.append(np.linalg.norm(rgb[those] - rgb[of[index]].mean(1), axis=1))
+            found[those] = differs[0] < COLOR * differs[1]
+    return found
 
 
 def _some(cameras: Sequence[Camera]) -> list[Camera]:
