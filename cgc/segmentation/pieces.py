@@ -17,7 +17,9 @@ MIN_SHARE = 0.02
 def find_pieces(means: np.ndarray, pieces: int, features: np.ndarray | None = None) -> np.ndarray:
     """Cut points [n, 3] into pieces [n] from 0, the largest first; `features` [n, D] count as much as places do."""
     if isinstance(pieces, bool) or not isinstance(pieces, (int, np.integer)) or not 2 <= pieces <= len(means):
-        raise InputError(f"a number of pieces from 2 to the segment's {len(means)} Gaussians was expected, got {pieces!r}")
+        raise InputError(
+            f"a number of pieces from 2 to the segment's {len(means)} Gaussians was expected, got {pieces!r}"
+        )
     points = _spread_one(means)
     if features is not None:
         if not np.isfinite(features).all():

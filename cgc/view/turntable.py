@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
+from cgc.segmentation.export import Export
 from cgc.splats.types import Splats
 
-FIELD = 1.25
+FIELD = 1.1
 """How many times its own size the picture shows of an object, so that it never leaves it."""
 FOCAL = 2.2
 """Focal length in picture sides: a long lens, as of product photos."""
@@ -50,11 +52,11 @@ def turntable_cameras(
     low, high = np.percentile(means, [1, 99], axis=0)
     centre = (low + high) / 2
     reach = float(np.percentile(splats.scales.detach().cpu().numpy().max(1), 90))
-    radius = max(float(np.percentile(np.linalg.norm(means - centre, axis=1), 99)) + 2 * reach, 1e-6)
+    radius = max(float(np.percentile(np.linalg.norm(means - centre, axis=1), 99)) + 3 * reach, 1e-6)
     side = np.eye(3)[np.abs(axis).argmin()]
     first = np.cross(axis, side) / np.linalg.norm(np.cross(axis, side))
     second = np.cross(axis, first)
-    distance = radius * math.hypot(2 * FOCAL / FIELD, 1)  # so that a ball of this radius fits
+    distance = FIELD * radius * math.hypot(2 * FOCAL, 1)  # so that a ball of this radius fits
     height = math.radians(elevation)
     made = []
     for frame in range(frames):
@@ -84,6 +86,19 @@ def turntable(
             shown = rasterizer.render(splats, splats.colors(camera.position), [camera], backgrounds=back).values[0]
         made[frame] = (255 * shown.clamp(0, 1)).round().byte().cpu().numpy()
     return made
+
+
+def export_turntables(job: Export, folder: Path, *, frames: int = 36, size: int = 256) -> list[Path]:
+    """Write each chosen object's turntable: turntables/0007.gif; a format like those of segmentation/export.py."""
+    if job.rasterizer is None:
+        raise InputError("turntables are pictures, which take a rasteriser; export from a run")
+    up = up_of([view.camera for view in job.views]) if job.views else (0, 0, 1)
+    paths = []
+    for segment in job.chosen:
+        body = job.segmentation.splats.select(torch.from_numpy(job.body(segment)))
+        paths.append(folder / "turntables" / f"{job.stem(segment)}.gif")
+        write_animation(paths[-1], turntable(body, job.rasterizer, frames=frames, size=size, up=up))
+    return paths
 
 
 def write_animation(path: Path | str, frames: np.ndarray, *, fps: float = 12.0) -> None:
@@ -121,10 +136,11 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
         raise InputError(
             "an MP4 takes imageio-ffmpeg, which is not installed; `pip install imageio-ffmpeg`, or write a .gif"
         ) from error
+    rate: Any = fps  # fractions are fine
     height, width = (n - n % 2 for n in frames.shape[1:3])  # the codec takes even sizes only
     with write_beside(path) as temporary:
         writer = imageio_ffmpeg.write_frames(
-            str(temporary), (width, height), fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
+            str(temporary), (width, height), fps=rate, quality=8, macro_block_size=2, ffmpeg_log_level="error"
         )
         writer.send(None)
         try:
