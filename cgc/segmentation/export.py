@@ -36,7 +36,7 @@ from cgc.splats.types import Splats
 MIN_OPACITY = 1 / 255
 """What is less opaque is never drawn."""
 MIN_SEEN = 0.2
-"""What is hidden but for less than this share is of no known colour: dark blots under an object, or where one hid it."""
+"""What is hidden but for less than this share is of no known colour: dark blots under an object or where one hid it."""
 BEST_VIEWS = 3
 """Cut-outs of each object, from the views that show most of it."""
 MARGIN = 6
