@@ -17,6 +17,7 @@ from cgc.errors import InputError
 from cgc.geometry import SH_C0, quat_to_rotation
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
+from cgc.segmentation import halo
 from cgc.segmentation.edit import (
     ORIGIN,
     keep,
@@ -410,6 +411,18 @@ def test_a_removed_object_leaves_neither_a_halo_nor_the_dark_that_it_hid():
         truth, now, before = (render_rgb(s, camera, RASTERIZER) for s in (clean, made.splats, plain.splats))
         assert np.abs(before - truth).max() > 0.3
         assert np.abs(now - truth).max() < 0.02
+
+
+def test_what_a_gaussian_weighs_on_its_own_is_what_it_does_in_pictures_of_it_alone():
+    scene = tiny().splats
+    eyes = [(8.0, 0, 3), (0, 9, 2), (-5, 5, 6)]  # from afar, so that no edge cuts any
+    shots = [Camera.look_at(eye, (0, 0, 0), width=256, height=192) for eye in eyes]
+    rows = torch.arange(0, len(scene), 41)
+    expected = [
+        sum(float(RASTERIZER.contributions(scene.select(row[None]), c).weights.sum()) for c in shots) for row in rows
+    ]
+    found = halo._alone(scene, shots)[rows.numpy()]
+    np.testing.assert_allclose(found, expected, rtol=0.015)
 
 
 def test_a_moved_object_takes_its_halo_with_it_and_leaves_no_dark():

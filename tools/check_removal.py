@@ -52,7 +52,7 @@ def main() -> None:
             continue
         without = np.asarray(Image.open(found[0]).convert("RGB"))
         share = rasterizer.render(scene.splats, own, [view.camera]).values[0, ..., 0].numpy()
-        inside = ndimage.binary_dilation(share > 0.5, iterations=2)
+        inside = np.asarray(ndimage.binary_dilation(share > 0.5, iterations=2), bool)
         ring = ndimage.binary_dilation(inside, iterations=8) & ~inside
         if not inside.any():
             continue

@@ -13,6 +13,7 @@ in which it was hidden.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from cgc.geometry import SH_C0
+from cgc.geometry import SH_C0, covariances
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
@@ -43,6 +44,8 @@ OWN = 0.5
 """Times its confidence: the say of its own label in which segment's colours something hidden takes."""
 UNSEEN = 0.1
 """Of less than this share seen the colour tells nothing."""
+BARE = 0.2
+"""What has this share of the weight that it would have on its own is plainly seen: others take its colour."""
 MIN_MASS = 0.5
 """Pixels that a Gaussian must weigh once the object is gone for its colour to matter."""
 
@@ -77,7 +80,8 @@ def find_halo(
     seen = before / np.maximum(after, 1e-9)
     spill |= colored & (seen >= UNSEEN)
     spill |= ~gone & (labels <= 0) & (seen < HIDDEN) & (after > before)
-    sh, healed = _heal(splats, labels, confidences, before, np.where(gone | spill, 0.0, after))
+    alone = _alone(splats, _some(cameras))
+    sh, healed = _heal(splats, labels, confidences, before, np.where(gone | spill, 0.0, after), alone)
     return Halo(spill, sh, healed)
 
 
@@ -105,6 +109,29 @@ def _mass(splats: Splats, rasterizer: Rasterizer, cameras: Sequence[Camera]) -> 
         w = rasterizer.contributions(splats, camera)
         total += np.bincount(w.ids.cpu().numpy(), w.weights.cpu().numpy(), minlength=len(splats))
     return total
+
+
+def _alone(splats: Splats, cameras: Sequence[Camera]) -> np.ndarray:
+    """Return the weight that each Gaussian would have on its own over some cameras, [N].
+
+    A projected Gaussian of opacity o and covariance S weighs 2 pi o sqrt(det S).
+    """
+    total = torch.zeros(len(splats), dtype=torch.float64)
+    cov, opacity = covariances(splats.quats, splats.scales).double().cpu(), splats.opacities.double().cpu()
+    for camera in cameras:
+        view, K = camera.viewmat.double().cpu(), camera.K.double().cpu()
+        place = splats.means.double().cpu() @ view[:3, :3].T + view[:3, 3]
+        x, y, z = place.unbind(1)
+        z = z.clamp_min(1e-2)
+        u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
+        inside = (place[:, 2] > 1e-2) & (u > 0) & (u < camera.width) & (v > 0) & (v < camera.height)
+        J = torch.zeros(len(place), 2, 3, dtype=torch.float64)
+        J[:, 0, 0], J[:, 0, 2] = K[0, 0] / z, -K[0, 0] * x / z**2
+        J[:, 1, 1], J[:, 1, 2] = K[1, 1] / z, -K[1, 1] * y / z**2
+        J = J @ view[:3, :3]
+        S = J @ cov @ J.transpose(1, 2) + 0.3 * torch.eye(2, dtype=torch.float64)
+        total += inside * opacity * 2 * math.pi * (S[:, 0, 0] * S[:, 1, 1] - S[:, 0, 1] ** 2).clamp_min(0).sqrt()
+    return total.numpy()
 
 
 def _has_color_of(
@@ -156,7 +183,12 @@ def _weigh(
 
 
 def _heal(
-    splats: Splats, labels: np.ndarray, confidences: np.ndarray, before: np.ndarray, after: np.ndarray
+    splats: Splats,
+    labels: np.ndarray,
+    confidences: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    alone: np.ndarray,
 ) -> tuple[Tensor, np.ndarray]:
     """Give what was hidden the colours of the nearest of its segment that were seen; say whose changed.
 
@@ -165,8 +197,12 @@ def _heal(
     means = splats.means.cpu().numpy().astype(float)
     sh = splats.sh.cpu().numpy().copy()  # [N, K, 3]
     trust = ((before / np.maximum(after, 1e-9) - HIDDEN) / (SEEN - HIDDEN)).clip(0, 1)
+    bare = before / np.maximum(alone, 1e-9)
     weighs = after >= MIN_MASS
-    wanted, known = np.flatnonzero(weighs & (trust < 1)), np.flatnonzero(weighs & (trust == 1) & (labels > 0))
+    wanted, known = (
+        np.flatnonzero(weighs & (trust < 1)),
+        np.flatnonzero(weighs & (trust == 1) & (bare >= BARE) & (labels > 0)),
+    )
     healed = np.zeros(len(means), bool)
     if not len(wanted) or not len(known):
         return splats.sh, healed
