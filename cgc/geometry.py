@@ -6,6 +6,8 @@ Quaternions are wxyz. Spherical harmonics use the real basis and the signs of 3D
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,33 @@ def quat_to_rotation(quats: Tensor) -> Tensor:
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     )  # fmt: skip
     return torch.stack(rows, dim=-1).reshape(*quats.shape[:-1], 3, 3)
+
+
+def rotation_to_quat(rotation: Tensor) -> Tensor:
+    """Turn a rotation matrix [3, 3] into a unit quaternion [4] wxyz with w >= 0."""
+    r = rotation.double()
+    # q q^T is linear in R (Bar-Itzhack 2000): q is the eigenvector of the largest eigenvalue of this matrix
+    rows = (
+        r[0, 0] + r[1, 1] + r[2, 2], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1],
+        r[2, 1] - r[1, 2], r[0, 0] - r[1, 1] - r[2, 2], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0],
+        r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], r[1, 1] - r[0, 0] - r[2, 2], r[1, 2] + r[2, 1],
+        r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], r[2, 2] - r[0, 0] - r[1, 1],
+    )  # fmt: skip
+    quat = torch.linalg.eigh(torch.stack(rows).reshape(4, 4))[1][:, -1]
+    return (-quat if quat[0] < 0 else quat).to(rotation.dtype)
+
+
+def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product a b of quaternions [..., 4]: first b turns, then a; norms multiply."""
+    aw, ax, ay, az = a.unbind(-1)
+    bw, bx, by, bz = b.unbind(-1)
+    parts = (
+        aw * bw - ax * bx - ay * by - az * bz,
+        aw * bx + ax * bw + ay * bz - az * by,
+        aw * by - ax * bz + ay * bw + az * bx,
+        aw * bz + ax * by - ay * bx + az * bw,
+    )
+    return torch.stack(parts, dim=-1)
 
 
 def covariances(quats: Tensor, scales: Tensor) -> Tensor:
@@ -73,3 +102,25 @@ def sh_to_rgb(sh: Tensor, directions: Tensor, degree: int) -> Tensor:
 def rgb_to_sh_dc(rgb: Tensor) -> Tensor:
     """Return the DC coefficient that shows as `rgb` (0 to 1)."""
     return (rgb - 0.5) / SH_C0
+
+
+def sh_rotation(rotation: Tensor, degree: int) -> Tensor:
+    """Return M [K, K] float64 with Y(R d) = M Y(d) for the basis Y at every direction d, R = `rotation` [3, 3].
+
+    Rotated functions of one degree are sums of each other, so M is orthogonal and solves the equation at any
+    directions that tell the K functions apart.
+    """
+    points = torch.arange(64, dtype=torch.float64) + 0.5
+    z, turn = 1 - points / 32, points * (math.pi * (3 - math.sqrt(5)))  # a spiral that covers the sphere evenly
+    ring = (1 - z * z).sqrt()
+    directions = torch.stack([ring * turn.cos(), ring * turn.sin(), z], dim=-1)  # [64, 3]
+    before = sh_basis(directions, degree)  # [64, K]
+    after = sh_basis(directions @ rotation.double().cpu().T, degree)
+    return torch.linalg.lstsq(before, after).solution.T
+
+
+def rotate_sh(sh: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the functions `sh` [N, K, C]: what was seen along d is then seen along R d, R = `rotation` [3, 3]."""
+    turn = sh_rotation(rotation, round(sh.shape[1] ** 0.5) - 1).to(sh.device)
+    rest = torch.einsum("jk,nkc->njc", turn[1:, 1:], sh[:, 1:].double()).to(sh.dtype)
+    return torch.cat([sh[:, :1], rest], dim=1)  # the constant stays as it is, to the bit

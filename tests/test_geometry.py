@@ -10,7 +10,18 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from cgc.geometry import SH_C0, covariances, quat_to_rotation, rgb_to_sh_dc, sh_basis, sh_to_rgb
+from cgc.geometry import (
+    SH_C0,
+    covariances,
+    quat_multiply,
+    quat_to_rotation,
+    rgb_to_sh_dc,
+    rotate_sh,
+    rotation_to_quat,
+    sh_basis,
+    sh_rotation,
+    sh_to_rgb,
+)
 
 
 def sphere_points() -> tuple[Tensor, Tensor]:
@@ -114,3 +125,35 @@ def test_sh_to_rgb_of_degree_0(generator: torch.Generator) -> None:
     zero = torch.zeros(20, 16, 3)
     zero[:, 0] = sh[:, 0]
     torch.testing.assert_close(sh_to_rgb(zero, directions, 3), rgb)
+
+
+def rotations(generator: torch.Generator, n: int = 12) -> Tensor:
+    """Random rotations, with those of half a turn, at which w is 0, and none at all."""
+    some = quat_to_rotation(torch.randn(n, 4, generator=generator, dtype=torch.float64))
+    return torch.cat([some, quat_to_rotation(torch.eye(4, dtype=torch.float64))])
+
+
+def test_rotations_and_quaternions_are_there_and_back(generator: torch.Generator) -> None:
+    """The quaternion is of norm one, its w not negative, half turns included."""
+    for R in rotations(generator):
+        quat = rotation_to_quat(R)
+        torch.testing.assert_close(quat_to_rotation(quat), R, atol=1e-12, rtol=0)
+        assert abs(quat.norm() - 1) < 1e-12 and quat[0] >= 0
+    a, b = torch.randn(2, 20, 4, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(quat_to_rotation(quat_multiply(a, b)), quat_to_rotation(a) @ quat_to_rotation(b))
+    torch.testing.assert_close(quat_multiply(a, b).norm(dim=-1), a.norm(dim=-1) * b.norm(dim=-1))
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_turned_harmonics_show_along_turned_directions(degree: int, generator: torch.Generator) -> None:
+    """The colour along R d is what it was along d; turns compose, and change nothing of degree 0 to the bit."""
+    sh = torch.randn(30, (degree + 1) ** 2, 3, generator=generator, dtype=torch.float64)
+    directions = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    for R in rotations(generator):
+        turned = rotate_sh(sh, R)
+        assert torch.equal(turned[:, 0], sh[:, 0])
+        torch.testing.assert_close(sh_to_rgb(turned, directions @ R.T, degree), sh_to_rgb(sh, directions, degree))
+        M = sh_rotation(R, degree)
+        torch.testing.assert_close(M @ M.T, torch.eye(len(M), dtype=M.dtype), atol=1e-12, rtol=0)
+    a, b = rotations(generator)[:2]
+    torch.testing.assert_close(rotate_sh(rotate_sh(sh, b), a), rotate_sh(sh, a @ b))

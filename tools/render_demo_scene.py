@@ -16,6 +16,10 @@ Setting up:
 Run:
 
   python tools/render_demo_scene.py --out data/demo --seed 0 [--steps render truth sfm masks]
+
+The same photos without some things, to check what a segmentation leaves of them (see check_removal.py):
+
+  python tools/render_demo_scene.py --out demo_without --steps render --views 0 20 36 --without 34
 """
 
 from __future__ import annotations
@@ -42,11 +46,12 @@ def render(args: argparse.Namespace, views: list[View]) -> None:
     from demo_scene import render as cycles
     from demo_scene.scene import build_scene
 
-    folder = args.work / "photos"
+    folder = args.work / ("photos" + "".join(f"_without_{ident}" for ident in sorted(args.without)))
     folder.mkdir(parents=True, exist_ok=True)
     missing = [view for view in views if not (folder / f"{view.stem}.png").exists()]
     if missing:
         build_scene(args.seed, args.furniture)
+        cycles.hide(args.without)
         eye = cycles.prepare_cycles(CAMERA, args.samples, args.threads)
     for view in missing:
         start = time.perf_counter()
@@ -116,8 +121,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="render threads, 0 = all")
     parser.add_argument("--points", type=int, default=90000, help="surface samples in points.npz")
     parser.add_argument("--furniture", type=Path, default=FURNITURE, help="BlendSwap-CC-0.sh3f")
+    parser.add_argument("--views", type=int, nargs="+", help="indices of the photos to make, by default all")
+    parser.add_argument("--without", type=int, nargs="+", default=[], help="instance ids to leave out of the photos")
     args = parser.parse_args()
+    if args.without and args.steps != ["render"]:
+        parser.error("photos without some things have no truth: add --steps render")
     views = orbit(args.seed, TABLE_HEIGHT)
+    views = views if args.views is None else [views[k] for k in args.views]
     args.out.mkdir(parents=True, exist_ok=True)
     for step in STEPS:
         if step in args.steps:

@@ -16,7 +16,7 @@ from cgc.errors import InputError
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A tree of segments 1..T; 1..K are the objects (the run's own segments), the rest parts of them or wholes.
+    """A tree of segments 1..T: the objects (the run's own segments, 1..K unless edited), and parts of them and wholes.
 
     parents [T + 1] int32, 0 = none; levels [T + 1] float32 in 0..1, levels[0] = -1; leaves [N] int32: the finest node
     of each Gaussian (NOISE: none), one without children; base: the level at which the objects are shown.
@@ -34,10 +34,6 @@ class Hierarchy:
         problem = _problem(self.leaves, self.parents, self.levels)
         if not problem and not 0 <= self.base <= 1:
             problem = f"its base level is {self.base} where 0 to 1 was expected"
-        if not problem:
-            objects = self.shown(self.base)
-            if len(objects) and objects[-1] != len(objects):
-                problem = f"the {len(objects)} objects that its base level {self.base:g} shows are not numbered from 1"
         if problem:
             raise InputError(f"the hierarchy is broken: {problem}; cluster again")
 

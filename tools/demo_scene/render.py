@@ -112,6 +112,13 @@ def prepare_cycles(camera: Pinhole, samples: int, threads: int) -> bpy.types.Obj
     return eye
 
 
+def hide(instances: list[int]) -> None:
+    """Leave instances out of the photos, their shadows too."""
+    for thing in bpy.context.scene.objects:
+        if thing.type == "MESH":
+            thing.hide_render = thing["instance"] in instances
+
+
 def render_view(eye: bpy.types.Object, view: View, path: Path) -> None:
     """Render one view to a PNG."""
     matrix = np.eye(4)

@@ -1,0 +1,413 @@
+"""What other tools read of a segmented scene: splats, labels, points, tables, COCO files, id maps and cut-outs.
+
+`FORMATS` maps a name to a function that writes it into a folder and returns the files: `FORMATS[name](job, folder)`.
+What is exported is clean: no NaN, nothing that is never drawn, and of an object its body alone (see `is_clean`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cgc.errors import InputError
+from cgc.files import write_beside, write_csv, write_json
+from cgc.geometry import SH_C0
+from cgc.masks.id_maps import write_id_map
+from cgc.ply import write_vertices
+from cgc.rasterize.base import Rasterizer
+from cgc.scene import images
+from cgc.scene.types import Camera, View
+from cgc.segmentation.edit import ORIGIN
+from cgc.segmentation.halo import seen_shares
+from cgc.segmentation.labels import render_levels
+from cgc.segmentation.saved import shown_level
+from cgc.segmentation.segments import Segment, Segmentation, describe, is_clean
+from cgc.splats.ply import write_ply
+from cgc.splats.types import Splats
+
+MIN_OPACITY = 1 / 255
+"""What is less opaque is never drawn."""
+MIN_SEEN = 0.2
+"""What is hidden but for less than this share is of no known colour: dark blots under an object or where one hid it."""
+BEST_VIEWS = 3
+"""Cut-outs of each object, from the views that show most of it."""
+MARGIN = 6
+"""Pixels around an object in its cut-out."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to export: the segmentation, the ids (None: all that are shown), and what some formats need besides.
+
+    `views` and the rasteriser make id maps; `load_image` gives a view's photo [H, W, 3] uint8. `origin` [N] says which
+    of the `n_original` Gaussians of the file that was segmented each was (None: those of `track`, or the same order).
+    """
+
+    segmentation: Segmentation
+    ids: Sequence[int] | None = None
+    views: Sequence[View] = ()
+    rasterizer: Rasterizer | None = None
+    load_image: Callable[[View], np.ndarray] = images.load_image
+    origin: np.ndarray | None = None
+    n_original: int | None = None
+    clean: bool = True
+
+    @cached_property
+    def chosen(self) -> list[int]:
+        """The ids to export, each once; InputError for one that owns no Gaussian."""
+        shown = self.segmentation.ids.tolist()
+        wanted = shown if self.ids is None else list(dict.fromkeys(int(i) for i in self.ids))
+        if not wanted:
+            raise InputError(
+                "there is nothing to export: the scene has no segment; cluster it first, or choose some ids"
+            )
+        tree = self.segmentation.hierarchy
+        for segment in wanted:
+            if not 1 <= segment <= tree.n_nodes or not tree.members(segment).any():
+                raise InputError(f"segment {segment} has no Gaussian; choose of those that are shown: {_some(shown)}")
+        return wanted
+
+    @cached_property
+    def id_maps(self) -> list[np.ndarray]:
+        """The id map [H, W] of each view, the chosen ids only."""
+        if not self.views or self.rasterizer is None:
+            raise InputError("this format is made of pictures: it needs the scene's cameras; export from a run")
+        if hidden := [i for i in self.chosen if i not in self.segmentation.ids]:
+            raise InputError(f"segment {hidden[0]} is not shown at this level, so no picture has it; choose a level")
+        splats, tree = self.segmentation.splats, self.segmentation.hierarchy
+        level = shown_level(self.segmentation)
+        maps = []
+        for view in self.views:
+            ids = render_levels(splats, tree, [level], view.camera, self.rasterizer)[0].ids
+            maps.append(np.where(np.isin(ids, self.chosen), ids, 0).astype(np.int32))
+        return maps
+
+    @cached_property
+    def stems(self) -> list[str]:
+        """What each view's files are called; never a path that leaves the folder."""
+        names = [view.stem for view in self.views]
+        names = names if len(set(names)) == len(names) else [view.name for view in self.views]
+        return [safe_path(name) for name in names]
+
+    @cached_property
+    def table(self) -> list[Segment]:
+        """The table of the chosen segments that are shown; views and pixels where there are cameras."""
+        pixels = {}
+        if self.views and self.rasterizer is not None:
+            last = int(self.segmentation.labels.max(initial=0)) + 1
+            pixels = {v.name: np.bincount(m.ravel(), minlength=last) for v, m in zip(self.views, self.id_maps)}
+        return [s for s in describe(self.segmentation, pixels) if s.id in self.chosen]
+
+    @cached_property
+    def seen(self) -> dict[int, np.ndarray]:
+        """Of each chosen segment how much of its Gaussians the cameras see, [n] in 0..1; nothing without cameras."""
+        if not self.views or self.rasterizer is None:
+            return {}
+        members = [np.flatnonzero(self.segmentation.hierarchy.members(segment)) for segment in self.chosen]
+        cameras = [view.camera for view in self.views]
+        return dict(zip(self.chosen, seen_shares(self.segmentation.splats, members, self.rasterizer, cameras)))
+
+    def name(self, segment: int) -> str:
+        """What a segment is called: its name, or "segment 7"."""
+        return self.segmentation.names.get(segment, f"segment {segment}")
+
+    def stem(self, segment: int) -> str:
+        """What a segment's files are called: 0007, or 0007_red-cup where it has a name."""
+        name = safe_name(self.segmentation.names.get(segment, ""))
+        return f"{segment:04d}" + (f"_{name}" if name else "")
+
+    def body(self, segment: int) -> np.ndarray:
+        """Which Gaussians are exported of a segment, ascending."""
+        own = np.flatnonzero(self.segmentation.hierarchy.members(segment))
+        picked = self.segmentation.splats.select(torch.from_numpy(own))
+        good = is_sound(picked)
+        if self.clean and segment in self.seen:
+            seen = self.seen[segment] >= MIN_SEEN
+            good &= seen if (good & seen).any() else True
+        if self.clean and good.any():
+            body = np.flatnonzero(good)
+            kept = is_clean(picked.select(torch.from_numpy(body)), self.segmentation.confidences[own[body]])
+            good[body[~kept]] = False
+        if not good.any():
+            raise InputError(f"segment {segment} has no Gaussian that is drawn; remove it")
+        return own[good]
+
+
+Exporter = Callable[[Export, Path], list[Path]]
+
+
+def is_sound(splats: Splats) -> np.ndarray:
+    """Say which Gaussians a viewer can draw, [N] bool: finite, their rotation and size too, and not see-through."""
+    splats = splats.detach()
+    finite = torch.ones(len(splats), dtype=torch.bool, device=splats.means.device)
+    for values in (splats.means, splats.quats, splats.log_scales, splats.logit_opacities, splats.sh, splats.scales):
+        finite &= torch.isfinite(values).reshape(len(splats), -1).all(1)
+    norm = splats.quats.double().norm(dim=1)
+    return (finite & (norm > 1e-12) & (splats.opacities >= MIN_OPACITY)).cpu().numpy()
+
+
+def safe_name(text: str) -> str:
+    """Return a name as part of a file's: lower-case letters, digits and dashes, at most 40; maybe nothing."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub("[^a-z0-9]+", "-", plain)[:40].strip("-")
+
+
+def safe_path(name: str) -> str:
+    """Return a view's name as a relative path that stays below its folder, sub-folders kept."""
+    parts = [re.sub(r"[\x00-\x1f\x7f<>:\"|?*\\]", "_", part) for part in name.split("/")]
+    return "/".join("_" if part.strip(". ") == "" else part for part in parts if part)
+
+
+def _some(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")
+
+
+def _rows(job: Export, rows: np.ndarray) -> Splats:
+    return job.segmentation.splats.select(torch.from_numpy(rows))
+
+
+# --- splats -----------------------------------------------------------------------------------------------
+
+
+def export_ply(job: Export, folder: Path) -> list[Path]:
+    """Write each object as a plain 3DGS PLY: objects/0007.ply, or 0007_red-cup.ply where it has a name."""
+    paths = []
+    for segment in job.chosen:
+        paths.append(folder / "objects" / f"{job.stem(segment)}.ply")
+        write_ply(paths[-1], _rows(job, job.body(segment)))
+    return paths
+
+
+def export_selection(job: Export, folder: Path) -> list[Path]:
+    """Write all chosen objects as one plain 3DGS PLY: selection.ply."""
+    rows = np.unique(np.concatenate([job.body(segment) for segment in job.chosen]))
+    write_ply(folder / "selection.ply", _rows(job, rows))
+    return [folder / "selection.ply"]
+
+
+def export_rest(job: Export, folder: Path) -> list[Path]:
+    """Write the scene without the chosen objects, and without what they leave behind, as a plain 3DGS PLY: rest.ply."""
+    from cgc.segmentation.edit import remove
+
+    cameras = [view.camera for view in job.views]
+    left = remove(job.segmentation, job.chosen, rasterizer=job.rasterizer, cameras=cameras).splats
+    sound = is_sound(left)
+    if not sound.any():
+        raise InputError("nothing that is drawn is left without the chosen segments; choose fewer")
+    write_ply(folder / "rest.ply", left.select(torch.from_numpy(np.flatnonzero(sound))))
+    return [folder / "rest.ply"]
+
+
+def export_labelled(job: Export, folder: Path) -> list[Path]:
+    """Write the whole scene, every Gaussian of it, with the attribute `label` (-1: none): labelled.ply."""
+    labels = np.where(job.segmentation.labels > 0, job.segmentation.labels, -1).astype(np.int32)
+    write_ply(folder / "labelled.ply", job.segmentation.splats, {"label": labels})
+    return [folder / "labelled.ply"]
+
+
+def export_labels(job: Export, folder: Path) -> list[Path]:
+    """Write a label for each Gaussian of the file that was segmented, in its order, -1 for none: labels.npy, int32.
+
+    Of the halves of one that was split, the surest counts; what was removed has none.
+    """
+    labels, n = job.segmentation.labels, len(job.segmentation.splats)
+    origin = job.segmentation.splats.extras.get(ORIGIN, np.arange(n)) if job.origin is None else job.origin
+    size = int(origin.max(initial=-1)) + 1 if job.n_original is None else job.n_original
+    if origin.shape != (n,) or origin.min(initial=0) < 0 or origin.max(initial=-1) >= size:
+        raise InputError(f"origins of {n} Gaussians, from 0 to {size - 1}, were expected; they are of another file")
+    given = np.full(size, -1, np.int32)
+    order = np.lexsort((-labels, job.segmentation.confidences))  # the last one that is written counts
+    order = order[np.isin(labels[order], job.chosen) | (job.ids is None)]
+    given[origin[order]] = np.where(labels[order] > 0, labels[order], -1)
+    with write_beside(folder / "labels.npy") as path:
+        np.save(path, given)
+    return [folder / "labels.npy"]
+
+
+def export_points(job: Export, folder: Path) -> list[Path]:
+    """Write the centres of the chosen objects' Gaussians as a coloured point cloud: points.ply."""
+    rows = np.unique(np.concatenate([job.body(segment) for segment in job.chosen]))
+    splats = _rows(job, rows)
+    means = splats.means.detach().cpu().numpy()
+    rgb = (splats.sh[:, 0].detach().cpu().numpy() * SH_C0 + 0.5).clip(0, 1)
+    columns = [(name, "<f4") for name in "xyz"] + [(name, "u1") for name in ("red", "green", "blue")]
+    table = np.empty(len(rows), columns)
+    for i, axis in enumerate("xyz"):
+        table[axis] = means[:, i]
+    for i, color in enumerate(("red", "green", "blue")):
+        table[color] = (255 * rgb[:, i]).round()
+    write_vertices(folder / "points.ply", table)
+    return [folder / "points.ply"]
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def export_boxes(job: Export, folder: Path) -> list[Path]:
+    """Write what is known of each object, its box among it, as boxes.json and boxes.csv."""
+    rows, flat = [], []
+    for s in job.table:
+        row = {"name": job.name(s.id), **vars(s), "size": s.size}
+        rows.append(row)
+        line: dict[str, Any] = {}
+        for key, value in row.items():
+            if key == "children":
+                line[key] = " ".join(map(str, value))
+            elif isinstance(value, tuple):
+                line |= {f"{key}_{axis}": v for axis, v in zip("rgb" if key == "color" else "xyz", value)}
+            else:
+                line[key] = _cell(value)
+        flat.append(line)
+    if not rows:
+        raise InputError("none of the chosen segments is shown at this level; choose others, or another level")
+    write_json(folder / "boxes.json", {"segments": rows})
+    write_csv(folder / "boxes.csv", list(flat[0]), flat)
+    return [folder / "boxes.json", folder / "boxes.csv"]
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a spreadsheet takes it: text that would be read as a formula is marked as text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+def export_masks(job: Export, folder: Path) -> list[Path]:
+    """Write each view's id map, consistent across views, as a 16-bit PNG: masks/VIEW.png."""
+    paths = [folder / "masks" / f"{stem}.png" for stem in job.stems]
+    for path, ids in zip(paths, job.id_maps):
+        write_id_map(path, ids)
+    return paths
+
+
+def export_coco(job: Export, folder: Path) -> list[Path]:
+    """Write COCO annotations of all views: coco/instances.json, and coco/panoptic.json with coco/panoptic/VIEW.png.
+
+    Categories are the segments' names ("object" for those without); an annotation's `object_id` is the same in all
+    views. Masks of instances are uncompressed run lengths.
+    """
+    categories = {name: i for i, name in enumerate(["object", *sorted(set(job.segmentation.names.values()))], 1)}
+    of = {i: categories[job.segmentation.names.get(i, "object")] for i in job.chosen}
+    pictures, instances, panoptic, paths = [], [], [], []
+    for index, (view, stem, ids) in enumerate(zip(job.views, job.stems, job.id_maps), 1):
+        height, width = ids.shape
+        pictures.append({"id": index, "file_name": view.name, "height": height, "width": width})
+        segments = []
+        for segment in np.unique(ids[ids > 0]).tolist():
+            mask = ids == segment
+            shared = {"category_id": of[segment], "area": int(mask.sum()), "bbox": _box(mask), "iscrowd": 0}
+            segments.append({"id": segment, **shared})
+            run = {"size": [height, width], "counts": run_lengths(mask)}
+            instances.append(
+                {"id": len(instances) + 1, "image_id": index, "object_id": segment, "segmentation": run, **shared}
+            )
+        paths.append(folder / "coco" / "panoptic" / f"{stem}.png")
+        _write_png(paths[-1], np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8))
+        panoptic.append({"image_id": index, "file_name": f"{stem}.png", "segments_info": segments})
+    kinds = [{"id": i, "name": name, "supercategory": "object", "isthing": 1} for name, i in categories.items()]
+    info = {"description": "segments of a Gaussian-splat scene", "version": "1"}
+    common = {"info": info, "licenses": [], "images": pictures, "categories": kinds}
+    write_json(folder / "coco" / "instances.json", {**common, "annotations": instances})
+    write_json(folder / "coco" / "panoptic.json", {**common, "annotations": panoptic})
+    return [folder / "coco" / "instances.json", folder / "coco" / "panoptic.json", *paths]
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """Return the lengths of runs of a mask [H, W] read column by column, the first of zeros, as COCO counts them."""
+    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    runs = np.diff(np.concatenate([[0], edges, [mask.size]]))
+    return (runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs).tolist()
+
+
+def _box(mask: np.ndarray) -> list[int]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top = int(columns[0]), int(rows[0])
+    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+
+
+def export_cutouts(job: Export, folder: Path) -> list[Path]:
+    """Write photos of each object cut out of the views that show most of it, see-through: cutouts/0007_1.png."""
+    paths = []
+    counts = np.stack([_shown_whole(ids, max(job.chosen) + 1) for ids in job.id_maps])  # [V, K + 1]
+    for segment in job.chosen:
+        best = np.argsort(-counts[:, segment], kind="stable")[:BEST_VIEWS]
+        for place, index in enumerate(best[counts[best, segment] > 0].tolist(), 1):
+            view = job.views[index]
+            alpha = _alpha(job, segment, view.camera, job.id_maps[index] == segment)
+            photo = job.load_image(view)
+            if photo.shape[:2] != alpha.shape:
+                raise InputError(f"the photo of {view.name} is {photo.shape[:2]} but its view {alpha.shape}")
+            rgba = np.dstack([photo, (255 * alpha).round().astype(np.uint8)])
+            left, top, width, height = _box(alpha > 0)
+            top, left, bottom, right = max(top - MARGIN, 0), max(left - MARGIN, 0), top + height, left + width
+            paths.append(folder / "cutouts" / f"{job.stem(segment)}_{place}.png")
+            _write_png(paths[-1], rgba[top : bottom + MARGIN, left : right + MARGIN])
+    if not paths:
+        raise InputError("no view shows any of the chosen segments; choose others")
+    return paths
+
+
+def _shown_whole(ids: np.ndarray, n: int) -> np.ndarray:
+    """Return the pixels of each id in an id map, [n]; a quarter of them where the picture's edge cuts it."""
+    counts = np.bincount(ids.ravel(), minlength=n).astype(float)
+    edge = np.unique(np.concatenate([ids[0], ids[-1], ids[:, 0], ids[:, -1]]))
+    counts[edge] /= 4
+    return counts
+
+
+def _alpha(job: Export, segment: int, camera: Camera, mask: np.ndarray) -> np.ndarray:
+    """Return how much of each pixel is an object's, [H, W] in 0..1: a soft edge at its mask, nothing beyond it."""
+    from scipy import ndimage
+
+    own = torch.from_numpy(job.segmentation.hierarchy.members(segment)[:, None].astype(np.float32))
+    assert job.rasterizer is not None
+    with torch.no_grad():
+        share = job.rasterizer.render(job.segmentation.splats, own, [camera]).values[0, ..., 0].cpu().numpy()
+    around = ndimage.binary_dilation(mask, iterations=1)
+    soft = np.where(around, (2 * share - 0.5).clip(0, 1), 0.0)
+    inside = ndimage.binary_erosion(mask, iterations=1)
+    return np.where(inside, 1.0, np.where(mask, np.maximum(soft, 0.5), np.minimum(soft, 0.5)))
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    from PIL import Image
+
+    with write_beside(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+FORMATS: dict[str, Exporter] = {
+    "ply": export_ply,
+    "selection": export_selection,
+    "rest": export_rest,
+    "labelled": export_labelled,
+    "labels": export_labels,
+    "points": export_points,
+    "boxes": export_boxes,
+    "masks": export_masks,
+    "coco": export_coco,
+    "cutouts": export_cutouts,
+}
+"""What can be exported, by name."""
+
+
+def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path]:
+    """Write some formats into a folder; unknown ones and unknown ids are refused before anything is written."""
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise InputError(f"there is no format {unknown[0]!r} to export; choose from {', '.join(FORMATS)}")
+    if not formats:
+        raise InputError(f"no format was given; choose from {', '.join(FORMATS)}")
+    _ = job.chosen
+    if any(name in ("masks", "coco", "cutouts") for name in formats):
+        _ = job.id_maps
+    return [path for name in formats for path in FORMATS[name](job, Path(folder))]

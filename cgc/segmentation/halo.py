@@ -1,0 +1,239 @@
+"""What an object leaves behind when its Gaussians are removed: its halo, and the colours of what it hid.
+
+Three things show where an object was:
+- Gaussians of no segment, or of an uncertain one, among those of the object;
+- Gaussians with another label that have its colour, or lie over it in pictures: they carry it beyond its border;
+- Gaussians that the object hid: no photo ever said what colour they are, and most are dark.
+
+The first are found by their neighbours, as are those of its colour. For the others W tells, over some cameras: what
+lies before the object in the pixels that it fills is spill; what has far more weight once the object is gone was
+hidden. Spill is dropped; what was hidden takes colours from what is seen of the same segment beside it, in the measure
+in which it was hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from cgc.geometry import SH_C0, covariances
+from cgc.rasterize.base import Rasterizer
+from cgc.scene.types import Camera
+from cgc.splats.types import Splats
+
+MAX_VIEWS = 16
+"""Cameras that are looked through at most, evenly of those given ..."""
+MAX_SIDE = 256
+"""... at pictures of at most so many pixels a side."""
+NEIGHBOURS = 8
+MIN_CONFIDENCE = 0.6
+"""Gaussians under this are uncertain."""
+COLOR = 0.5
+"""Its colour is the object's if it differs from that by less than this share of its difference to its segment's."""
+MIN_SPILL = 0.4
+"""What has this share of its weight before the object, in pixels that the object fills, is spill."""
+HIDDEN, SEEN = 0.3, 0.7
+"""Of its weight without the object: less than the first was hidden, more than the second was seen."""
+OWN = 0.5
+"""Times its confidence: the say of its own label in which segment's colours something hidden takes."""
+UNSEEN = 0.1
+"""Of less than this share seen the colour tells nothing."""
+BARE = 0.2
+"""What has this share of the weight that it would have on its own is plainly seen: others take its colour."""
+MIN_MASS = 0.5
+"""Pixels that a Gaussian must weigh once the object is gone for its colour to matter."""
+
+
+class Halo(NamedTuple):
+    """Which Gaussians to drop too, `spill` [N] bool; colours `sh` of all, and whose of them are new, `healed` [N]."""
+
+    spill: np.ndarray
+    sh: Tensor
+    healed: np.ndarray
+
+
+def find_halo(
+    splats: Splats,
+    labels: np.ndarray,
+    confidences: np.ndarray,
+    gone: np.ndarray,
+    rasterizer: Rasterizer | None = None,
+    cameras: Sequence[Camera] = (),
+) -> Halo:
+    """Find what the Gaussians `gone` [N] bool would leave of themselves; without cameras, by neighbours alone."""
+    splats = splats.detach()
+    means = splats.means.cpu().numpy().astype(float)
+    near = KDTree(means).query(means, min(NEIGHBOURS + 1, len(means)))[1].reshape(len(means), -1)[:, 1:]
+    among = gone[near].mean(1) > 0.5 if near.shape[1] else np.zeros(len(means), bool)
+    spill = ~gone & among & ((labels <= 0) | (confidences < MIN_CONFIDENCE))
+    colored = _has_color_of(splats, labels, means, gone, among)
+    if rasterizer is None or not len(cameras):
+        return Halo(spill | colored, splats.sh, np.zeros(len(means), bool))
+    before, after, over = _weigh(splats, gone, rasterizer, _some(cameras))
+    spill |= ~gone & (over > MIN_SPILL * np.maximum(before, 1e-9)) & (before > 0)
+    seen = before / np.maximum(after, 1e-9)
+    spill |= colored & (seen >= UNSEEN)
+    spill |= ~gone & (labels <= 0) & (seen < HIDDEN) & (after > before)
+    alone = _alone(splats, _some(cameras))
+    sh, healed = _heal(splats, labels, confidences, before, np.where(gone | spill, 0.0, after), alone)
+    return Halo(spill, sh, healed)
+
+
+def seen_shares(
+    splats: Splats, groups: Sequence[np.ndarray], rasterizer: Rasterizer, cameras: Sequence[Camera]
+) -> list[np.ndarray]:
+    """Return of each group of Gaussians (indices) how much of its weight alone each has in the scene, [n] each.
+
+    1 where a camera sees all that there is of it, 0 where other things or the rest of the scene hide it; 1 where it has
+    no weight even alone.
+    """
+    splats, chosen = splats.detach(), _some(cameras)
+    scene = _mass(splats, rasterizer, chosen)
+    made = []
+    for rows in groups:
+        alone = _mass(splats.select(torch.from_numpy(rows)), rasterizer, chosen)
+        made.append(np.where(alone >= MIN_MASS, scene[rows] / np.maximum(alone, 1e-9), 1.0))
+    return made
+
+
+def _mass(splats: Splats, rasterizer: Rasterizer, cameras: Sequence[Camera]) -> np.ndarray:
+    """Return the weight of each Gaussian over some cameras, [N]."""
+    total = np.zeros(len(splats))
+    for camera in cameras:
+        w = rasterizer.contributions(splats, camera)
+        total += np.bincount(w.ids.cpu().numpy(), w.weights.cpu().numpy(), minlength=len(splats))
+    return total
+
+
+def _alone(splats: Splats, cameras: Sequence[Camera]) -> np.ndarray:
+    """Return the weight that each Gaussian would have on its own over some cameras, [N].
+
+    A projected Gaussian of opacity o and covariance S weighs 2 pi o sqrt(det S).
+    """
+    total = torch.zeros(len(splats), dtype=torch.float64)
+    cov, opacity = covariances(splats.quats, splats.scales).double().cpu(), splats.opacities.double().cpu()
+    for camera in cameras:
+        view, K = camera.viewmat.double().cpu(), camera.K.double().cpu()
+        place = splats.means.double().cpu() @ view[:3, :3].T + view[:3, 3]
+        x, y, z = place.unbind(1)
+        z = z.clamp_min(1e-2)
+        u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
+        inside = (place[:, 2] > 1e-2) & (u > 0) & (u < camera.width) & (v > 0) & (v < camera.height)
+        J = torch.zeros(len(place), 2, 3, dtype=torch.float64)
+        J[:, 0, 0], J[:, 0, 2] = K[0, 0] / z, -K[0, 0] * x / z**2
+        J[:, 1, 1], J[:, 1, 2] = K[1, 1] / z, -K[1, 1] * y / z**2
+        J = J @ view[:3, :3]
+        S = J @ cov @ J.transpose(1, 2) + 0.3 * torch.eye(2, dtype=torch.float64)
+        total += inside * opacity * 2 * math.pi * (S[:, 0, 0] * S[:, 1, 1] - S[:, 0, 1] ** 2).clamp_min(0).sqrt()
+    return total.numpy()
+
+
+def _has_color_of(
+    splats: Splats, labels: np.ndarray, means: np.ndarray, gone: np.ndarray, among: np.ndarray
+) -> np.ndarray:
+    """Say whose colour is that of the nearest Gaussians `gone`, not of the nearest of its segment elsewhere, [N]."""
+    rgb = (splats.sh[:, 0].cpu().numpy().astype(float) * SH_C0 + 0.5).clip(0, 1)
+    found = np.zeros(len(means), bool)
+    candidates = ~gone & among & (labels > 0)
+    for label in np.unique(labels[candidates]).tolist():
+        those, own = np.flatnonzero(candidates & (labels == label)), np.flatnonzero(~among & ~gone & (labels == label))
+        if len(own):
+            differs = []
+            for of in (np.flatnonzero(gone), own):
+                index = KDTree(means[of]).query(means[those], min(NEIGHBOURS, len(of)))[1].reshape(len(those), -1)
+                differs.append(np.linalg.norm(rgb[those] - rgb[of[index]].mean(1), axis=1))
+            found[those] = differs[0] < COLOR * differs[1]
+    return found
+
+
+def _some(cameras: Sequence[Camera]) -> list[Camera]:
+    chosen = [cameras[i * len(cameras) // min(len(cameras), MAX_VIEWS)] for i in range(min(len(cameras), MAX_VIEWS))]
+    made = []
+    for camera in chosen:
+        scale = min(1.0, MAX_SIDE / max(camera.width, camera.height))
+        made.append(camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale))))
+    return made
+
+
+def _weigh(
+    splats: Splats, gone: np.ndarray, rasterizer: Rasterizer, cameras: Sequence[Camera]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the weight of each Gaussian with the object, without it, and what of the former lies over it, [N] each."""
+    n, rest = len(gone), np.flatnonzero(~gone)
+    left = splats.select(torch.from_numpy(rest))
+    before, after, over = np.zeros(n), np.zeros(n), np.zeros(n)
+    for camera in cameras:
+        w = rasterizer.contributions(splats, camera)
+        ids, weights, rows = w.ids.cpu().numpy(), w.weights.cpu().numpy().astype(float), w.rows.cpu().numpy()
+        own = np.where(gone[ids], weights, 0.0)
+        filled = np.bincount(rows, own, minlength=len(w))  # [P]: the object's weight in each pixel
+        ends = np.cumsum(own)
+        behind = np.cumsum(filled)[rows] - ends  # of the object, behind each entry
+        before += np.bincount(ids, weights, minlength=n)
+        over += np.bincount(ids, weights * behind.clip(0), minlength=n)  # filled times the share that lies behind
+        w = rasterizer.contributions(left, camera)
+        after[rest] += np.bincount(w.ids.cpu().numpy(), w.weights.cpu().numpy(), minlength=len(rest))
+    return before, after, over
+
+
+def _heal(
+    splats: Splats,
+    labels: np.ndarray,
+    confidences: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    alone: np.ndarray,
+) -> tuple[Tensor, np.ndarray]:
+    """Give what was hidden the colours of the nearest of its segment that were seen; say whose changed.
+
+    Its label was as little seen as its colour: where most around it is of another segment, it takes that one's colours.
+    """
+    means = splats.means.cpu().numpy().astype(float)
+    sh = splats.sh.cpu().numpy().copy()  # [N, K, 3]
+    trust = ((before / np.maximum(after, 1e-9) - HIDDEN) / (SEEN - HIDDEN)).clip(0, 1)
+    bare = before / np.maximum(alone, 1e-9)
+    weighs = after >= MIN_MASS
+    wanted, known = (
+        np.flatnonzero(weighs & (trust < 1)),
+        np.flatnonzero(weighs & (trust == 1) & (bare >= BARE) & (labels > 0)),
+    )
+    healed = np.zeros(len(means), bool)
+    if not len(wanted) or not len(known):
+        return splats.sh, healed
+    share, index = _nearest(means[known], before[known], means[wanted])
+    around = labels[known][index]  # [n, neighbours]
+    votes = (share[:, :, None] * (around[:, :, None] == around[:, None, :])).sum(1)  # of each neighbour's segment
+    best = around[np.arange(len(wanted)), votes.argmax(1)]
+    segment = np.where(votes.max(1) > OWN * confidences[wanted] + _share_of(labels[wanted], around, share),
+                       best, labels[wanted])  # fmt: skip
+    for label in np.unique(segment[segment > 0]).tolist():
+        theirs, to = known[labels[known] == label], wanted[segment == label]
+        if not len(theirs):
+            continue
+        share, index = _nearest(means[theirs], before[theirs], means[to])
+        own = trust[to, None, None]
+        sh[to] = own * sh[to] + (1 - own) * np.einsum("nk,nkjc->njc", share, sh[theirs[index]])
+        healed[to] = True
+    return torch.from_numpy(sh).to(splats.sh), healed
+
+
+def _share_of(labels: np.ndarray, around: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return which share of the neighbours [n, k] are of labels [n]."""
+    return (share * (around == labels[:, None])).sum(1)
+
+
+def _nearest(points: np.ndarray, mass: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the points nearest to each wanted one, [n, k], and before them their shares.
+
+    These rise with how much of a point was seen, its mass, and fall with its distance.
+    """
+    distance, index = KDTree(points).query(wanted, min(NEIGHBOURS, len(points)))
+    index = index.reshape(len(wanted), -1)
+    share = mass[index] / np.maximum(distance.reshape(index.shape), 1e-9)
+    return share / share.sum(1, keepdims=True), index

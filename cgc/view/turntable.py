@@ -1,0 +1,150 @@
+"""Turntables: an object on its own, seen from all around, as a GIF or an MP4."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cgc.errors import InputError
+from cgc.files import write_beside
+from cgc.rasterize.base import Rasterizer
+from cgc.scene.types import Camera
+from cgc.segmentation.export import Export
+from cgc.splats.types import Splats
+
+FIELD = 1.1
+"""How many times its own size the picture shows of an object, so that it never leaves it."""
+FOCAL = 2.2
+"""Focal length in picture sides: a long lens, as of product photos."""
+
+
+def up_of(cameras: Sequence[Camera]) -> np.ndarray:
+    """Return the direction that is up in most photos, [3]: the mean of what is up in each."""
+    if not cameras:
+        raise InputError("what is up is told by cameras, but there are none; give a direction")
+    mean = -np.stack([camera.viewmat[1, :3].cpu().numpy() for camera in cameras]).astype(float).mean(0)
+    norm = np.linalg.norm(mean)
+    if norm < 1e-6:
+        raise InputError("the cameras do not agree on what is up; give a direction")
+    return mean / norm
+
+
+def turntable_cameras(
+    splats: Splats, frames: int, size: int, *, up: Sequence[float] | np.ndarray = (0, 0, 1), elevation: float = 20.0
+) -> list[Camera]:
+    """Return cameras on a circle around an object, `elevation` degrees above its middle, a frame each."""
+    if frames < 1 or size < 8:
+        raise InputError(f"a turntable has frames of 8 pixels and more, got {frames} frames of {size}")
+    axis = np.asarray(up, float)
+    if axis.shape != (3,) or not np.isfinite(axis).all() or np.linalg.norm(axis) < 1e-9:
+        raise InputError(f"what is up must be a direction (x, y, z), got {axis.tolist()}")
+    if not -89 <= elevation <= 89:
+        raise InputError(f"an elevation from -89 to 89 degrees was expected, got {elevation}")
+    axis /= np.linalg.norm(axis)
+    means = splats.means.detach().cpu().numpy().astype(float)
+    if not len(means):
+        raise InputError("there are no Gaussians to show; choose a segment that has some")
+    low, high = np.percentile(means, [1, 99], axis=0)
+    centre = (low + high) / 2
+    reach = float(np.percentile(splats.scales.detach().cpu().numpy().max(1), 90))
+    radius = max(float(np.percentile(np.linalg.norm(means - centre, axis=1), 99)) + 3 * reach, 1e-6)
+    side = np.eye(3)[np.abs(axis).argmin()]
+    first = np.cross(axis, side) / np.linalg.norm(np.cross(axis, side))
+    second = np.cross(axis, first)
+    distance = FIELD * radius * math.hypot(2 * FOCAL, 1)  # so that a ball of this radius fits
+    height = math.radians(elevation)
+    made = []
+    for frame in range(frames):
+        turn = 2 * math.pi * frame / frames
+        away = math.cos(height) * (math.cos(turn) * first + math.sin(turn) * second) + math.sin(height) * axis
+        eye = centre + distance * away
+        made.append(Camera.look_at(eye.tolist(), centre.tolist(), width=size, height=size, focal=FOCAL * size,
+                                   up=axis.tolist()))  # fmt: skip
+    return made
+
+
+def turntable(
+    splats: Splats,
+    rasterizer: Rasterizer,
+    *,
+    frames: int = 36,
+    size: int = 256,
+    up: Sequence[float] | np.ndarray = (0, 0, 1),
+    elevation: float = 20.0,
+    background: Sequence[float] = (1.0, 1.0, 1.0),
+) -> np.ndarray:
+    """Render Gaussians from all around, uint8 [frames, size, size, 3]."""
+    back = torch.tensor(list(background), dtype=torch.float32)
+    made = np.empty((frames, size, size, 3), np.uint8)
+    for frame, camera in enumerate(turntable_cameras(splats, frames, size, up=up, elevation=elevation)):
+        with torch.no_grad():
+            shown = rasterizer.render(splats, splats.colors(camera.position), [camera], backgrounds=back).values[0]
+        made[frame] = (255 * shown.clamp(0, 1)).round().byte().cpu().numpy()
+    return made
+
+
+def export_turntables(job: Export, folder: Path, *, frames: int = 36, size: int = 256) -> list[Path]:
+    """Write each chosen object's turntable: turntables/0007.gif; a format like those of segmentation/export.py."""
+    if job.rasterizer is None:
+        raise InputError("turntables are pictures, which take a rasteriser; export from a run")
+    up = up_of([view.camera for view in job.views]) if job.views else (0, 0, 1)
+    paths = []
+    for segment in job.chosen:
+        body = job.segmentation.splats.select(torch.from_numpy(job.body(segment)))
+        paths.append(folder / "turntables" / f"{job.stem(segment)}.gif")
+        write_animation(paths[-1], turntable(body, job.rasterizer, frames=frames, size=size, up=up))
+    return paths
+
+
+def write_animation(path: Path | str, frames: np.ndarray, *, fps: float = 12.0) -> None:
+    """Write frames uint8 [F, H, W, 3] as a GIF that goes on for ever, or as an MP4, by the file's suffix."""
+    path = Path(path)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames) or frames.dtype != np.uint8:
+        raise InputError(f"frames [F, H, W, 3] of bytes were expected, got {list(frames.shape)} of {frames.dtype}")
+    if not 0.1 <= fps <= 100:
+        raise InputError(f"0.1 to 100 frames a second were expected, got {fps}")
+    if path.suffix.lower() == ".gif":
+        _write_gif(path, frames, fps)
+    elif path.suffix.lower() == ".mp4":
+        _write_mp4(path, frames, fps)
+    else:
+        raise InputError(f"{path.name} is neither a .gif nor a .mp4; choose one of them")
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
+    from PIL import Image
+
+    few = frames[:: max(1, len(frames) // 6)]
+    palette = Image.fromarray(few.reshape(-1, few.shape[2], 3)).quantize(256)  # one for all, so that nothing flickers
+    pictures = [Image.fromarray(frame).quantize(palette=palette) for frame in frames]
+    with write_beside(path) as temporary:
+        pictures[0].save(
+            temporary, format="GIF", save_all=True, append_images=pictures[1:], loop=0,
+            duration=max(20, round(1000 / fps)),
+        )  # fmt: skip
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise InputError(
+            "an MP4 takes imageio-ffmpeg, which is not installed; `pip install imageio-ffmpeg`, or write a .gif"
+        ) from error
+    rate: Any = fps  # fractions are fine
+    height, width = (n - n % 2 for n in frames.shape[1:3])  # the codec takes even sizes only
+    with write_beside(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary), (width, height), fps=rate, quality=8, macro_block_size=2, ffmpeg_log_level="error"
+        )
+        writer.send(None)
+        try:
+            for frame in frames:
+                writer.send(np.ascontiguousarray(frame[:height, :width]))
+        finally:
+            writer.close()

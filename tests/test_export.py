@@ -1,0 +1,413 @@
+"""Exports read back by other code: pycocotools, PIL, our own readers, and a converter where one is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from tiny import FLOOR, NAMES, WIDTH, cameras, clumps
+
+from cgc.errors import InputError
+from cgc.masks.id_maps import read_id_map
+from cgc.ply import read_header, read_vertices
+from cgc.rasterize.cpu import CpuRasterizer
+from cgc.scene.types import View
+from cgc.segmentation.edit import keep, relabel, remove, track
+from cgc.segmentation.export import FORMATS, Export, export, is_sound, run_lengths, safe_name, safe_path
+from cgc.segmentation.labels import render_labels, render_rgb
+from cgc.segmentation.segments import Segmentation
+from cgc.splats.ply import read_ply
+from cgc.splats.split import split
+from cgc.splats.types import Splats
+from cgc.view.turntable import export_turntables, turntable, turntable_cameras, up_of, write_animation
+
+RASTERIZER = CpuRasterizer()
+OLD_ARRAYS = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+"""pycocotools was written before numpy 2."""
+
+
+def tiny() -> Segmentation:
+    splats, labels = clumps()
+    g = torch.Generator().manual_seed(4)
+    splats = replace(splats, sh=torch.cat([splats.sh, 0.05 * torch.randn(len(labels), 8, 3, generator=g)], 1))
+    labels[-3:] = -1
+    made = Segmentation(splats, labels, np.linspace(0.6, 1, len(labels)).astype(np.float32))
+    return relabel(track(made), 2, "Green / Größe")
+
+
+@pytest.fixture(scope="module")
+def job() -> Export:
+    """The tiny scene from four views, one of them in a folder; photos are its renders."""
+    scene = tiny()
+    views = tuple(View(name, camera, Path("/nowhere") / name) for name, camera in zip(NAMES[1:5], cameras()[1:5]))
+    return Export(scene, views=views, rasterizer=RASTERIZER, load_image=lambda v: shot(scene, v))
+
+
+def shot(scene: Segmentation, view: View) -> np.ndarray:
+    return (255 * render_rgb(scene.splats, view.camera, RASTERIZER)).round().astype(np.uint8)
+
+
+def same(a: Splats, b: Splats) -> bool:
+    names = ("means", "quats", "log_scales", "logit_opacities", "sh")
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in names)
+
+
+def test_every_format_writes_what_it_says_it_did(job, tmp_path):
+    paths = export(job, tmp_path, list(FORMATS))
+    there = {p for p in tmp_path.rglob("*") if p.is_file()}
+    assert set(paths) == there and len(paths) == len(there)
+
+
+# ---- splats
+
+
+def test_exported_splats_reload_bit_for_bit(job, tmp_path):
+    paths = FORMATS["ply"](job, tmp_path)
+    assert [p.name for p in paths][:2] == ["0001.ply", "0002_green-groe.ply"]
+    for segment, path in zip(job.chosen, paths):
+        got = read_ply(path)
+        assert same(got, job.segmentation.splats.select(torch.from_numpy(job.body(segment)))) and not got.extras
+        assert (job.segmentation.labels[job.body(segment)] == segment).all() and is_sound(got).all()
+    [path] = FORMATS["selection"](replace(job, ids=[5, 2], clean=False), tmp_path)
+    assert same(read_ply(path), keep(job.segmentation, [2, 5]).splats)
+    [path] = FORMATS["labelled"](job, tmp_path)
+    got = read_ply(path)
+    np.testing.assert_array_equal(got.extras["label"], job.segmentation.labels)
+    assert same(got, job.segmentation.splats)
+    cams = [v.camera for v in job.views]
+    [path] = FORMATS["rest"](replace(job, ids=[2]), tmp_path)
+    assert same(read_ply(path), remove(job.segmentation, 2, rasterizer=RASTERIZER, cameras=cams).splats)
+
+
+def test_what_cannot_be_drawn_is_not_exported(tmp_path):
+    scene = tiny()
+    broken = {0: "means", 1: "quats", 2: "log_scales", 3: "logit_opacities", 4: "sh"}
+    columns = {n: getattr(scene.splats, n).clone() for n in broken.values()}
+    for row, name in broken.items():
+        columns[name][row] = float("nan")
+    columns["log_scales"][5, 1], columns["logit_opacities"][6], columns["quats"][7] = 200.0, -9.0, 0.0
+    columns["means"][8, 2] = float("inf")
+    job = Export(replace(scene, splats=replace(scene.splats, **columns)), ids=[1], clean=False)
+    np.testing.assert_array_equal(is_sound(job.segmentation.splats), np.arange(len(scene.labels)) >= 9)
+    assert job.body(1).tolist() == list(range(9, 60))
+    [path] = FORMATS["ply"](job, tmp_path)
+    assert len(read_ply(path)) == 51  # which refuses what is not finite
+    assert len(Export(job.segmentation, ids=[1]).body(1)) > 40
+    columns["logit_opacities"][:60] = -9
+    with pytest.raises(InputError, match="no Gaussian that is drawn"):
+        FORMATS["ply"](Export(replace(scene, splats=replace(scene.splats, **columns)), ids=[1]), tmp_path)
+
+
+def test_what_no_camera_sees_of_an_object_is_not_exported_where_there_are_cameras(tmp_path):
+    splats, labels = clumps()
+    under = labels == 1
+    below = replace(splats, means=splats.means.clone(), log_scales=splats.log_scales.clone())
+    first = np.flatnonzero(under)[:5]
+    below.means[torch.from_numpy(first), 2] = -0.35  # under the floor, which the cameras see from above
+    below.log_scales[torch.from_numpy(first)] = -4.0
+    below.log_scales[torch.from_numpy(labels == FLOOR)] += 0.3
+    scene = Segmentation(below, labels, np.ones(len(labels), np.float32))
+    views = tuple(View(name, camera, Path(name)) for name, camera in zip(NAMES, cameras()))
+    job = Export(scene, ids=[1], views=views, rasterizer=RASTERIZER)
+    body = job.body(1)
+    assert not np.isin(first, body).any() and len(body) > 30
+    dense = np.zeros((2, len(labels)))
+    for camera in cameras():
+        for row, rows in enumerate((np.arange(len(labels)), np.flatnonzero(under))):
+            w = RASTERIZER.contributions(below.select(torch.from_numpy(rows)), camera)
+            np.add.at(dense[row], rows[w.ids.numpy()], w.weights.numpy())
+    known = dense[1, under] > 0.5
+    np.testing.assert_allclose(job.seen[1][known], (dense[0, under] / dense[1, under])[known], rtol=1e-5)
+    assert np.isin(first, replace(job, clean=False).body(1)).all()
+    assert np.isin(first, Export(scene, ids=[1]).body(1)).any()  # without cameras nobody knows
+
+
+def test_labels_are_in_the_order_of_the_file_that_was_segmented(tmp_path):
+    scene = tiny()
+    assert np.array_equal(np.load(FORMATS["labels"](Export(scene), tmp_path)[0]), scene.labels)
+    left = remove(scene, [3], halo=False)
+    got = np.load(FORMATS["labels"](Export(left, n_original=len(scene.labels)), tmp_path)[0])
+    np.testing.assert_array_equal(got, np.where(scene.labels == 3, -1, scene.labels))
+    got = np.load(FORMATS["labels"](Export(scene, ids=[2, 5]), tmp_path)[0])
+    np.testing.assert_array_equal(got, np.where(np.isin(scene.labels, [2, 5]), scene.labels, -1))
+
+    halves, origin = split(replace(scene.splats, extras={}), torch.arange(len(scene.labels)) % 5 == 0)
+    labels, sure = scene.labels[origin.numpy()], scene.confidences[origin.numpy()].copy()
+    labels[-1], sure[-1] = 6, 0.1  # one half went elsewhere, but less surely
+    cut = Segmentation(halves, labels, sure)
+    job = Export(cut, origin=origin.numpy(), n_original=len(scene.labels))
+    np.testing.assert_array_equal(np.load(FORMATS["labels"](job, tmp_path)[0]), scene.labels)
+    with pytest.raises(InputError, match="another file"):
+        FORMATS["labels"](replace(job, n_original=5), tmp_path)
+
+
+def test_points_have_places_and_colours(job, tmp_path):
+    [path] = FORMATS["points"](replace(job, ids=[1]), tmp_path)
+    table = read_vertices(path, read_header(path))
+    assert table.dtype.names == ("x", "y", "z", "red", "green", "blue")
+    rows = torch.from_numpy(job.body(1))
+    np.testing.assert_array_equal(np.stack([table[a] for a in "xyz"], 1), job.segmentation.splats.means[rows].numpy())
+    assert set(table[["red", "green", "blue"]].tolist()) == {(230, 25, 25)}
+    import open3d
+
+    cloud = open3d.io.read_point_cloud(str(path))
+    assert len(cloud.points) == len(rows) and np.allclose(np.asarray(cloud.colors) * 255, (230, 25, 25))
+
+
+# ---- tables
+
+
+def test_boxes_as_json_and_as_a_spreadsheet_say_the_same(job, tmp_path):
+    named = replace(job, segmentation=relabel(job.segmentation, 3, '=cmd("x"), "y"'))
+    as_json, as_csv = FORMATS["boxes"](replace(named, ids=[3, 1, 2]), tmp_path)
+    rows = json.loads(as_json.read_text())["segments"]
+    with open(as_csv, newline="") as file:
+        flat = list(csv.DictReader(file))
+    assert [r["id"] for r in rows] == [1, 2, 3] and [r["name"] for r in rows][:2] == ["segment 1", "Green / Größe"]
+    assert flat[2]["name"] == "'" + rows[2]["name"]  # no formula
+    for row, line in zip(rows, flat):
+        assert float(line["box_max_z"]) == row["box_max"][2] and int(line["color_g"]) == row["color"][1]
+        assert int(line["pixels"]) == row["pixels"] > 0
+    no_views = Export(job.segmentation, ids=[1])
+    assert json.loads(FORMATS["boxes"](no_views, tmp_path)[0].read_text())["segments"][0]["views"] == 0
+
+
+# ---- pictures
+
+
+def test_masks_are_those_of_the_labels(job, tmp_path):
+    paths = FORMATS["masks"](replace(job, ids=[1, FLOOR]), tmp_path)
+    assert [str(p.relative_to(tmp_path / "masks")) for p in paths] == [
+        "a_view_01.png", "a_view_02.png", "a_view_03.png", "sub/view_04.png"]  # fmt: skip
+    for path, view in zip(paths, job.views):
+        ids = render_labels(job.segmentation.splats, job.segmentation.labels, view.camera, RASTERIZER).ids
+        np.testing.assert_array_equal(read_id_map(path), np.where(np.isin(ids, [1, FLOOR]), ids, 0))
+
+
+@OLD_ARRAYS
+@settings(max_examples=80, deadline=None)
+@given(arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 7))))
+def test_run_lengths_are_those_of_pycocotools(mask):
+    coco = pytest.importorskip("pycocotools.mask")
+
+    runs = run_lengths(mask)
+    compressed = coco.frPyObjects({"size": list(mask.shape), "counts": runs}, *mask.shape)
+    np.testing.assert_array_equal(coco.decode(compressed), mask)
+    assert compressed["counts"] == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    assert sum(runs) == mask.size and all(r > 0 for r in runs[1:])
+
+
+@OLD_ARRAYS
+def test_coco_files_load_in_pycocotools(job, tmp_path, capsys):
+    COCO = pytest.importorskip("pycocotools.coco").COCO
+
+    instances, panoptic, *pictures = FORMATS["coco"](job, tmp_path)
+    api = COCO(str(instances))
+    capsys.readouterr()  # it prints
+    for index, (view, ids) in enumerate(zip(job.views, job.id_maps), 1):
+        assert api.loadImgs(index)[0]["file_name"] == view.name
+        found = api.loadAnns(api.getAnnIds(imgIds=index))
+        assert {a["object_id"] for a in found} == set(np.unique(ids[ids > 0]).tolist())
+        for a in found:
+            mask = ids == a["object_id"]
+            np.testing.assert_array_equal(api.annToMask(a), mask)
+            ys, xs = np.nonzero(mask)
+            assert a["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1] and a["area"] == mask.sum()
+            name = "Green / Größe" if a["object_id"] == 2 else "object"
+            assert api.loadCats(a["category_id"])[0]["name"] == name
+    data = json.loads(panoptic.read_text())
+    assert [c["name"] for c in data["categories"]] == ["object", "Green / Größe"]
+    for note, path, ids in zip(data["annotations"], pictures, job.id_maps):
+        assert tmp_path / "coco/panoptic" / note["file_name"] == path
+        rgb = np.asarray(Image.open(path)).astype(int)
+        np.testing.assert_array_equal(rgb @ [1, 256, 65536], ids)
+        assert {s["id"]: s["area"] for s in note["segments_info"]} == {
+            i: int((ids == i).sum()) for i in np.unique(ids[ids > 0]).tolist()}  # fmt: skip
+
+
+def test_cutouts_show_the_photo_of_the_object_and_nothing_else(job, tmp_path):
+    paths = FORMATS["cutouts"](replace(job, ids=[2]), tmp_path)
+    assert [p.name for p in paths] == [f"0002_green-groe_{i}.png" for i in range(1, len(paths) + 1)]
+    best = int(np.argmax([(m == 2).sum() for m in job.id_maps]))
+    rgba, mask, photo = (
+        np.asarray(Image.open(paths[0])),
+        job.id_maps[best] == 2,
+        shot(job.segmentation, job.views[best]),
+    )
+    ys, xs = np.nonzero(mask)
+    found = np.zeros((mask.shape[0] + 40, mask.shape[1] + 40), np.uint8)
+    offsets = [(y, x) for y in range(ys.min() - 8, ys.min() + 1) for x in range(xs.min() - 8, xs.min() + 1)
+               if y >= 0 and x >= 0 and np.array_equal(photo[y : y + rgba.shape[0], x : x + rgba.shape[1]],
+                                                       rgba[..., :3])]  # fmt: skip
+    [(y, x)] = offsets  # a piece of the photo, as it is
+    found[y : y + rgba.shape[0], x : x + rgba.shape[1]] = rgba[..., 3]
+    found = found[: mask.shape[0], : mask.shape[1]]
+    assert (found[mask] >= 127).all() and (found[~mask] <= 128).all() and (found[mask] == 255).mean() > 0.4
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    assert not found[~grown].any()
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "formats", "said"),
+    [
+        ({"ids": [99]}, ["ply"], "segment 99 has no Gaussian; choose of those that are shown: 1, 2"),
+        ({"ids": []}, ["ply"], "nothing to export"),
+        ({}, ["ply", "obj"], "no format 'obj' to export; choose from ply, selection"),
+        ({}, [], "no format was given"),
+        ({"views": ()}, ["ply", "coco"], "needs the scene's cameras"),
+        ({"rasterizer": None}, ["masks"], "needs the scene's cameras"),
+        ({"views": ()}, ["cutouts"], "needs the scene's cameras"),
+        ({"ids": range(1, 8)}, ["rest"], "would leave no Gaussian|nothing that is drawn"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_anything_is_written(job, tmp_path, change, formats, said):
+    scene = keep(job.segmentation, range(1, 8)) if "rest" in formats else job.segmentation
+    with pytest.raises(InputError, match=said):
+        export(replace(job, segmentation=scene, **change), tmp_path, formats)
+    assert not list(tmp_path.iterdir())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_names_never_leave_the_folder(name):
+    assert set(safe_name(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and len(safe_name(name)) <= 40
+    root = Path("/a/b")
+    path = Path(os.path.normpath(root / safe_path(name)))
+    assert path == root or root in path.parents
+    assert not set(safe_path(name)) & set('<>:"|?*\\\0\n')
+
+
+def test_hostile_views_stay_inside(job, tmp_path):
+    names = ("../../evil.png", "/etc/passwd", "a\nb/..\\c.jpg", "ok.png")
+    views = tuple(replace(v, name=name) for v, name in zip(job.views, names))
+    export(replace(job, views=views), tmp_path / "in", ["masks", "coco", "cutouts"])
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert len(list((tmp_path / "in/masks").rglob("*.png"))) == 4
+
+
+# ---- turntables
+
+
+def test_turntables_show_all_of_an_object_from_all_around(job):
+    red = job.segmentation.object(1)
+    frames = turntable(red, RASTERIZER, frames=6, size=48)
+    assert frames.shape == (6, 48, 48, 3) and frames.dtype == np.uint8
+    edges = np.concatenate([frames[:, [0, -1]].reshape(-1, 3), frames[:, :, [0, -1]].reshape(-1, 3)])
+    assert (edges > 250).all()  # nothing is cut off
+    assert (frames[:, 20:28, 20:28, 1] < 150).any(axis=(1, 2)).all()  # and it is in the middle, large
+    assert (frames.min(-1) < 200).mean() > 0.1
+    assert all(np.abs(frames[0].astype(int) - f).max() > 20 for f in frames[1:])
+    eyes = np.stack([c.position.numpy() for c in turntable_cameras(red, 8, 32, up=(0, 0, 2), elevation=30)])
+    centre = eyes.mean(0)
+    np.testing.assert_allclose(eyes[:, 2], centre[2], atol=1e-4)
+    radii = np.linalg.norm(eyes - centre, axis=1)
+    np.testing.assert_allclose(radii, radii[0], rtol=1e-4)
+    np.testing.assert_allclose(eyes[0] + eyes[4], 2 * centre, atol=1e-4)
+    np.testing.assert_allclose(up_of(cameras()), (0, 0, 1), atol=1e-5)
+
+
+def test_turntables_are_a_format_too(job, tmp_path):
+    [path] = export_turntables(replace(job, ids=[2]), tmp_path, frames=4, size=32)
+    assert path == tmp_path / "turntables/0002_green-groe.gif"
+    with Image.open(path) as gif:
+        assert (gif.n_frames, gif.size) == (4, (32, 32))
+    with pytest.raises(InputError, match="rasteriser"):
+        export_turntables(replace(job, rasterizer=None), tmp_path)
+
+
+@pytest.mark.parametrize("up", [(1, 0, 0), (0, -1, 0), (0.3, 0.5, -0.8)])
+def test_any_direction_may_be_up(job, up):
+    for camera in turntable_cameras(job.segmentation.object(1), 5, 32, up=up, elevation=0):
+        shown = camera.viewmat[1, :3].numpy()
+        np.testing.assert_allclose(-shown, np.array(up) / np.linalg.norm(up), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio-ffmpeg leaves pipes open
+def test_animations_come_back(job, tmp_path):
+    frames = turntable(job.segmentation.object(3), RASTERIZER, frames=5, size=41)
+    write_animation(tmp_path / "a/t.gif", frames, fps=10)
+    with Image.open(tmp_path / "a/t.gif") as gif:
+        assert (gif.n_frames, gif.size, gif.info["loop"], gif.info["duration"]) == (5, (41, 41), 0, 100)
+        for i in range(5):
+            gif.seek(i)
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[i]).mean() < 6
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    write_animation(tmp_path / "t.mp4", frames)
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "t.mp4"))
+    facts = next(reader)
+    shown = [np.frombuffer(f, np.uint8).reshape(40, 40, 3).astype(int) for f in reader]
+    assert facts["size"] == (40, 40) and len(shown) == 5
+    assert np.abs(shown[2] - frames[2][:40, :40]).mean() < 12
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "t.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda s: turntable_cameras(s, 0, 32), "0 frames of 32"),
+        (lambda s: turntable_cameras(s, 3, 32, up=(0, 0, 0)), "a direction"),
+        (lambda s: turntable_cameras(s, 3, 32, elevation=90), "elevation"),
+        (lambda s: turntable_cameras(s.select(torch.zeros(len(s), dtype=torch.bool)), 3, 32), "no Gaussians"),
+        (lambda s: up_of([]), "no"),
+        (lambda s: write_animation("a.webm", np.zeros((1, 8, 8, 3), np.uint8)), "neither a .gif nor a .mp4"),
+        (lambda s: write_animation("a.gif", np.zeros((0, 8, 8, 3), np.uint8)), "frames"),
+        (lambda s: write_animation("a.gif", np.zeros((1, 8, 8, 3), np.uint8), fps=0), "frames a second"),
+    ],
+)
+def test_bad_turntables_are_said(job, call, said):
+    with pytest.raises(InputError, match=said):
+        call(job.segmentation.object(1))
+
+
+# ---- other people's tools
+
+
+@pytest.mark.skipif(
+    "CGC_SPLAT_TRANSFORM" not in os.environ,
+    reason="CGC_SPLAT_TRANSFORM does not name the command of SuperSplat's converter (npm @playcanvas/splat-transform)",
+)
+def test_supersplats_converter_reads_what_we_write(job, tmp_path):
+    paths = [*FORMATS["ply"](replace(job, ids=[1]), tmp_path), *FORMATS["labelled"](job, tmp_path)]
+    for path in paths:
+        ours, table, again = read_ply(path), tmp_path / f"{path.stem}.csv", tmp_path / f"again_{path.stem}.ply"
+        convert(path, table)
+        with open(table, newline="") as file:
+            got = np.array([[float(row[c]) for c in "xyz"] for row in csv.DictReader(file)])
+        np.testing.assert_array_equal(got.astype(np.float32), ours.means.numpy())
+        convert(path, again)
+        assert same(read_ply(again), ours)
+    small = tmp_path / "small.sog"  # SuperSplat's own format, with fewer bits and in another order
+    convert(paths[0], small)
+    convert(small, tmp_path / "small.ply")
+    got, ours = read_ply(tmp_path / "small.ply").means, read_ply(paths[0]).means
+    assert got.shape == ours.shape and torch.cdist(ours, got).min(1).values.max() < 1e-3
+
+
+def convert(source: Path, target: Path) -> None:
+    """Run SuperSplat's converter."""
+    command = [*shlex.split(os.environ["CGC_SPLAT_TRANSFORM"]), "-g", "cpu", str(source), str(target)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+
+
+def test_the_floor_of_the_tiny_scene_is_seen(job):
+    assert all((ids == FLOOR).any() and ids.shape[1] == WIDTH for ids in job.id_maps)
