@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.features.files import read_tensors
 from cgc.rasterize.base import Rasterizer
@@ -17,6 +18,8 @@ from cgc.run_folder import CAMERAS, RunFolder, open_run
 from cgc.scene.cameras import read_camera_file
 from cgc.scene.types import Camera, Scene
 from cgc.segmentation.context import Context
+from cgc.segmentation.edit import track
+from cgc.segmentation.saved import FACTS, load_saved
 from cgc.segmentation.segments import Segmentation, load_hierarchy, load_labels, load_sharpened, load_table
 from cgc.splats.ply import read_ply
 
@@ -24,15 +27,19 @@ from cgc.splats.ply import read_ply
 def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentation:
     """Open a run folder that is clustered, with the splats that it shows: sharpened where it has come that far.
 
+    Or what `Segmentation.save` has left, which has the views of the run that it is from, while that is there.
     The scene is not looked at until a view is asked for by name; where it is gone by then, the cameras that the run has
     kept serve. InputError where the folder is no run, is not clustered yet, or is broken.
     """
+    if (Path(path) / FACTS).is_file():
+        return _load_saved(Path(path), rasterizer or CpuRasterizer())
     run = open_run(Path(path))
     run.require("cluster")
     tree, features = load_hierarchy(run.root), _features(run)
     if features is not None:
         _check(run, "features", len(features), len(tree.leaves))
     sharpened = load_sharpened(run.root) if run.is_done("sharpen") else None
+    n_original = len(tree.leaves)
     if sharpened is None:
         splats, (labels, confidences) = read_ply(run.root / "splats.ply"), load_labels(run.root)
         _check(run, "labels", len(labels), len(splats))
@@ -44,9 +51,16 @@ def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentat
             )
         features = None if features is None else features[torch.from_numpy(origin)]
         tree = tree.follow(origin, labels)
+    context = _context(run, rasterizer or CpuRasterizer(), tree, n_original)
+    made = Segmentation(replace(splats, features=features), labels, confidences, tree, context=context)
+    return track(made, None if sharpened is None else sharpened.origin)
+
+
+def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_original: int) -> Context:
+    """What a run knows beside the Gaussians; its best views are those of the hierarchy `tree`."""
     beside = _Beside(run)
-    context = Context(
-        rasterizer=rasterizer or CpuRasterizer(),
+    return Context(
+        rasterizer=rasterizer,
         folder=run.root,
         read_cameras=beside.cameras,
         read_photo=beside.photo,
@@ -54,8 +68,21 @@ def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentat
         hierarchy=tree,
         background=torch.ones(3) if run.settings.train.background == "white" else None,
         blended=run.settings.cluster.masks != "labels",
+        source={"run": str(run.root.resolve()), "n_original": n_original},
+        n_original=n_original,
     )
-    return Segmentation(replace(splats, features=features), labels, confidences, tree, context=context)
+
+
+def _load_saved(folder: Path, rasterizer: Rasterizer) -> Segmentation:
+    """Open what was saved, with the views of its run where that is still there."""
+    saved = load_saved(folder)
+    source, n = saved.source.get("run"), saved.source.get("n_original")
+    n_original = n if isinstance(n, int) and n > 0 else len(saved.segmentation.splats)
+    context = Context(rasterizer=rasterizer, source=dict(saved.source), n_original=n_original)
+    if isinstance(source, str) and (Path(source) / "config.json").is_file():
+        of_run = _context(open_run(Path(source)), rasterizer, None, n_original)
+        context = replace(of_run, source=dict(saved.source))
+    return replace(saved.segmentation, context=replace(context, folder=folder, blended=False))
 
 
 def _features(run: RunFolder) -> torch.Tensor | None:

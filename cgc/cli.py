@@ -188,13 +188,81 @@ class Render:
 
 @dataclass(frozen=True)
 class Export:
-    """Write every segment of a run as a plain 3DGS PLY."""
+    """Write every segment of a run as a plain 3DGS PLY; or some objects of it, in some formats."""
 
     out: RunArgument
+    objects: tuple[int, ...] = ()
+    """The ids to export (default: all that are shown)."""
+    format: tuple[str, ...] = ()
+    """What to write, some of: ply, selection (one PLY of all), rest (what is left without them), labelled (a PLY with
+    labels), labels (.npy), points, boxes (JSON and CSV), masks, coco, cutouts, turntable."""
+    to: Path | None = None
+    """The folder for it (default: export/ in the run)."""
     level: float | None = None
-    """Write the segments of this level of the hierarchy, 0 (wholes) to 1 (smallest parts), into segments_at_LEVEL/."""
+    """Write the segments of this level of the hierarchy, 0 (wholes) to 1 (smallest parts); without --objects and
+    --format into segments_at_LEVEL/."""
     quiet: bool = False
     """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Ask which objects a run has: all of them, or those at a pixel, a point, in a box, like another, or by words."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN", help="A run folder, or one that `cgc edit` has saved.")]
+    click: tuple[str, ...] = ()
+    """VIEW,X,Y: what is at this pixel (several: what all of them are on)."""
+    not_click: tuple[str, ...] = ()
+    """VIEW,X,Y: and is not at this one."""
+    point: tuple[float, float, float] | None = None
+    """X Y Z: what is at this point of the world."""
+    ray: tuple[float, float, float, float, float, float] | None = None
+    """Where from and which way: what a ray meets, from near to far."""
+    box: tuple[float, float, float, float, float, float] | None = None
+    """X0 Y0 Z0 X1 Y1 Z1: what is mostly in this box."""
+    rect: str | None = None
+    """VIEW,X0,Y0,X1,Y1: what is mostly in this rectangle of a view."""
+    mask: str | None = None
+    """VIEW,FILE.png: what fits this mask of a view best."""
+    similar: int | None = None
+    """The objects most like this one."""
+    text: str | None = None
+    """The objects that fit these words best (needs the extra cgc[text])."""
+    most: int = 5
+    """How many --similar and --text find."""
+    level: float | None = None
+    """Ask at this level of the hierarchy, 0 (wholes) to 1 (smallest parts)."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Change the objects of a run, in the order of these options, and save the result elsewhere; the run stays."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN", help="A run folder, or one that `cgc edit` has saved.")]
+    out: Path
+    """The folder to save in; `cgc query`, `edit`, `export` and `view` take it like a run."""
+    rename: tuple[str, ...] = ()
+    """ID=NAME"""
+    recolor: tuple[str, ...] = ()
+    """ID=#RRGGBB: give an object this mean colour; its shading stays."""
+    merge: tuple[int, ...] = ()
+    """Join these into the first of them."""
+    split: tuple[int, ...] = ()
+    """Split these into their parts."""
+    scale: tuple[str, ...] = ()
+    """ID=FACTOR"""
+    rotate: tuple[str, ...] = ()
+    """ID=X,Y,Z: turn about this axis, by as many degrees as it is long."""
+    move: tuple[str, ...] = ()
+    """ID=X,Y,Z, in world units."""
+    keep: tuple[int, ...] = ()
+    """Keep these alone."""
+    remove: tuple[int, ...] = ()
+    """Remove these."""
+    halo: bool = True
+    """Remove what else shows that they were there, and colour what they hid like what is beside it."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +306,8 @@ COMMANDS = {
     "report": Report,
     "eval": Eval,
     "info": Info,
+    "query": Query,
+    "edit": Edit,
 }
 
 STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report", "info")
@@ -318,9 +388,31 @@ def _call(config: object) -> None:
             pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet)
         case Sharpen(out, sharpen, quiet):
             pipeline.run_step(out, "sharpen", sharpen=sharpen, quiet=quiet)
-        case Render(out, float() as level, quiet) | Export(out, float() as level, quiet):
+        case Export(out, objects, formats, to, level, quiet) if objects or formats or to:
+            from cgc import asking
+
+            asking.export(out, to, objects=objects, formats=formats, level=level, quiet=quiet)
+        case Export(out, level=None, quiet=quiet):
+            pipeline.run_step(out, "export", quiet=quiet)
+        case Query():
+            from cgc import asking
+
+            asking.query(
+                config.run, clicks=config.click, not_clicks=config.not_click, point=config.point or (),
+                ray=config.ray or (), box=config.box or (), rect=config.rect, mask=config.mask, similar=config.similar,
+                text=config.text, most=config.most, level=config.level, as_json=config.json,
+            )  # fmt: skip
+        case Edit():
+            from cgc import asking
+
+            asking.edit(
+                config.run, config.out, rename=config.rename, recolor=config.recolor, merge=config.merge,
+                split=config.split, scale=config.scale, rotate=config.rotate, move=config.move, keep=config.keep,
+                remove=config.remove, halo=config.halo,
+            )  # fmt: skip
+        case Render(out, float() as level, quiet) | Export(out, level=float() as level, quiet=quiet):
             pipeline.run_at(out, type(config).__name__.lower(), level, quiet=quiet)
-        case Render(out, _, quiet) | Export(out, _, quiet) | Report(out, quiet):
+        case Render(out, _, quiet) | Report(out, quiet):
             pipeline.run_step(out, type(config).__name__.lower(), quiet=quiet)
         case Eval(runs, settings, quiet):
             from cgc.scoring.evaluate import evaluate
@@ -350,7 +442,7 @@ def _parse(name: str, arguments: list[str]) -> object:
         default = _with_defaults(name, settings)
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments, default=default)
 
-    if name in ("eval", "reconstruct"):
+    if name in ("eval", "reconstruct", "query", "edit"):
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments)
     if name == "masks":
         return _parse_masks(arguments)

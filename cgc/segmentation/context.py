@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +25,7 @@ class Context:
 
     read_cameras gives the views' cameras by name, read_photo a view's photo [H, W, 3] uint8 (None where it is gone).
     read_best_views gives the view that shows most of an object, by id, of the objects of `hierarchy` alone.
+    source says where it is from, as JSON values, and n_original how many Gaussians the file had that was segmented.
     background [3] is what pictures show behind the splats (None: black); blended: id maps are of blended features.
     """
 
@@ -35,6 +37,8 @@ class Context:
     hierarchy: Hierarchy | None = None
     background: Tensor | None = None
     blended: bool = False
+    source: Mapping[str, Any] = field(default_factory=dict)
+    n_original: int | None = None
 
     @cached_property
     def cameras(self) -> Mapping[str, Camera]:

@@ -401,6 +401,21 @@ FORMATS: dict[str, Exporter] = {
 """What can be exported, by name."""
 
 
+def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Export:
+    """Return what is needed to export some ids (None: all that are shown), with the views it knows of."""
+    context = segmentation.context
+    cameras = {} if context.read_cameras is None else context.cameras
+    views = [View(name, camera, Path(name)) for name, camera in cameras.items()]
+
+    def photo(view: View) -> np.ndarray:
+        found = context.read_photo(view.name) if context.read_photo else None
+        if found is None:
+            raise InputError(f"the photo {view.name} is gone, and cut-outs are made of photos; restore the scene")
+        return found
+
+    return Export(segmentation, ids, views, context.rasterizer, photo, n_original=context.n_original)
+
+
 def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path]:
     """Write some formats into a folder; unknown ones and unknown ids are refused before anything is written."""
     if unknown := [name for name in formats if name not in FORMATS]:

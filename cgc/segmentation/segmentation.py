@@ -1,6 +1,7 @@
 """A segmented scene, and all that can be asked of it: thin methods over the functions of this room.
 
 what is there    objects.py     which one is meant    query.py, text.py     its pictures    pictures.py
+changed          edit.py        taken away            saved.py, export.py
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -199,6 +201,99 @@ class Segmentation:
         """Render colours, segments, features, depth or confidence; several views are stacked. See `pictures.render`."""
         return pictures.render(self, views, what)
 
+    # --- changed: a new segmentation each, so that undoing is keeping the old one; nothing is written ---------
+
+    def keep(self, *which: int | Object) -> Segmentation:
+        """Keep the Gaussians of some objects alone. See `edit.keep`."""
+        from cgc.segmentation import edit
+
+        return edit.keep(self, _ids(which))
+
+    def remove(self, *which: int | Object, halo: bool = True) -> Segmentation:
+        """Remove some objects, and with `halo` what else shows that they were there. See `edit.remove`."""
+        from cgc.segmentation import edit
+
+        return edit.remove(
+            self, _ids(which), halo=halo, rasterizer=self.context.rasterizer, cameras=self._cameras() if halo else ()
+        )
+
+    def merge(self, *which: int | Object) -> Segmentation:
+        """Join some objects into the first of them. See `edit.merge`."""
+        from cgc.segmentation import edit
+
+        return edit.merge(self, _ids(which))
+
+    def split(
+        self, which: int | Object, parts: Literal["children"] | int | np.ndarray = "children",
+        view: ViewOrCamera | None = None,
+    ) -> Segmentation:  # fmt: skip
+        """Split an object: into its parts, so many clusters, or what a mask of `view` covers. See `edit.split`."""
+        from cgc.segmentation import edit
+
+        camera = None if view is None else pictures.camera_of(self, view)
+        features = self.features.detach().cpu().numpy() if self.has_features else None
+        (segment,) = _ids([which])
+        return edit.split(self, segment, parts, camera=camera, rasterizer=self.context.rasterizer, features=features)
+
+    def paint(self, view: ViewOrCamera, mask: np.ndarray, which: int | Object | None = None) -> Segmentation:
+        """Give what a mask of a view covers to an object; None: to a new one; 0: to none. See `edit.paint`."""
+        from cgc.segmentation import edit
+
+        segment = which.id if isinstance(which, Object) else which
+        return edit.paint(self, pictures.camera_of(self, view), mask, segment, self.context.rasterizer)
+
+    def rename(self, which: int | Object, name: str | None) -> Segmentation:
+        """Give an object a name; None takes it away. See `edit.relabel`."""
+        from cgc.segmentation import edit
+
+        return edit.relabel(self, _ids([which])[0], name)
+
+    def recolor(
+        self, which: int | Object, rgb: Sequence[float], how: Literal["shift", "tint"] = "shift"
+    ) -> Segmentation:
+        """Make an object's mean colour `rgb`, 0 to 1; its shading stays. See `edit.recolor`."""
+        from cgc.segmentation import edit
+
+        return edit.recolor(self, _ids([which]), rgb, how=how)
+
+    def transform(
+        self, which: int | Object, *, translation: ArrayLike = (0, 0, 0), rotation: ArrayLike | None = None,
+        scale: float = 1.0, about: ArrayLike | None = None,
+    ) -> Segmentation:  # fmt: skip
+        """Move, turn (a quaternion wxyz or a matrix) and scale an object. See `edit.transform`."""
+        from cgc.segmentation import edit
+
+        turned, centre = (None if x is None else np.asarray(x, float) for x in (rotation, about))
+        return edit.transform(
+            self, _ids([which]), translation=np.asarray(translation, float), rotation=turned, scale=scale, about=centre,
+            rasterizer=self.context.rasterizer, cameras=self._cameras(),
+        )  # fmt: skip
+
+    # --- taken away -----------------------------------------------------------------------------------------
+
+    def save(self, folder: Path | str | None = None) -> Path:
+        """Save it in a folder of its own, which `cgc.load` opens (default: where it is from, or edited/ in the run)."""
+        from cgc.segmentation.saved import FACTS, save
+
+        own = self.context.folder
+        if folder is None and own is None:
+            raise InputError("this segmentation is of no run; say which folder to save it in")
+        if folder is None and own is not None:
+            folder = own if (own / FACTS).is_file() else own / "edited"
+        return save(self, Path(folder or ""), self.context.source)
+
+    def export(
+        self, folder: Path | str, formats: Sequence[str] = ("ply",), which: Sequence[int | Object] | None = None
+    ) -> list[Path]:
+        """Write some formats of some objects (None: all that are shown) into a folder. See `export.FORMATS`."""
+        from cgc.segmentation.export import export, job_of
+
+        return export(job_of(self, None if which is None else _ids(which)), folder, formats)
+
+    def _cameras(self) -> list[Camera]:
+        """The views' cameras, as far as they are known."""
+        return [] if self.context.read_cameras is None else list(self.context.cameras.values())
+
     # --- what is worked out once ----------------------------------------------------------------------------
 
     @property
@@ -250,3 +345,7 @@ class Segmentation:
             return ""
         counts = self.pixels_of_views[:, node]
         return self.views[int(counts.argmax())] if counts.any() else ""
+
+
+def _ids(which: Sequence[int | Object]) -> list[int]:
+    return [w.id if isinstance(w, Object) else int(w) for w in which]

@@ -1,0 +1,274 @@
+"""The commands that ask a segmented scene, change it and take things out of it: they print, and call the API."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cgc.api import load
+from cgc.errors import InputError
+from cgc.masks.id_maps import read_id_map
+from cgc.progress import console
+from cgc.segmentation.export import FORMATS, Export, job_of
+from cgc.segmentation.export import export as write_formats
+from cgc.segmentation.objects import Object
+from cgc.segmentation.segmentation import Segmentation
+from cgc.view.turntable import export_turntables
+
+TAKEN_OUT: dict[str, Callable[[Export, Path], list[Path]]] = {**FORMATS, "turntable": export_turntables}
+"""What `cgc export --format` writes, by name."""
+
+
+# --- ask --------------------------------------------------------------------------------------------------
+
+
+def query(
+    folder: Path,
+    *,
+    clicks: Sequence[str],
+    not_clicks: Sequence[str],
+    point: Sequence[float],
+    ray: Sequence[float],
+    box: Sequence[float],
+    rect: str | None,
+    mask: str | None,
+    similar: int | None,
+    text: str | None,
+    most: int,
+    level: float | None,
+    as_json: bool,
+) -> None:
+    """Print the objects that one question finds; without a question, all of them."""
+    asked = [bool(clicks), bool(point), bool(ray), bool(box), rect is not None, mask is not None, similar is not None,
+             text is not None]  # fmt: skip
+    if sum(asked) > 1:
+        raise InputError("one question at a time: give one of --click, --point, --ray, --box, --rect, --mask, "
+                         "--similar and --text")  # fmt: skip
+    if not_clicks and not clicks:
+        raise InputError("--not-click says where the object is not; say where it is with --click")
+    seg = load(folder).at_level(level) if level is not None else load(folder)
+    notes: list[str] = []
+    if clicks:
+        view, positive = _clicks(clicks)
+        other, negative = _clicks(not_clicks) if not_clicks else (view, [])
+        if other != view:
+            raise InputError(f"clicks are of one view, got {view} and {other}; ask for each by itself")
+        found = list(seg.at_pixels(view, positive, negative))
+        if not found:
+            notes.append("nothing is there: the pixels show noise or the background")
+    elif point:
+        found = _some(seg.at_point(point))
+    elif ray:
+        hits = seg.along_ray(ray[:3], ray[3:])
+        found = [hit.object for hit in hits]
+        notes = [f"{hit.object.id}: {hit.weight:.0%} of what is seen, {hit.distance:.4g} away" for hit in hits]
+    elif box:
+        found = seg.in_box(box[:3], box[3:])
+    elif rect is not None:
+        view, numbers = _view_and_numbers(rect, 4, "--rect")
+        found = seg.in_rect(view, *numbers)
+    elif mask is not None:
+        view, _, file = mask.partition(",")
+        if not file:
+            raise InputError(f"--mask is {mask!r} where VIEW,FILE.png was expected")
+        found = list(seg.from_mask(view, read_id_map(Path(file)) > 0))
+    elif similar is not None or text is not None:
+        matches = seg.similar(similar, most) if similar is not None else seg.find(text or "", most)
+        found = [match.object for match in matches]
+        notes = [f"{match.object.id}: {match.score:.3f} by {match.by}" for match in matches]
+    else:
+        found = seg.objects
+    _print(seg, found, notes, as_json)
+
+
+def _some(found: Object | None) -> list[Object]:
+    return [] if found is None else [found]
+
+
+def _clicks(words: Sequence[str]) -> tuple[str, list[tuple[float, float]]]:
+    """Read clicks like 0007.jpg,310,220, all of one view."""
+    read = [_view_and_numbers(word, 2, "--click") for word in words]
+    views = list(dict.fromkeys(view for view, _ in read))
+    if len(views) > 1:
+        raise InputError(f"clicks are of one view, got {' and '.join(views)}; ask for each by itself")
+    return views[0], [(x, y) for _, (x, y) in read]
+
+
+def _view_and_numbers(word: str, count: int, option: str) -> tuple[str, list[float]]:
+    """Read VIEW,NUMBER,...; the name may hold commas."""
+    parts = word.rsplit(",", count)
+    try:
+        numbers = [float(x) for x in parts[1:]]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not parts[0]:
+        places = {2: "X,Y", 4: "X0,Y0,X1,Y1"}[count]
+        raise InputError(f"{option} is {word!r} where VIEW,{places} was expected, in pixels from the top left")
+    return parts[0], numbers
+
+
+def _print(seg: Segmentation, found: Iterable[Object], notes: list[str], as_json: bool) -> None:
+    rows = [_row(obj) for obj in found]
+    if as_json:
+        console.print(json.dumps(rows, indent=1), markup=False, soft_wrap=True)
+        return
+    if rows:
+        console.print(
+            f"{'id':>5}  {'Gaussians':>9}  {'size':<22}  {'centre':<25}  {'best view':<16}  in    parts    name"
+        )
+    for r in rows:
+        size = " x ".join(f"{v:.3g}" for v in r["size"])
+        centre = ", ".join(f"{v:.3g}" for v in r["centre"])
+        parts, within = " ".join(map(str, r["children"])) or "-", str(r["parent"] or "-")
+        words = (f"{r['id']}", f"{r['gaussians']:,}", size, centre, r["best_view"], within, parts, r["name"])
+        console.print(_line(*words), markup=False)
+    for note in notes:
+        console.print(note, markup=False)
+    if not rows and not notes:
+        console.print("nothing is there")
+
+
+def _line(*words: str) -> str:
+    widths = (">5", ">9", "<24", "<25", "<16", "<4", "<7", "<0")
+    return "  ".join(f"{word:{width}}" for word, width in zip(words, widths)).rstrip()
+
+
+def _row(obj: Object) -> dict[str, Any]:
+    box = obj.box
+    return {
+        "id": obj.id,
+        "name": obj.name,
+        "gaussians": obj.gaussians,
+        "centre": obj.centre.tolist(),
+        "size": box.size.tolist(),
+        "axes": box.axes.tolist(),
+        "volume": obj.volume,
+        "color": list(obj.color),
+        "confidence": obj.confidence,
+        "best_view": obj.best_view,
+        "parent": obj.parent,
+        "children": list(obj.children),
+        "level": obj.level,
+    }
+
+
+# --- change -----------------------------------------------------------------------------------------------
+
+
+def edit(
+    folder: Path,
+    out: Path,
+    *,
+    rename: Sequence[str],
+    recolor: Sequence[str],
+    merge: Sequence[int],
+    split: Sequence[int],
+    scale: Sequence[str],
+    rotate: Sequence[str],
+    move: Sequence[str],
+    keep: Sequence[int],
+    remove: Sequence[int],
+    halo: bool,
+) -> None:
+    """Change a segmentation in the order of the arguments, save it in `out`, and say what was done."""
+    seg = start = load(folder)
+    for word in rename:
+        which, name = _assignment(word, "--rename", "ID=NAME")
+        seg = seg.rename(which, name)
+    for word in recolor:
+        which, color = _assignment(word, "--recolor", "ID=#RRGGBB")
+        seg = seg.recolor(which, _rgb(color))
+    if merge:
+        seg = seg.merge(*merge)
+    for which in split:
+        seg = seg.split(which)
+    for word in scale:
+        which, value = _assignment(word, "--scale", "ID=FACTOR")
+        seg = seg.transform(which, scale=_numbers(value, 1, word)[0])
+    for word in rotate:
+        which, value = _assignment(word, "--rotate", "ID=X,Y,Z")
+        seg = seg.transform(which, rotation=_turn(_numbers(value, 3, word)))
+    for word in move:
+        which, value = _assignment(word, "--move", "ID=X,Y,Z")
+        seg = seg.transform(which, translation=_numbers(value, 3, word))
+    if keep:
+        seg = seg.keep(*keep)
+    if remove:
+        seg = seg.remove(*remove, halo=halo)
+    if seg is start:
+        raise InputError(
+            "nothing to do: give one of --remove, --keep, --merge, --split, --rename, --recolor, --move, --rotate and "
+            "--scale"
+        )
+    saved = seg.save(out)
+    for record in seg.edits[len(start.edits) :]:
+        facts = ", ".join(f"{k} {_brief(v)}" for k, v in record.items() if k != "edit" and v not in ([], ""))
+        console.print(f"{record['edit']}: {facts}", markup=False)
+    console.print(f"{len(seg)} objects, {len(seg.splats):,} Gaussians: {saved}", markup=False)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(_brief(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _assignment(word: str, option: str, form: str) -> tuple[int, str]:
+    which, equals, value = word.partition("=")
+    if not equals or not which.strip().isdigit():
+        raise InputError(f"{option} is {word!r} where {form} was expected")
+    return int(which), value
+
+
+def _numbers(text: str, count: int, word: str) -> list[float]:
+    try:
+        numbers = [float(x) for x in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise InputError(f"{word!r} has {text!r} where {count} number{'s' * (count > 1)} with commas were expected")
+    return numbers
+
+
+def _rgb(text: str) -> list[float]:
+    if not re.fullmatch(r"#?[0-9a-fA-F]{6}", text):
+        raise InputError(f"{text!r} is no colour; write it as #RRGGBB")
+    return [int(text[-6:][i : i + 2], 16) / 255 for i in (0, 2, 4)]
+
+
+def _turn(degrees: Sequence[float]) -> np.ndarray:
+    """The rotation about an axis (x, y, z) by as many degrees as the vector is long, [3, 3]."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_rotvec(np.asarray(degrees), degrees=True).as_matrix()
+
+
+# --- take away --------------------------------------------------------------------------------------------
+
+
+def export(
+    folder: Path,
+    out: Path | None,
+    *,
+    objects: Sequence[int],
+    formats: Sequence[str],
+    level: float | None,
+    quiet: bool,
+) -> None:
+    """Write some formats of some objects (none: all that are shown) into a folder, by default export/ beside them."""
+    names = [name for word in formats for name in word.split(",") if name] or ["ply"]
+    if unknown := [name for name in names if name not in TAKEN_OUT]:
+        raise InputError(f"there is no format {unknown[0]!r} to export; choose from {', '.join(TAKEN_OUT)}")
+    seg = load(folder).at_level(level) if level is not None else load(folder)
+    job, target = job_of(seg, list(objects) or None), out or folder / "export"
+    paths = write_formats(job, target, [n for n in names if n in FORMATS]) if set(names) & set(FORMATS) else []
+    for name in names:
+        if name not in FORMATS:
+            paths += TAKEN_OUT[name](job, target)
+    if not quiet:
+        console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}", markup=False)
