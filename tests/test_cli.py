@@ -96,7 +96,8 @@ def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     said = capsys.readouterr().out
-    assert not end.value.code and f"usage: cgc {name}" in said and "--out" in said
+    assert not end.value.code and f"usage: cgc {name}" in said
+    assert "--out" in said or name == "query"
     if name == "run":
         assert "--downscale" in said and "--train.steps" in said and "HDBSCAN" in said
     if name == "lift":
