@@ -7,7 +7,8 @@ Prints for each run, over its test views and several seeds: things mIoU, boundar
 IoU (one click in one view, scored in the others), as mean and spread; and the seconds of learning and clustering. The
 ceiling are labels voted through W^T from the true maps of the training views; `vote` takes the masks' ids for
 consistent, which they are not. The paper's rows are finished runs of the preset `paper`, which trains splats of its own
-(`cgc run SCENE --preset paper`) or takes the same ones (`--splats`).
+(`cgc run SCENE --preset paper`) or takes the same ones (`--splats`). "The same features by rasterising them" are
+learned in as many steps from the same pixels and losses, with the views rasterised in every step (one seed).
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 from tyro.conf import Positional
 
@@ -29,6 +32,7 @@ from cgc.evaluation.prompts import score_prompts
 from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
 from cgc.features.lifting import vote_ids
+from cgc.features.losses import contrastive_loss, smoothness_loss
 from cgc.features.samples import visible_mass
 from cgc.files import write_text
 from cgc.masks.id_maps import read_id_map
@@ -36,6 +40,7 @@ from cgc.pipeline import Workspace
 from cgc.run_folder import open_run
 from cgc.segmentation.labels import render_labels
 
+PLOT = "segmentation.svg"
 MEASURES = ("things mIoU", "boundary IoU", "PQ", "one click")
 BEGIN, END = "<!-- segmentation: begin -->", "<!-- segmentation: end -->"
 
@@ -60,6 +65,7 @@ class Rows:
 
     scores: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, scores: tuple[float, ...], seconds: float) -> None:
         """Note what a method reached with one seed."""
@@ -114,7 +120,10 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
     n, mass = len(work.splats), visible_mass(work.batches, len(work.splats))
     space = Space(work.splats.means / work.scene.extent, work.neighbours)
     for seed in seeds:
+        work.__dict__.pop("batches", None)
         base, start = replace(settings.cluster, seed=seed), time.perf_counter()
+        _ = work.batches
+        sampling = time.perf_counter() - start
         features = learn_features(work.batches, work.neighbours, replace(settings.lift, seed=seed), quiet=True)
         smooth, columns = smooth_features(features, work.neighbours, mass), mask_columns(work.batches, n)
         learning = time.perf_counter() - start
@@ -136,10 +145,79 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
         }
         for name, changed in ablations.items():
             add(f"- {name}", lambda o=ours, c=changed: o(**c), learning)
+        if seed == seeds[0]:
+            start = time.perf_counter()
+            rasterised = smooth_features(learn_by_rasterising(work, seed), work.neighbours, mass)
+            took = time.perf_counter() - start
+            add("the same features by rasterising them", lambda o=ours, f=rasterised: o(features=f), took)
+            rows.notes.append(
+                f"Learning in as many steps, seed {seed}: {learning:.1f} s with the sampling of weights, "
+                f"{learning - sampling:.1f} s without; {took:.1f} s by rasterising, {took / learning:.0f} times as "
+                f"long ({took / max(learning - sampling, 1e-9):.0f} times)."
+            )
     return rows
 
 
-def paper(run: Path) -> tuple[float, ...]:
+def learn_by_rasterising(work: Workspace, seed: int) -> torch.Tensor:
+    """Learn features as `learn_features` does, from the same pixels and losses, by rasterising in every step."""
+    settings = replace(work.run.settings.lift, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(len(work.splats), settings.dim, generator=generator).mul_(0.1).requires_grad_()
+    optimizer = torch.optim.Adam([features], lr=settings.lr, betas=(0.9, 0.99), eps=1e-15)
+    order: list[int] = []
+    for step in range(settings.steps):
+        optimizer.param_groups[0]["lr"] = settings.lr * 0.1 ** (step / settings.steps)
+        optimizer.zero_grad()
+        loss = torch.zeros(())
+        for _ in range(settings.views_per_step):
+            order = order or torch.randperm(len(work.batches), generator=generator).tolist()
+            batch = work.batches[order.pop()]
+            camera = work.scene.views[batch.view].camera
+            picture = work.rasterizer.render(work.splats, features, [camera]).values[0]
+            shown = picture.reshape(-1, settings.dim)[batch.weights.pixels.long()]
+            loss = loss + contrastive_loss(shown, batch.masks, len(batch.mask_ids)) / settings.views_per_step
+        anchors = torch.randint(len(features), (settings.anchors,), generator=generator)
+        loss = loss + settings.spatial_weight * smoothness_loss(features, anchors, work.neighbours[anchors])
+        loss.backward()
+        optimizer.step()
+    return features.detach()
+
+
+def plot(scenes: Mapping[str, Rows]) -> str:
+    """Draw things mIoU of every method as SVG: a bar a scene, with a line from the lowest to the highest seed."""
+    names = list(dict.fromkeys(name for rows in scenes.values() for name in rows.scores))
+    colors, left, wide, high = ("#3b6fb6", "#d98b2b", "#4a9d5b", "#a64ca6"), 300, 460, 14
+    step = high * len(scenes) + 10
+    height = step * len(names) + 50
+    drawn = []
+    for k in range(0, 11, 2):
+        x = left + wide * k / 10
+        drawn.append(f'<line x1="{x}" y1="30" x2="{x}" y2="{height - 12}" stroke="#ddd"/>')
+        drawn.append(f'<text x="{x}" y="{height}" text-anchor="middle">{k / 10:.1f}</text>')
+    for j, scene in enumerate(scenes):
+        x = left + 110 * j
+        drawn.append(f'<rect x="{x}" y="8" width="10" height="10" fill="{colors[j % 4]}"/>')
+        drawn.append(f'<text x="{x + 15}" y="17">{escape(scene)}</text>')
+    for i, name in enumerate(names):
+        top = 34 + i * step
+        label = escape(name.replace("*", ""))
+        drawn.append(f'<text x="{left - 8}" y="{top + high * len(scenes) / 2 + 4}" text-anchor="end">{label}</text>')
+        for j, rows in enumerate(scenes.values()):
+            if name not in rows.scores:
+                continue
+            values, y = np.array(rows.scores[name])[:, 0], top + j * high
+            low, mean, most = (left + wide * v for v in (values.min(), values.mean(), values.max()))
+            drawn.append(
+                f'<rect x="{left}" y="{y}" width="{mean - left:.1f}" height="{high - 2}" fill="{colors[j % 4]}"/>'
+            )
+            drawn.append(f'<line x1="{low:.1f}" y1="{y + 6}" x2="{most:.1f}" y2="{y + 6}" stroke="#222"/>')
+            drawn.append(f'<text x="{most + 5:.1f}" y="{y + 10}" font-size="10">{values.mean():.3f}</text>')
+    size = f'viewBox="0 0 {left + wide + 50} {height + 8}"'
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
+                      '<rect width="100%" height="100%" fill="#fff"/>', *drawn, "</svg>", ""])  # fmt: skip
+
+
+def score_run(run: Path) -> tuple[float, ...]:
     """Score the id maps that a finished run has rendered."""
     work = Workspace(open_run(run), quiet=True)
     return score(work, {i: read_id_map(run / "masks" / f"{work.picture_names[i]}.png") for i in work.test_views})
@@ -147,25 +225,35 @@ def paper(run: Path) -> tuple[float, ...]:
 
 def main(benchmark: Benchmark) -> None:
     """Print a Markdown table a scene, or write them."""
+    drawn: dict[str, Rows] = {}
     lines = [
         f"Seeds {', '.join(map(str, benchmark.seeds))}: mean (lowest to highest). Seconds: learning and clustering."
     ]
     for run in benchmark.runs:
         print(run, flush=True)
         rows = compare(run, benchmark.seeds)
+        done = open_run(run).stats["seconds"]
+        rows.add(
+            "**ours, sharpened** (the run itself)", score_run(run), sum(done[k] for k in ("lift", "cluster", "sharpen"))
+        )
         for other in benchmark.paper:
             same = open_run(other).source.scene_identity() == open_run(run).source.scene_identity()
             if same:
                 stats = open_run(other).stats["seconds"]
                 splats = "the same splats" if open_run(other).source.splats else "its own splats"
-                rows.add(f"preset paper, {splats}", paper(other), stats.get("lift", 0) + stats["cluster"])
+                rows.add(f"preset paper, {splats}", score_run(other), stats.get("lift", 0) + stats["cluster"])
         lines += [
             "",
             f"`{run.name}`, {len(Workspace(open_run(run), quiet=True).splats):,} Gaussians",
             "",
             *rows.table(),
+            "",
+            *rows.notes,
         ]
+        drawn[run.name] = rows
     if benchmark.write:
+        write_text(benchmark.write.with_name(PLOT), plot(drawn))
+        lines += ["", f"![Things mIoU of every method]({PLOT})"]
         before, rest = benchmark.write.read_text().split(BEGIN)
         write_text(benchmark.write, before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1])
     else:
