@@ -176,3 +176,39 @@ def ray(camera: Camera, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
     local = torch.linalg.solve(K, torch.tensor([math.floor(x) + 0.5, math.floor(y) + 0.5, 1.0], dtype=torch.float64))
     way = camera.viewmat[:3, :3].double().T @ local
     return camera.position.double().numpy(), _unit(way.numpy())
+
+
+# --- OpenGL -----------------------------------------------------------------------------------------------
+# OpenGL's camera axes are +x right, +y up, +z back; its clip space goes from -1 to 1, +y up
+
+_FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+def from_gl(view: np.ndarray, projection: np.ndarray, size: Size) -> Camera:
+    """Return the camera of OpenGL's view matrix (eye_from_world) and projection matrix [4, 4], for a viewport."""
+    width, height = check_size(size)
+    p = np.asarray(projection, float)
+    K = np.array(
+        [
+            [p[0, 0] * width / 2, 0, (1 - p[0, 2]) * width / 2],
+            [0, p[1, 1] * height / 2, (1 + p[1, 2]) * height / 2],
+            [0, 0, 1],
+        ]
+    )
+    viewmat = _FLIP @ np.asarray(view, float)
+    return Camera(torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(), width, height)
+
+
+def vertical_fov(camera: Camera) -> float:
+    """The angle that a camera sees from top to bottom, in degrees, had it its middle in the middle."""
+    return math.degrees(2 * math.atan(camera.height / (2 * float(camera.K[1, 1]))))
+
+
+def focus(segmentation: Segmentation) -> np.ndarray:
+    """The point to turn a scene around, [3]: what its views look at; the middle of its objects where there are none."""
+    ring = _ring(known_cameras(segmentation))
+    if ring is not None:
+        return ring[0]
+    means = segmentation.splats.means.detach().cpu().numpy().astype(float)
+    inside = means[segmentation.labels > 0]
+    return np.median(inside if len(inside) else means, axis=0)
