@@ -161,7 +161,7 @@ def outline(picture: Picture, mask: np.ndarray) -> Picture:
     """Dim what is outside of a mask [H, W] and draw a line around it, bright with a dark rim; none without a pixel."""
     if not mask.any():
         return picture
-    wide = max(1, round(min(mask.shape) / 300))
+    wide = max(1, round(min(mask.shape) / 450))
     cross = np.ones((3, 3), bool)
     grown = np.asarray(binary_dilation(mask, cross, iterations=wide), bool)
     shrunk = np.asarray(binary_erosion(mask, cross, iterations=wide, border_value=1), bool)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cgc.errors import InputError
+from cgc.geometry import quat_to_rotation
 from cgc.scene.types import Camera
 from cgc.segmentation.objects import Object, Selection
 from cgc.segmentation.orbit import orbit
@@ -202,6 +203,25 @@ def from_gl(view: np.ndarray, projection: np.ndarray, size: Size) -> Camera:
 def vertical_fov(camera: Camera) -> float:
     """The angle that a camera sees from top to bottom, in degrees, had it its middle in the middle."""
     return math.degrees(2 * math.atan(camera.height / (2 * float(camera.K[1, 1]))))
+
+
+def up_of(segmentation: Segmentation) -> np.ndarray:
+    """The direction that is up for the views, [3]; z where there are none, or they have none in common."""
+    views = known_cameras(segmentation)
+    mean = -np.mean([c.viewmat[1, :3].double().numpy() for c in views] or [[0, 0, -1]], axis=0)
+    return _unit(mean) if np.linalg.norm(mean) > 0.1 else np.array([0.0, 0.0, 1.0])
+
+
+def from_pose(wxyz: np.ndarray, position: np.ndarray, fov: float, size: Size) -> Camera:
+    """Return the camera at a position, turned by world_from_camera; `fov` from top to bottom, in radians."""
+    width, height = check_size(size)
+    turn = quat_to_rotation(torch.from_numpy(np.asarray(wxyz, float))).T
+    viewmat = torch.eye(4, dtype=torch.float64)
+    viewmat[:3, :3] = turn
+    viewmat[:3, 3] = -turn @ torch.from_numpy(np.asarray(position, float))
+    focal = height / (2 * math.tan(fov / 2))
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    return Camera(viewmat.float(), K.float(), width, height)
 
 
 def focus(segmentation: Segmentation) -> np.ndarray:

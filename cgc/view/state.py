@@ -124,9 +124,12 @@ class State:
         seen = tuple(i for i in self.selected if self.is_shown(i))
         return frame(self.shown, self.camera, self.mode, Extras(seen, seen if self.boxes else (), self.axes))
 
-    def colors(self) -> np.ndarray:
-        """The colours of the Gaussians that are shown, [N, 3] float32 in 0..1: the selection bright, the rest dim."""
-        made = colors_of(self.shown, self.mode, self.camera).numpy()
+    def colors(self, *, sheen: bool = True) -> np.ndarray:
+        """The colours of the Gaussians that are shown, [N, 3] float32 in 0..1: the selection bright, the rest dim.
+
+        sheen: colours as the camera sees them; without, as they are in the mean.
+        """
+        made = colors_of(self.shown, self.mode, self.camera if sheen or self.mode == "depth" else None).numpy()
         if self._selected:
             marked = self._covered(self._selected)[self.visible]
             made = np.where(marked[:, None], MARKED * ACCENT_COLOR + (1 - MARKED) * made, made * UNMARKED)

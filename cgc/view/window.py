@@ -72,7 +72,8 @@ class _Window:
 
         self.o3d: Any = open3d
         gui, rendering = self.o3d.visualization.gui, self.o3d.visualization.rendering
-        self.desk, self.points = desk, points
+        self.has_gaussians = hasattr(rendering.MaterialRecord(), "gaussian_splat_sh_degree")  # since Open3D 0.20
+        self.desk, self.points = desk, points or not self.has_gaussians
         self.gui, self.rendering = gui, rendering
         self.app = gui.Application.instance
         self.app.initialize()
@@ -121,6 +122,7 @@ class _Window:
         self.modes.set_on_selection_changed(lambda mode, _: self._run(BY_NAME[mode]))
         self.drawing = gui.Checkbox("points")
         self.drawing.checked = self.points
+        self.drawing.enabled = self.has_gaussians
         self.drawing.set_on_checked(self._set_points)
         self._row("show", self.modes, self.drawing)
         self.views = gui.Combobox()
