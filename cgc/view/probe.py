@@ -54,7 +54,7 @@ def probe(environment: Mapping[str, str] | None = None, seconds: float = SECONDS
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise InputError(
-            f"no window came up within {seconds:.0f} seconds: the display or its driver hangs; restart it, {INSTEAD}"
+            f"no window came up within {seconds:g} seconds: the display or its driver hangs; restart it, {INSTEAD}"
         ) from error
     return understand(made.returncode, made.stdout)
 

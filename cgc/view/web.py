@@ -56,11 +56,16 @@ def serve(
     page = open_page(segmentation, port, host=host, mode=mode, camera=camera, level=level, out=out)
     say(f"open http://{'localhost' if host in (HOST, '0.0.0.0') else host}:{port} in a browser; Ctrl-C ends it")
     try:
-        threading.Event().wait()
+        wait()
     except KeyboardInterrupt:
         pass
     finally:
         page.stop()
+
+
+def wait() -> None:
+    """Wait until this process is interrupted."""
+    threading.Event().wait()
 
 
 def open_page(
