@@ -7,6 +7,7 @@ Picking and saved pictures are by the project's own rasteriser from the window's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,11 @@ class _Window:
         self.pressed: tuple[int, int] | None = None
         self.boxes = self.behind = 0
         self.dialog = ""
+        self.accept: Callable[[], None] | None = None
+        self.later: list[Callable[[], None]] = []
         self.closed = False
         self.thumbnails: dict[int, Any] = {}
-        self.rows: dict[int, Any] = {}
+        self.rows: dict[int, tuple[Any, Any]] = {}
         self.pictures: dict[int, Any] = {}
         self._build_panel()
         state = self.desk.state
@@ -105,8 +108,13 @@ class _Window:
         self.app.run_in_thread(self._make_thumbnails)
 
     def run(self) -> None:
-        """Show the window until it is closed."""
-        self.app.run()
+        """Show the window until it is closed or interrupted."""
+        try:
+            while self.app.run_one_tick():
+                pass
+        except KeyboardInterrupt:
+            self.closed = True
+            self.app.quit()
 
     # --- widgets --------------------------------------------------------------------------------------------
 
@@ -175,7 +183,7 @@ class _Window:
         return min(round(19 * self.window.theme.font_size), width // 2)
 
     def _list(self) -> None:
-        """Make the list of objects anew: its thumbnail, its name (click: select), and whether it is shown."""
+        """Make the list of objects: its thumbnail, its name (click: select), and whether it is shown."""
         gui, state = self.gui, self.desk.state
         em = self.window.theme.font_size
         column = gui.Vert(round(0.15 * em))
@@ -193,11 +201,26 @@ class _Window:
             button.toggleable = True
             button.is_on = thing.id in state.selected
             column.add_child(row)
-            self.rows[thing.id], self.pictures[thing.id] = button, picture
+            self.rows[thing.id], self.pictures[thing.id] = (check, button), picture
         if len(listed) > MOST_ROWS:
             column.add_child(gui.Label(f"and {len(listed) - MOST_ROWS} more"))
+        self.window.set_focus_widget(self.widget)  # or keys would go to a row that is gone
         self.proxy.set_widget(column)
         self.window.set_needs_layout()
+
+    def _update_list(self) -> None:
+        """Bring the list to the state; it is made anew where other objects are in it."""
+        state = self.desk.state
+        listed = [thing.id for thing in state.listed[:MOST_ROWS]]
+        if listed != list(self.rows):
+            self.later.append(self._list)
+            return
+        for node in listed:
+            check, button = self.rows[node]
+            check.checked, button.is_on = state.is_shown(node), node in state.selected
+            if button.text != state.name(node):
+                button.text = state.name(node)
+                self.window.set_needs_layout()
 
     def _image(self, picture: np.ndarray | None) -> Any:
         blank = np.full((SIDE, SIDE, 3), BACKGROUND, np.uint8)
@@ -237,9 +260,15 @@ class _Window:
         self.window.post_redraw()
 
     def _tick(self) -> bool:
-        """Say whether to draw again: what is put into the scene shows up some frames later."""
+        """Do what must not be done while a widget is at work, for it goes; say whether to draw again.
+
+        What is put into the scene shows up some frames later.
+        """
+        later, self.later = self.later, []
+        for do in later:
+            do()
         if not self.behind:
-            return False
+            return bool(later)
         self.behind -= 1
         self.widget.force_redraw()
         return True
@@ -372,14 +401,19 @@ class _Window:
         self.held.add(key)
         keys = self.gui.KeyName
         if self.dialog:
-            if key in (int(keys.ESCAPE), int(keys.H)) and self.dialog == "help":
-                self._close_dialog()
+            if key == int(keys.ESCAPE) or (key == int(keys.H) and self.dialog == "help"):
+                self.later.append(self._close_dialog)
                 return True
-            return False
+            if key == int(keys.ENTER) and self.accept is not None:
+                self.later.append(self.accept)
+                return True
+            return False  # what is typed goes into the dialog
         if key == int(keys.H):
             self._help()
         elif key == int(keys.R):
             self._rename()
+        elif key == int(keys.Q):
+            self.window.close()
         else:
             known = {int(keys.ESCAPE): "escape", int(keys.DELETE): "x", int(keys.BACKSPACE): "x"}
             action = next((a for a in ACTIONS if a.key == known.get(key, chr(key) if 32 < key < 127 else "")), None)
@@ -424,7 +458,7 @@ class _Window:
         if levels:
             self.slider.double_value = state.level_shown
         self._draw()
-        self._list()
+        self._update_list()
 
     def _say(self, line: str) -> None:
         self.line.text = line
@@ -434,7 +468,11 @@ class _Window:
 
     def _help(self) -> None:
         rows = [("click", "select; with shift or ctrl: in or out of the selection")]
-        rows += [(a.key, a.words) for a in ACTIONS] + [("r", "rename what is selected"), ("h", "this help")]
+        rows += [(a.key, a.words) for a in ACTIONS] + [
+            ("r", "rename what is selected"),
+            ("h", "this help"),
+            ("q", "close"),
+        ]
         grid = self.gui.VGrid(2, round(0.2 * self.window.theme.font_size))
         for key, words in rows:
             grid.add_child(self.gui.Label(key))
@@ -448,20 +486,24 @@ class _Window:
             return
         (node,) = state.selected
         field = self.gui.TextEdit()
-        field.text_value = state.edits.names.get(node, "")
+        typed = [state.edits.names.get(node, "")]
+        field.text_value = typed[0]
         field.placeholder_text = f"object {node}"
+        field.set_on_text_changed(lambda text: typed.__setitem__(0, text))
 
         def rename() -> None:
             def do() -> str:
-                state.rename(node, field.text_value)
+                state.rename(node, typed[0])
                 return self.desk.summary
 
-            self._close_dialog()
-            self._say(self.desk.attempt(do))
-            self._after()
+            if self.dialog:
+                self._close_dialog()
+                self._say(self.desk.attempt(do))
+                self._after()
 
-        field.set_on_value_changed(lambda _: None)
-        self._show_dialog("rename", field, [("rename", rename), ("cancel", self._close_dialog)])
+        field.set_on_value_changed(lambda _: self.later.append(rename))  # enter, or a click elsewhere
+        self._show_dialog("rename", field, [("done", rename)])
+        self.accept = rename
 
     def _show_dialog(self, kind: str, content: Any, buttons: list[tuple[str, Any]]) -> None:
         gui, em = self.gui, self.window.theme.font_size
@@ -477,7 +519,8 @@ class _Window:
         self.window.show_dialog(dialog)
 
     def _close_dialog(self) -> None:
-        self.dialog = ""
+        self.dialog, self.accept = "", None
+        self.window.set_focus_widget(self.widget)  # or keys would go to a field that is gone
         self.window.close_dialog()
 
     def _on_close(self) -> bool:
