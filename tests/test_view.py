@@ -507,6 +507,8 @@ def test_the_selection_is_bright_among_dim_ones(state):
     own = state.base.hierarchy.members(5)
     np.testing.assert_allclose(marked[~own], 0.6 * plain[~own], atol=1e-6)
     np.testing.assert_allclose(marked[own], 0.6 * np.array(ACCENT) / 255 + 0.4 * plain[own], atol=1e-6)
+    state.isolate()
+    np.testing.assert_array_equal(state.colors(), plain[own])  # there is nothing to tell it from
 
 
 def test_an_export_is_the_selection_less_what_is_deleted(state, seg, tmp_path):
@@ -916,7 +918,10 @@ key("H"); told["closed"] = window.dialog
 window._set_points(True)
 window.app.run_one_tick()
 print("TOLD", json.dumps(told), flush=True)
-os._exit(0)
+key("Q")
+window.run()
+print("CLOSED", flush=True)
+os._exit(0)  # as `leave` does
 """
 
 
@@ -946,6 +951,7 @@ def test_a_window_shows_picks_and_obeys_keys(tmp_path):
         if "could not open a window" in str(raised.value):  # not for want of a driver
             pytest.fail(made.stdout[-3000:])
         pytest.skip(str(raised.value))
+    assert made.returncode == 0 and "CLOSED" in made.stdout, made.stdout[-3000:]
     viewmat, K, seen_viewmat, seen_K = told["camera"]
     np.testing.assert_allclose(seen_viewmat, viewmat, atol=1e-4)
     assert told["size"][1] == told["size"][3] and abs(told["size"][0] - told["size"][2]) < 4

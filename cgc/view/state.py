@@ -130,8 +130,8 @@ class State:
         sheen: colours as the camera sees them; without, as they are in the mean.
         """
         made = colors_of(self.shown, self.mode, self.camera if sheen or self.mode == "depth" else None).numpy()
-        if self._selected:
-            marked = self._covered(self._selected)[self.visible]
+        marked = self._covered(self._selected)[self.visible]
+        if marked.any() and not marked.all():  # what is alone need not be told from others
             made = np.where(marked[:, None], MARKED * ACCENT_COLOR + (1 - MARKED) * made, made * UNMARKED)
         return made.astype(np.float32)
 

@@ -7,6 +7,9 @@ Picking and saved pictures are by the project's own rasteriser from the window's
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,11 +55,13 @@ def open_window(
     level: float | None = None,
     out: Path | None = None,
     points: bool | None = None,
+    leave: bool = False,
 ) -> None:
     """Show a segmentation in a window until it is closed; InputError where this machine cannot open one.
 
     out: the folder of saved pictures and exports (None: view/ in the run's). points: in place of Gaussians (None: where
-    the processor has to draw many).
+    the processor has to draw many). leave: end this process when the window is closed, as a command should: the end of
+    Open3D's engine hangs at times.
     """
     size = check_size(size or DEFAULT_SIZE)
     state = State(segmentation, camera_named(segmentation, camera, size))
@@ -65,6 +70,10 @@ def open_window(
     slow = probe().software and len(segmentation.splats) > MOST_SLOWLY
     desk = Desk(state, out or (segmentation.context.folder or Path.cwd()) / "view")
     _Window(desk, size, slow if points is None else points).run()
+    if leave:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class _Window:
@@ -95,7 +104,7 @@ class _Window:
         self.dialog = ""
         self.accept: Callable[[], None] | None = None
         self.later: list[Callable[[], None]] = []
-        self.closed = False
+        self.ending = self.closed = False
         self.thumbnails: dict[int, Any] = {}
         self.rows: dict[int, tuple[Any, Any]] = {}
         self.pictures: dict[int, Any] = {}
@@ -105,16 +114,27 @@ class _Window:
         self._draw()
         self._aim()
         self._list()
-        self.app.run_in_thread(self._make_thumbnails)
+        self.artist = threading.Thread(target=self._make_thumbnails)
 
     def run(self) -> None:
         """Show the window until it is closed or interrupted."""
+        self.artist.start()
         try:
-            while self.app.run_one_tick():
+            while self._turn():
                 pass
-        except KeyboardInterrupt:
+        finally:
             self.closed = True
-            self.app.quit()
+            self.artist.join()
+
+    def _turn(self) -> bool:
+        """Let the window work once; say whether it is open still. It is closed here, where nothing of it is at work."""
+        try:
+            if self.ending and not self.closed:
+                self.window.close()
+            return self.app.run_one_tick()
+        except KeyboardInterrupt:
+            self.ending = True
+            return True
 
     # --- widgets --------------------------------------------------------------------------------------------
 
@@ -232,6 +252,8 @@ class _Window:
             if self.closed:
                 return
             picture = thumbnail(self.desk.state.base, thing.id, SIDE)
+            if self.closed:
+                return
             self.app.post_to_main_thread(self.window, lambda i=thing.id, p=picture: self._show_thumbnail(i, p))
 
     def _show_thumbnail(self, node: int, picture: np.ndarray) -> None:
@@ -294,7 +316,7 @@ class _Window:
         material = self.rendering.MaterialRecord()
         material.shader = "gaussianSplat"
         material.gaussian_splat_sh_degree = degree
-        material.gaussian_splat_max_tiles_per_splat = 1 << 14  # near Gaussians of a wall cover the window
+        material.gaussian_splat_max_tiles_per_splat = 1 << 20  # near Gaussians of a wall cover the window
         return cloud, material
 
     def _points(self) -> tuple[Any, Any]:
@@ -413,7 +435,7 @@ class _Window:
         elif key == int(keys.R):
             self._rename()
         elif key == int(keys.Q):
-            self.window.close()
+            self.ending = True
         else:
             known = {int(keys.ESCAPE): "escape", int(keys.DELETE): "x", int(keys.BACKSPACE): "x"}
             action = next((a for a in ACTIONS if a.key == known.get(key, chr(key) if 32 < key < 127 else "")), None)
