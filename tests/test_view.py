@@ -409,7 +409,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(OPERATIONS)
 def test_any_edits_agree_with_a_slow_reference_and_can_be_undone(operations):
     seg = SHARED
