@@ -1,0 +1,334 @@
+"""The browser: a segmented scene served by viser. Only this file knows viser, which is the optional extra "web".
+
+All browsers that look share one state. Clicks come as rays and are picked by the project's own rasteriser. A browser
+holds 32 B a Gaussian; of more than MOST_SPLATS the largest and most opaque are sent. Viser draws colours as they are in
+the mean over directions, without their sheen.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cgc.errors import InputError
+from cgc.geometry import covariances
+from cgc.segmentation.segmentation import Segmentation
+from cgc.view.actions import ACTIONS, BY_NAME, Action, Desk
+from cgc.view.frames import ACCENT, MODES, thumbnail
+from cgc.view.shots import DEFAULT_SIZE, camera_named, focus, from_pose, up_of, vertical_fov
+from cgc.view.state import State
+
+HOST = "127.0.0.1"
+MOST_SPLATS = 600_000
+"""Gaussians that a browser is sent at most; clicks, pictures and exports are of all of them."""
+GROUPS = (
+    ("isolate", "hide", "show all"), ("delete", "undo", "redo"), ("coarser", "finer", "objects"),
+    ("boxes", "axes", "deselect"), ("picture", "export"),
+)  # fmt: skip
+NOTHING = "—"
+SIDE = 160
+EDGES = np.array([(i, i | bit) for i in range(8) for bit in (1, 2, 4) if not i & bit])
+
+
+def serve(
+    segmentation: Segmentation,
+    port: int = 8080,
+    *,
+    host: str = HOST,
+    mode: str = "color",
+    camera: str = "orbit",
+    level: float | None = None,
+    out: Path | None = None,
+    say: Callable[[str], object] = print,
+) -> None:
+    """Show a segmentation in browsers until it is interrupted; InputError where viser is missing or the port is taken.
+
+    host: who may look; "0.0.0.0" is everybody in the network. out: the folder of saved pictures and exports (None:
+    view/ in the run's).
+    """
+    page = open_page(segmentation, port, host=host, mode=mode, camera=camera, level=level, out=out)
+    say(f"open http://{'localhost' if host in (HOST, '0.0.0.0') else host}:{port} in a browser; Ctrl-C ends it")
+    try:
+        wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        page.stop()
+
+
+def wait() -> None:
+    """Wait until this process is interrupted."""
+    threading.Event().wait()
+
+
+def open_page(
+    segmentation: Segmentation,
+    port: int,
+    *,
+    host: str = HOST,
+    mode: str = "color",
+    camera: str = "orbit",
+    level: float | None = None,
+    out: Path | None = None,
+) -> Page:
+    """Start to serve a segmentation and return at once; `Page.stop` ends it."""
+    viser = import_viser()
+    state = State(segmentation, camera_named(segmentation, camera, DEFAULT_SIZE))
+    state.set_mode(mode)
+    state.set_level(level)
+    check_port(host, port)
+    desk = Desk(state, out or (segmentation.context.folder or Path.cwd()) / "view")
+    return Page(viser.ViserServer(host=host, port=port, label="cgc", verbose=False), desk)
+
+
+def import_viser() -> Any:
+    """Import viser; InputError with the command that installs it."""
+    try:
+        import viser
+    except ImportError as error:
+        raise InputError(
+            "the viewer in a browser needs viser, which is not installed; "
+            "pip install 'contrastive-gaussian-clustering[web]', or use --screenshot PICTURE.png"
+        ) from error
+    return viser
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise InputError where a port cannot be listened at: viser would take another one and not say so."""
+    if not 1 <= port <= 65535:
+        raise InputError(f"the port is {port} where 1 to 65535 was expected; 8080 is usual")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise InputError(
+            f"port {port} of {host} cannot be used ({error.strerror or error}); end what uses it, or choose another "
+            "with --port"
+        ) from error
+
+
+class Page:
+    """What browsers show: viser's scene and controls, kept as the state is. Handlers come from several threads."""
+
+    def __init__(self, server: Any, desk: Desk) -> None:
+        self.server, self.desk = server, desk
+        self.lock = threading.RLock()
+        self.quiet = False
+        self.boxes: list[Any] = []
+        self._build()
+        self._aim_first()
+        for modifier in (None, "shift", "cmd/ctrl"):
+            server.scene.on_click(modifier=modifier)(self.on_click)
+        self.show()
+
+    def stop(self) -> None:
+        """End serving."""
+        self.server.stop()
+
+    # --- controls -------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        gui, state = self.server.gui, self.desk.state
+        gui.configure_theme(dark_mode=True, control_width="medium")
+        self.mode = gui.add_dropdown("show", MODES, initial_value=state.mode)
+        self.mode.on_update(self._guarded(lambda event: self.run(BY_NAME[event.target.value], event.client)))
+        tree = state.base.hierarchy
+        self.level = gui.add_slider(
+            "level", 0.0, 1.0, 0.001, round(state.level_shown, 3), disabled=len(tree.stops) < 2
+            or state.base.context.blended, hint="0 shows wholes, 1 the smallest parts",
+        )  # fmt: skip
+        self.level.on_update(self._guarded(lambda event: self.set_level(event.target.value)))
+        self.view = gui.add_dropdown("view", ("orbit", *state.view_names), initial_value="orbit")
+        self.view.on_update(self._guarded(lambda event: self.look(event.target.value, event.client)))
+        self.object = gui.add_dropdown("object", (NOTHING,), initial_value=NOTHING)
+        self.object.on_update(self._guarded(lambda event: self.pick(event.target.value)))
+        self.picture = gui.add_image(np.zeros((SIDE, SIDE, 3), np.uint8), visible=False)
+        self.name = gui.add_text("name", "", hint="of the one object that is selected")
+        self.name.on_update(self._guarded(lambda event: self.rename(event.target.value)))
+        self.line = gui.add_markdown("")
+        for names in GROUPS:
+            hint = "; ".join(f"{name}: {BY_NAME[name].words}" for name in names)
+            group = gui.add_button_group("", names, hint=hint)
+            group.on_click(lambda event: self.run(BY_NAME[event.target.value], event.client))
+        for action in ACTIONS:
+            key = action.key.upper() if action.key.isalnum() and len(action.key) == 1 else None
+            command = gui.add_command(f"cgc: {action.name}", description=action.words, hotkey=key)
+            command.on_trigger(lambda event, action=action: self.run(action, event.client))
+
+    def _guarded(self, handler: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Pass on what a person changed, not what `show` sets."""
+
+        def handle(event: Any) -> None:
+            if not self.quiet and event.client is not None:
+                handler(event)
+
+        return handle
+
+    # --- what a person does ---------------------------------------------------------------------------------
+
+    def on_click(self, event: Any) -> None:
+        """Select what is under the pointer."""
+
+        def do() -> str:
+            self.desk.state.click_ray(event.ray_origin, event.ray_direction, add=event.modifier is not None)
+            return self.desk.summary
+
+        self._do(do, event.client)
+
+    def run(self, action: Action, client: Any = None) -> None:
+        """Do an action as a browser's camera sees the scene."""
+
+        def do() -> str:
+            before = self.desk.state.camera
+            line = action.do(self.desk)
+            if self.desk.state.camera is not before:
+                self._aim(client)
+            return line
+
+        self._do(do, client)
+
+    def set_level(self, level: float) -> None:
+        """Show another level."""
+
+        def do() -> str:
+            if abs(level - self.desk.state.level_shown) > 1e-3:
+                self.desk.state.set_level(float(level))
+            return f"level {self.desk.state.level_shown:.2f}: {len(self.desk.state.listed)} objects"
+
+        self._do(do)
+
+    def look(self, name: str, client: Any = None) -> None:
+        """Bring a browser's camera to a view."""
+
+        def do() -> str:
+            self.desk.state.look(name)
+            self._aim(client)
+            return f"view {name}"
+
+        self._do(do, client)
+
+    def pick(self, row: str) -> None:
+        """Select what a row of the list names."""
+
+        def do() -> str:
+            node = self.rows.get(row)
+            self.desk.state.pick(None if node is None else self.desk.state.base[node])
+            return self.desk.summary
+
+        self._do(do)
+
+    def rename(self, name: str) -> None:
+        """Name the one object that is selected."""
+
+        def do() -> str:
+            if len(self.desk.state.selected) != 1:
+                raise InputError("select one object to rename")
+            self.desk.state.rename(self.desk.state.selected[0], name)
+            return self.desk.summary
+
+        self._do(do)
+
+    def _do(self, deed: Callable[[], str], client: Any = None) -> None:
+        with self.lock:
+            self._see(client)
+            line = self.desk.attempt(deed)
+            self.show(line)
+
+    # --- the camera -----------------------------------------------------------------------------------------
+
+    def _see(self, client: Any) -> None:
+        """Bring the state's camera to a browser's."""
+        if client is not None:
+            camera = client.camera
+            size = max(camera.image_width, 1), max(camera.image_height, 1)
+            self.desk.state.camera = from_pose(camera.wxyz, camera.position, camera.fov, size)
+
+    def _pose(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """The state's camera as eye, the point it turns around, up [3] and its angle in radians."""
+        state = self.desk.state
+        eye = state.camera.position.double().numpy()
+        ahead, down = (state.camera.viewmat[i, :3].double().numpy() for i in (2, 1))
+        away = float((focus(state.base) - eye) @ ahead)
+        return eye, eye + (away if away > 1e-3 else 1.0) * ahead, -down, math.radians(vertical_fov(state.camera))
+
+    def _aim_first(self) -> None:
+        self.server.scene.set_up_direction(tuple(up_of(self.desk.state.base).tolist()))
+        eye, centre, up, fov = self._pose()
+        first = self.server.initial_camera
+        first.position, first.look_at, first.up, first.fov = eye, centre, up, fov
+
+    def _aim(self, client: Any) -> None:
+        """Bring a browser's camera to the state's."""
+        if client is None:
+            return
+        eye, centre, up, fov = self._pose()
+        with client.atomic():
+            client.camera.up_direction = up
+            client.camera.position = eye
+            client.camera.look_at = centre
+            client.camera.fov = fov
+
+    # --- drawing --------------------------------------------------------------------------------------------
+
+    def show(self, line: str = "click an object; with shift or ctrl: several") -> None:
+        """Bring the page to the state, and show a line."""
+        state = self.desk.state
+        with self.lock, self.server.atomic():
+            self.quiet = True
+            self._splats()
+            for box in self.boxes:
+                box.remove()
+            self.boxes = [self._box(node) for node in state.selected] if state.boxes else []
+            self.server.scene.world_axes.visible = state.axes
+            self.mode.value = state.mode
+            self.level.value = round(state.level_shown, 3)
+            if state.view in self.view.options:
+                self.view.value = state.view
+            self.rows = {f"{thing.id} · {state.name(thing.id)}": thing.id for thing in state.listed}
+            self.object.options = (NOTHING, *self.rows)
+            one = state.selected[0] if len(state.selected) == 1 else None
+            self.object.value = next((row for row, node in self.rows.items() if node == one), NOTHING)
+            self.name.value = state.edits.names.get(one, "") if one else ""
+            self.picture.visible = one is not None
+            if one is not None:
+                self.picture.image = thumbnail(state.base, one, SIDE)
+            self.line.content = _plain(line)
+            self.quiet = False
+
+    def _splats(self) -> None:
+        splats, rgb = self.desk.state.shown.splats, self.desk.state.colors(sheen=False)
+        opacities, scales = splats.opacities.detach(), splats.scales.detach()
+        if len(splats) > MOST_SPLATS:
+            weight = opacities * scales.sort(dim=1).values[:, 1:].prod(dim=1)
+            kept = weight.topk(MOST_SPLATS).indices.sort().values
+        else:
+            kept = torch.arange(len(splats))
+        if not len(kept):
+            self.server.scene.remove_by_name("/splats")
+            return
+        self.server.scene.add_gaussian_splats(
+            "/splats",
+            centers=splats.means.detach()[kept].numpy(),
+            covariances=covariances(splats.quats.detach()[kept], scales[kept]).numpy(),
+            rgbs=rgb[kept.numpy()],
+            opacities=opacities[kept].numpy()[:, None],
+        )
+
+    def _box(self, node: int) -> Any:
+        corners = self.desk.state.base[node].box.corners.astype(np.float32)
+        return self.server.scene.add_line_segments(
+            f"/boxes/{node}", corners[EDGES], colors=ACCENT, thickness=2.0, thickness_units="screen"
+        )
+
+
+def _plain(text: str) -> str:
+    """A line without what Markdown reads as marks, so that names and paths show as they are."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~" else c for c in text)
