@@ -1,4 +1,4 @@
-"""The commands that ask a segmented scene, change it and take things out of it: they print, and call the API."""
+"""The commands that ask a segmented scene, show it, change it and take things out: they print, and call the API."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from cgc.segmentation.export import FORMATS, Export, job_of
 from cgc.segmentation.export import export as write_formats
 from cgc.segmentation.objects import Object
 from cgc.segmentation.segmentation import Segmentation
+from cgc.view.frames import screenshot
+from cgc.view.shots import parse_size
 from cgc.view.turntable import export_turntables
 
 TAKEN_OUT: dict[str, Callable[[Export, Path], list[Path]]] = {**FORMATS, "turntable": export_turntables}
@@ -155,6 +157,36 @@ def _row(obj: Object) -> dict[str, Any]:
         "children": list(obj.children),
         "level": obj.level,
     }
+
+
+def view(
+    folder: Path,
+    *,
+    picture: Path | None,
+    web: bool,
+    port: int,
+    host: str,
+    mode: str | None,
+    camera: str,
+    size: str | None,
+    level: float | None,
+    out: Path | None,
+) -> None:
+    """Show a segmentation in a window, in a browser, or in one picture."""
+    if picture and web:
+        raise InputError("--screenshot writes one picture and --web serves pages; give one of them")
+    shape = None if size is None else parse_size(size)
+    seg = load(folder)
+    if picture:
+        console.print(f"{screenshot(seg, picture, mode or 'segments', camera, shape, level)}", markup=False)
+    elif web:
+        from cgc.view.web import serve
+
+        serve(seg, port, host=host, mode=mode or "color", camera=camera, level=level, out=out, say=console.print)
+    else:
+        from cgc.view.window import open_window
+
+        open_window(seg, mode=mode or "color", camera=camera, size=shape, level=level, out=out, leave=True)
 
 
 # --- change -----------------------------------------------------------------------------------------------

@@ -292,6 +292,31 @@ class Info:
     out: RunArgument
 
 
+@dataclass(frozen=True)
+class View:
+    """Look at the objects of a run, click, isolate, delete: in a window, in a browser, or in one picture."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN", help="A run folder, or one that `cgc edit` has saved.")]
+    screenshot: Path | None = None
+    """Write one picture here, .png or .jpg, in place of a window; it needs no display and no GPU."""
+    web: bool = False
+    """Show it in a browser: for machines without a display, or reached over SSH."""
+    port: int = 8080
+    """The port of --web."""
+    host: str = "127.0.0.1"
+    """Who may look at --web: this computer only, or with 0.0.0.0 everybody in the network."""
+    mode: Literal["color", "segments", "features", "confidence", "depth"] | None = None
+    """What is shown at first (default: color; in a picture: segments)."""
+    camera: str = "orbit"
+    """A photo's name; orbit; or orbit:90, a quarter further on."""
+    size: str | None = None
+    """WIDTHxHEIGHT, in pixels."""
+    level: float | None = None
+    """The level of the hierarchy, 0 (wholes) to 1 (smallest parts)."""
+    out: Path | None = None
+    """Where pictures and exports are saved (default: view/ in the run)."""
+
+
 COMMANDS = {
     "demo": Demo,
     "run": Run,
@@ -308,6 +333,7 @@ COMMANDS = {
     "info": Info,
     "query": Query,
     "edit": Edit,
+    "view": View,
 }
 
 STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report", "info")
@@ -402,6 +428,13 @@ def _call(config: object) -> None:
                 ray=config.ray or (), box=config.box or (), rect=config.rect, mask=config.mask, similar=config.similar,
                 text=config.text, most=config.most, level=config.level, as_json=config.json,
             )  # fmt: skip
+        case View():
+            from cgc import asking
+
+            asking.view(
+                config.run, picture=config.screenshot, web=config.web, port=config.port, host=config.host,
+                mode=config.mode, camera=config.camera, size=config.size, level=config.level, out=config.out,
+            )  # fmt: skip
         case Edit():
             from cgc import asking
 
@@ -442,7 +475,7 @@ def _parse(name: str, arguments: list[str]) -> object:
         default = _with_defaults(name, settings)
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments, default=default)
 
-    if name in ("eval", "reconstruct", "query", "edit"):
+    if name in ("eval", "reconstruct", "query", "edit", "view"):
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments)
     if name == "masks":
         return _parse_masks(arguments)

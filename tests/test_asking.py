@@ -175,3 +175,19 @@ def test_bad_words(words, says, refused, run, tmp_path):
     places = {"RUN": run, "OUT": tmp_path / "out", "NOWHERE": tmp_path / "nowhere"}
     assert says in refused(*[places.get(w, w) for w in words])
     assert snapshot(run) == before and not (tmp_path / "out").exists()
+
+
+def test_a_picture(run, tmp_path, capsys):
+    assert (
+        main(["view", str(run), "--screenshot", str(tmp_path / "a.png"), "--size", "96x72", "--camera", "orbit:45"])
+        == 0
+    )
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (96, 72) and len(picture.getcolors(9000) or []) > 20
+    for words, says in (
+        (["--screenshot", "a.gif"], "no name of a picture"),
+        (["--screenshot", "a.png", "--web"], "give one of them"),
+        (["--screenshot", "a.png", "--size", "big"], "size"),
+        (["--screenshot", "a.png", "--camera", "nowhere.jpg"], "nowhere"),
+    ):
+        assert main(["view", str(run), *words]) == 2 and says in capsys.readouterr().err
