@@ -29,6 +29,7 @@ from tiny import CLUMPS, HEIGHT, NAMES, WIDTH, clumps
 import cgc.view.web as web
 from cgc.errors import InputError
 from cgc.geometry import quat_to_rotation
+from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.segmentation import Segmentation
 from cgc.splats.ply import read_ply
@@ -219,6 +220,10 @@ def test_cameras_come_back_from_opengls_matrices_and_from_poses(seed):
     pixels = (ndc * [1, -1] + 1) / 2 * [64, 40]
     np.testing.assert_allclose(project(back, points)[0], pixels, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(back.K, camera.K, rtol=1e-4, atol=1e-3)
+    projection[:2, 2] = g.uniform(-0.3, 0.3, 2)  # one that is not
+    clip = np.c_[points, np.ones(30)] @ (projection @ view).T
+    pixels = (clip[:, :2] / clip[:, 3:] * [1, -1] + 1) / 2 * [64, 40]
+    np.testing.assert_allclose(project(from_gl(view, projection, (64, 40)), points)[0], pixels, rtol=1e-3, atol=1e-2)
     quats = torch.from_numpy(g.normal(size=4))
     posed = from_pose(quats.numpy(), np.array([1.0, 2, 3]), math.radians(vertical_fov(camera)), (64, 40))
     torch.testing.assert_close(posed.K, camera.K, rtol=1e-4, atol=1e-3)
@@ -455,6 +460,43 @@ def test_an_edit_after_an_undo_forgets_what_was_undone(state):
     assert not state.redo() and state.is_shown(3) and not state.is_shown(4)
     state.show_all()
     assert state.is_shown(4) and state.undo() and not state.is_shown(4)
+
+
+def test_what_is_isolated_and_then_deleted_gives_way_to_the_others(state):
+    state.select([3])
+    state.isolate()
+    state.delete()
+    assert not state.is_shown(3) and state.is_shown(4)
+
+
+def test_what_is_hidden_again_is_not_selected_any_more(state):
+    state.select([3])
+    state.hide()
+    state.undo()
+    state.select([3, 4])
+    state.redo()
+    assert state.selected == (4,)
+
+
+def test_levels_of_one_camera_cost_one_id_map():
+    class Counting(CpuRasterizer):
+        made = 0
+
+        def contributions(self, *given, **named):
+            Counting.made += 1
+            return super().contributions(*given, **named)
+
+    state = State(family(rasterizer=Counting()), family().camera(FIRST))
+    state.shown.masks([state.camera])
+    for level in (0.0, 0.5, 1.0, None):
+        state.set_level(level)
+        state.shown.masks([state.camera])
+        state.click(24, 18)
+    assert Counting.made == 1
+    state.select([3])
+    state.hide()
+    state.shown.masks([state.camera])
+    assert Counting.made == 2
 
 
 def test_what_is_deleted_cannot_be_selected(state):
@@ -722,10 +764,12 @@ def test_a_page_sends_what_is_shown(page, seg):
 
 def test_a_page_of_many_gaussians_sends_the_largest(page, seg, monkeypatch):
     monkeypatch.setattr(web, "MOST_SPLATS", 50)
+    floor = seg.splats.means[:, 2] == seg.splats.means[:, 2].min()  # its Gaussians are twice as large, and less opaque
+    logits = torch.where(floor, 2.0, seg.splats.logit_opacities)
+    page.desk.state = State(replace(seg, splats=replace(seg.splats, logit_opacities=logits)), page.desk.state.camera)
     page.show()
     handle = next(h for n, h in page.server.scene._handle_from_node_name.items() if n == "/splats")
     assert len(handle.buffer) == 50
-    floor = seg.splats.means[:, 2] == seg.splats.means[:, 2].min()  # the floor's are twice as large
     sent = handle.buffer[:, :3].view(np.float32)
     assert np.isin(sent[:, 0], seg.splats.means[floor][:, 0].numpy()).all()
 
@@ -841,7 +885,7 @@ def test_a_browser_shows_the_scene_and_a_click_in_it_selects(page, seg, tmp_path
     try:
         browser.ask("Page.navigate", url=f"http://127.0.0.1:{page.server.get_port()}")
         client = wait_for(lambda: next(iter(page.server.get_clients().values()), None), 30)
-        page._aim(client)
+        page.look(NAMES[3], client)
 
         def colors() -> int:
             return len(np.unique(browser.picture()[100:, :400].reshape(-1, 3) // 32, axis=0))
@@ -849,6 +893,7 @@ def test_a_browser_shows_the_scene_and_a_click_in_it_selects(page, seg, tmp_path
         wait_for(lambda: colors() > 20, 30)  # the splats are there
         page._see(client)
         camera = page.desk.state.camera
+        np.testing.assert_allclose(camera.position, seg.camera(NAMES[3]).position, atol=1e-3)
         y, x = np.argwhere(seg[7].mask(camera))[len(np.argwhere(seg[7].mask(camera))) // 3]
         for _ in range(3):
             browser.click(float(x) + 0.5, float(y) + 0.5)
@@ -881,7 +926,7 @@ from pathlib import Path
 
 seg = test_api.family()
 state = State(seg, seg.camera(test_api.NAMES[0]), "color")
-window = _Window(Desk(state, Path(sys.argv[2])), (640, 400), points=False)
+window = _Window(Desk(state, Path(sys.argv[2])), (360, 240), points=False)
 wanted = state.camera
 for _ in range(5):
     window.app.run_one_tick()

@@ -13,9 +13,6 @@ from cgc.files import write_beside
 from cgc.view.frames import MODES
 from cgc.view.state import State
 
-STEP = 0.05
-"""How far a key moves along the levels, where no stop is nearer."""
-
 
 class Action(NamedTuple):
     """Something to do: its key, its name, what it does in words, and the deed, which gives a line to show."""
@@ -50,6 +47,11 @@ class Desk:
             return str(error)
 
     @property
+    def level_line(self) -> str:
+        """The level that is shown, in a line."""
+        return f"level {self.state.level_shown:.2f}: {counted(len(self.state.listed), 'object')}"
+
+    @property
     def summary(self) -> str:
         """What is selected, in a line."""
         state = self.state
@@ -75,7 +77,12 @@ class Desk:
     def export(self) -> str:
         """Write what is selected as PLYs into a new folder."""
         made = self.state.export_selection(self._free("export", ""))
-        return f"wrote {len(made)} PLY{'s' if len(made) > 1 else ''} into {made[0].parent}"
+        return f"wrote {counted(len(made), 'PLY')} into {made[0].parent}"
+
+
+def counted(n: int, thing: str) -> str:
+    """Write how many there are, "1 object" or "2 objects"."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def _mode(mode: str) -> Callable[[Desk], str]:
@@ -92,7 +99,7 @@ def _edit(name: str, done: str) -> Callable[[Desk], str]:
             raise InputError(f"nothing is selected to {name}; click an object first")
         count = len(desk.state.selected)
         getattr(desk.state, name)()
-        return f"{done} {count} object{'s' if count > 1 else ''}"
+        return f"{done} {counted(count, 'object')}"
 
     return do
 
@@ -133,14 +140,14 @@ def _toggle(name: str) -> Callable[[Desk], str]:
 def _level(way: int) -> Callable[[Desk], str]:
     def do(desk: Desk) -> str:
         desk.state.step_level(way)
-        return f"level {desk.state.level_shown:.2f}: {len(desk.state.listed)} objects"
+        return desk.level_line
 
     return do
 
 
 def _objects(desk: Desk) -> str:
     desk.state.set_level(None)
-    return f"the run's own level: {len(desk.state.listed)} objects"
+    return f"the run's own level: {counted(len(desk.state.listed), 'object')}"
 
 
 def _camera(way: int) -> Callable[[Desk], str]:

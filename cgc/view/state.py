@@ -2,7 +2,7 @@
 
 Every way to look at a scene holds one `State`, tells it what was clicked and pressed, and draws what it then says.
 Memory: the scene's Gaussians once, and once more those that are left while something is hidden, isolated or deleted
-(some 60 B each, with spherical harmonics of degree 3 some 240 B, and 4 B a feature); an edit itself is a few ids.
+(some 70 B each, with spherical harmonics of degree 3 some 250 B, and 4 B a feature); an edit itself is a few ids.
 """
 
 from __future__ import annotations

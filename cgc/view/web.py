@@ -201,7 +201,7 @@ class Page:
         def do() -> str:
             if abs(level - self.desk.state.level_shown) > 1e-3:
                 self.desk.state.set_level(float(level))
-            return f"level {self.desk.state.level_shown:.2f}: {len(self.desk.state.listed)} objects"
+            return self.desk.level_line
 
         self._do(do)
 

@@ -458,7 +458,7 @@ class _Window:
 
         def do() -> str:
             self.desk.state.set_level(level)
-            return f"level {level:.2f}: {len(self.desk.state.listed)} objects"
+            return self.desk.level_line
 
         self._say(self.desk.attempt(do))
         self._after(levels=False)
