@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -80,8 +81,8 @@ def _load_saved(folder: Path, rasterizer: Rasterizer) -> Segmentation:
     n_original = n if isinstance(n, int) and n > 0 else len(saved.segmentation.splats)
     context = Context(rasterizer=rasterizer, source=dict(saved.source), n_original=n_original)
     if isinstance(source, str) and (Path(source) / "config.json").is_file():
-        of_run = _context(open_run(Path(source)), rasterizer, None, n_original)
-        context = replace(of_run, source=dict(saved.source))
+        with suppress(InputError):  # a run that is broken by now: what was saved is whole without it
+            context = replace(_context(open_run(Path(source)), rasterizer, None, n_original), source=dict(saved.source))
     return replace(saved.segmentation, context=replace(context, folder=folder, blended=False))
 
 

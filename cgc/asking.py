@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from cgc.progress import console
 from cgc.segmentation.export import FORMATS, Export, job_of
 from cgc.segmentation.export import export as write_formats
 from cgc.segmentation.objects import Object
-from cgc.segmentation.segmentation import Segmentation
 from cgc.view.frames import screenshot
 from cgc.view.shots import parse_size
 from cgc.view.turntable import export_turntables
@@ -55,6 +54,7 @@ def query(
         raise InputError("--not-click says where the object is not; say where it is with --click")
     seg = load(folder).at_level(level) if level is not None else load(folder)
     notes: list[str] = []
+    facts: list[dict[str, Any]] = []
     if clicks:
         view, positive = _clicks(clicks)
         other, negative = _clicks(not_clicks) if not_clicks else (view, [])
@@ -69,6 +69,7 @@ def query(
         hits = seg.along_ray(ray[:3], ray[3:])
         found = [hit.object for hit in hits]
         notes = [f"{hit.object.id}: {hit.weight:.0%} of what is seen, {hit.distance:.4g} away" for hit in hits]
+        facts = [{"weight": hit.weight, "distance": hit.distance} for hit in hits]
     elif box:
         found = seg.in_box(box[:3], box[3:])
     elif rect is not None:
@@ -83,9 +84,10 @@ def query(
         matches = seg.similar(similar, most) if similar is not None else seg.find(text or "", most)
         found = [match.object for match in matches]
         notes = [f"{match.object.id}: {match.score:.3f} by {match.by}" for match in matches]
+        facts = [{"score": match.score, "by": match.by} for match in matches]
     else:
         found = seg.objects
-    _print(seg, found, notes, as_json)
+    _print(found, notes, facts, as_json)
 
 
 def _some(found: Object | None) -> list[Object]:
@@ -114,8 +116,9 @@ def _view_and_numbers(word: str, count: int, option: str) -> tuple[str, list[flo
     return parts[0], numbers
 
 
-def _print(seg: Segmentation, found: Iterable[Object], notes: list[str], as_json: bool) -> None:
-    rows = [_row(obj) for obj in found]
+def _print(found: Sequence[Object], notes: list[str], facts: list[dict[str, Any]], as_json: bool) -> None:
+    """Print a row an object, with `facts` of each, and notes for people."""
+    rows = [_row(obj) | more for obj, more in zip(found, facts or [{}] * len(found))]
     if as_json:
         console.print(json.dumps(rows, indent=1), markup=False, soft_wrap=True)
         return
@@ -252,7 +255,7 @@ def _brief(value: Any) -> str:
 
 def _assignment(word: str, option: str, form: str) -> tuple[int, str]:
     which, equals, value = word.partition("=")
-    if not equals or not which.strip().isdigit():
+    if not equals or not re.fullmatch(r"[0-9]+", which.strip()):
         raise InputError(f"{option} is {word!r} where {form} was expected")
     return int(which), value
 

@@ -387,6 +387,7 @@ def _call(config: object) -> None:
 
             settings = RunSettings(scene, train, lift, cluster, joint, sharpen)
             out = out or _default_out(folder)
+            prepare.check_given(folder, settings, masks, splats, out)
             folder = prepare.scene_of(folder, quiet=quiet)
             given = {"none": None, "auto": partial(prepare.masks_of, quiet=quiet)}.get(masks, Path(masks))
             pipeline.run_all(folder, out, settings, masks=given, splats=splats, quiet=quiet)
@@ -414,7 +415,7 @@ def _call(config: object) -> None:
             pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet)
         case Sharpen(out, sharpen, quiet):
             pipeline.run_step(out, "sharpen", sharpen=sharpen, quiet=quiet)
-        case Export(out, objects, formats, to, level, quiet) if objects or formats or to:
+        case Export(out, objects, formats, to, level, quiet) if objects or formats or to or _is_saved(out):
             from cgc import asking
 
             asking.export(out, to, objects=objects, formats=formats, level=level, quiet=quiet)
@@ -462,6 +463,11 @@ __doc_main__ = (
     "the same on your own photos with a COLMAP model. The other commands are its steps, each on a run folder and each "
     "rerunnable alone. `cgc COMMAND --help` explains one."
 )
+
+
+def _is_saved(folder: Path) -> bool:
+    """Say whether a folder is what an edit has saved, and no run."""
+    return (folder / "segmentation.json").is_file()
 
 
 def _default_out(scene_folder: Path) -> Path:

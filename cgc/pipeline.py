@@ -309,8 +309,8 @@ LIFTS: dict[str, Callable[[Workspace], torch.Tensor]] = {
 def hash_masks(masks: MaskSet, views: list[int]) -> str:
     """Hash the mask files of some views."""
     lines = [f"{masks.views[i].name} {sha256(path)}" for i in views if (path := masks.paths[i])]
-    lines += ["tracked"] if masks.tracked else []
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    lines += [f"{masks.views[i].name} nested {sha256(path)}" for i in views if (path := masks.set_of(i))]
+    return ("tracked " if masks.tracked else "") + hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def load_features(run: RunFolder) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,26 +12,28 @@ import numpy as np
 from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.masks.checkpoints import OFFICIAL, cache_folder
-from cgc.masks.generate import Made, Recipe, keep_masks, make_masks
+from cgc.masks.generate import Made, Recipe, is_finished, keep_masks, make_masks
 from cgc.masks.generators import Custom, Regions, Sam
 from cgc.masks.id_maps import read_id_map
 from cgc.masks.image_masks import ImageMasks
 from cgc.masks.importers import read_foreign
-from cgc.masks.record import is_made, read_record, set_path
+from cgc.masks.record import is_made, mask_names, read_record, set_path
 from cgc.masks.regions import PRESETS as REGION_PRESETS
 from cgc.masks.regions import RegionMerging
 from cgc.masks.sam import PRESETS as SAM_PRESETS
 from cgc.masks.sam import SegmentAnything
 from cgc.progress import console, short_time
+from cgc.run_folder import open_run
 from cgc.scene.colmap import find_colmap
 from cgc.scene.images import load_image
 from cgc.scene.read import read_scene
 from cgc.scene.reconstruct import reconstruct
 from cgc.scene.transforms import find_transforms
 from cgc.scene.types import Scene, View
-from cgc.settings import MaskSettings, ReconstructSettings, SceneSettings, check_masks
+from cgc.settings import MaskSettings, ReconstructSettings, RunSettings, SceneSettings, check, check_masks
 from cgc.view.pictures import contact_sheet, overlay
 
+MOST_WORKERS = 8
 PREVIEW = "preview.jpg"
 PREVIEW_VIEWS = 12
 PREVIEW_SIDE = 480
@@ -82,11 +84,17 @@ def make(
     shard = (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if not quiet:
         console.print(said if shard[1] == 1 else f"{said}; process {shard[0] + 1} of {shard[1]}")
-    workers = settings.workers or ((os.cpu_count() or 1) if isinstance(recipe, Regions) and shard[1] == 1 else 1)
+    workers = settings.workers or (_cores() if isinstance(recipe, Regions) and shard[1] == 1 else 1)
     return make_masks(
         scene.views, recipe, folder, min_area=settings.min_area, workers=workers, shard=shard, overwrite=overwrite,
         quiet=quiet,
     )  # fmt: skip
+
+
+def _cores() -> int:
+    """How many processes merge regions by default: a core each, but not more than memory (1 GB each) is likely for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 def say_made(made: Made, folder: Path, quiet: bool) -> None:
@@ -123,6 +131,8 @@ def masks_command(
 ) -> None:
     """Make the masks of a scene, or take those that another tool has made (`source`), and draw them."""
     check_masks(settings)
+    if source is None and (tracked or form != "auto" or resize != "error"):
+        raise InputError("--tracked, --format and --resize say how masks are read: give their folder with --from")
     scene = read_scene(scene_folder, scene_settings, quiet=quiet)
     folder = out or scene_folder / "masks"
     if source is not None:
@@ -132,7 +142,7 @@ def masks_command(
         made = keep_masks(scene.views, foreign, folder, min_area=settings.min_area, overwrite=overwrite, quiet=quiet)
     else:
         made = make(scene, folder, settings, sam, regions, overwrite=overwrite, quiet=quiet)
-    if preview:
+    if preview and made.masks:
         path = draw_preview(scene.views, folder)
         if not quiet:
             console.print(f"a look at them: {path}")
@@ -141,15 +151,16 @@ def masks_command(
 
 def draw_preview(views: Sequence[View], folder: Path, most: int = PREVIEW_VIEWS) -> Path:
     """Write a contact sheet: of some views the photo, the id map over it and, where masks nest, the largest masks."""
-    there = [view for view in views if (folder / f"{view.stem}.png").is_file()]
+    names = mask_names(views)
+    there = [view for view in views if (folder / f"{names[view.name]}.png").is_file()]
     if not there:
         raise InputError(f"{folder} has no masks of these views yet; make them with `cgc masks`")
     chosen = [there[int((k + 0.5) * len(there) / min(most, len(there)))] for k in range(min(most, len(there)))]
     pictures, wide = [], 2
     for view in chosen:
         photo = load_image(view)
-        rows = [photo, overlay(photo, read_id_map(folder / f"{view.stem}.png"))]
-        path = set_path(folder, view.stem)
+        rows = [photo, overlay(photo, read_id_map(folder / f"{names[view.name]}.png"))]
+        path = set_path(folder, names[view.name])
         if path.is_file():
             rows.append(overlay(photo, ImageMasks.load(path).flat(level=0)))
         wide = max(wide, len(rows))
@@ -178,30 +189,57 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
 def masks_of(scene: Scene, *, quiet: bool = False) -> Path:
     """Return the folder of a scene's own masks; they are made, or finished, in the usual way where need be."""
     folder = scene.root / "masks"
+    usual = MaskSettings(), SAM_PRESETS["default"], REGION_PRESETS["default"]
     if is_made(folder):
-        imported = "imported" in read_record(folder)["by"]
-        if imported or all((folder / f"{view.stem}.png").is_file() for view in scene.views):
+        if is_finished(folder, scene.views):
             if not quiet:
                 console.print(f"masks: those in {folder}")
             return folder
+        if read_record(folder)["by"] != choose_recipe(*usual)[0].facts:
+            raise InputError(
+                f"the masks in {folder} are not finished: run the same `cgc masks` command again, or use them as they "
+                f"are with --masks {folder}"
+            )
     elif folder.is_dir() and any(folder.iterdir()):
         raise InputError(
             f"{folder} was not made by `cgc masks`, so it may be something else: use it with --masks {folder}, import "
             f"it with `cgc masks {scene.root} --from {folder} --out DIR`, or go without with --masks none"
         )
-    made = make(scene, folder, MaskSettings(), SAM_PRESETS["default"], REGION_PRESETS["default"], quiet=quiet)
+    made = make(scene, folder, *usual, quiet=quiet)
     if made.masks:
         draw_preview(scene.views, folder)
     say_made(made, folder, quiet)
     return folder
 
 
+def check_given(folder: Path, settings: RunSettings, masks: str, splats: Path | None, out: Path) -> None:
+    """Raise InputError for what is wrong in a command before anything is made that takes time."""
+    check(settings)
+    has_run = (out / "scene.json").exists()
+    if masks == "none" and has_run and open_run(out).source.masks:
+        raise InputError(f"{out} is a run with masks; to go without, start another one with --out")
+    if _is_scene(folder):
+        return  # what is given is checked in its turn, at once
+    if masks not in ("auto", "none") and not Path(masks).is_dir():
+        raise InputError(
+            f"the mask folder {masks} does not exist; expected a folder with one PNG id map per view, auto or none"
+        )
+    if splats and not splats.is_file():
+        raise InputError(f"{splats} does not exist; expected a 3DGS .ply file")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file where a run folder was expected; choose another --out")
+
+
 def scene_of(folder: Path, *, quiet: bool = False) -> Path:
     """Return the scene of a folder: itself where it has a camera model, else one reconstructed from its photos."""
-    model = find_colmap(folder) or find_transforms(folder) or (folder / "sparse").exists()
-    if not folder.exists() or (folder.is_dir() and model):
-        return folder
-    return reconstruct_command(folder, None, ReconstructSettings(), quiet=quiet)
+    return folder if _is_scene(folder) else reconstruct_command(folder, None, ReconstructSettings(), quiet=quiet)
+
+
+def _is_scene(folder: Path) -> bool:
+    """Say whether a folder has a camera model, or should have; or is none at all, which reading it says best."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return bool(find_colmap(folder) or find_transforms(folder)) or (folder / "sparse").exists()
 
 
 def reconstruct_command(photos: Path, out: Path | None, settings: ReconstructSettings, *, quiet: bool = False) -> Path:

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 SECONDS_BETWEEN_LINES = 1.0
 """In a log, lines of one step come no faster than this; its last line always comes."""
@@ -128,10 +128,10 @@ def progress_bar(
         yield Bar(_lines(title, total, left, clock))
         return
     columns = (
-        TextColumn("{task.description:<12}"),
+        TextColumn("{task.description:<12}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
+        TextColumn("{task.fields[facts]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn() if effort is None else _TimeLeftColumn(left),

@@ -99,7 +99,7 @@ class RunFolder:
                 "splats": self.source.splats_hash,
                 "read": to_json(settings.scene),
             },
-            "lift": {"masks": self.source.masks_hash, "lift": _changed(settings.lift, "method")},
+            "lift": {"masks": self.source.masks_hash, "lift": self._lifts_by()},
             "cluster": to_json(settings.cluster),
             "sharpen": self._sharpens_by() if settings.sharpen.steps else {},
         }.get(step, {})
@@ -113,6 +113,12 @@ class RunFolder:
         before = _BEFORE.get(step)
         text = json.dumps([FORMAT, step, own, self.key(before) if before else None], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _lifts_by(self) -> dict[str, Any]:
+        """Its settings, without a method that is the usual one of such masks."""
+        lift, tracked = self.settings.lift, (self.source.masks_hash or "").startswith("tracked")
+        usual = lift.method == ("vote" if tracked else "contrast")
+        return _changed(replace(lift, method="auto") if usual else lift, "method")
 
     def _sharpens_by(self) -> dict[str, Any]:
         """Its settings, and those of training that say what a picture is: with given splats no other step has them."""

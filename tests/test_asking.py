@@ -110,7 +110,8 @@ def test_methods_are_the_edits(run, tmp_path):
     turned = seg.transform(a, rotation=[0, 0, 0, 1.0], scale=2.0)
     assert np.allclose(np.sort(turned[a].box.size), np.sort(2 * seg[a].box.size), rtol=0.2)
     painted = seg.paint(VIEW, seg[a].mask(VIEW))
-    assert len(painted) >= len(seg) and len(seg.split(a, 2)) == len(seg) + 1
+    new = set(painted.ids.tolist()) - set(seg.ids.tolist())
+    assert len(new) == 1 and painted[new.pop()].gaussians > 10 and len(seg.split(a, 2)) == len(seg) + 1
     saved = seg.remove(a, halo=False).save(tmp_path / "s")
     back = cgc.load(saved)
     assert a not in back.ids and back.save() == saved  # where it is from
@@ -191,3 +192,54 @@ def test_a_picture(run, tmp_path, capsys):
         (["--screenshot", "a.png", "--camera", "nowhere.jpg"], "nowhere"),
     ):
         assert main(["view", str(run), *words]) == 2 and says in capsys.readouterr().err
+
+
+def test_saving_again_leaves_what_others_have_put_there(run, tmp_path):
+    seg, out = cgc.load(run), tmp_path / "e"
+    first = int(seg.ids[0])
+    seg.rename(first, "one").save(out)
+    seg.rename(first, "one").export(out / "export", ["labels"])
+    (out / "notes").write_text("mine")
+    seg.rename(first, "two").save(out)
+    assert cgc.load(out)[first].name == "two" and (out / "notes").read_text() == "mine"
+    assert (out / "export" / "labels.npy").exists() and [p.name for p in tmp_path.iterdir()] == ["e"]
+
+
+def test_exports_never_go_into_scenes_runs_or_saved_segmentations(run, tiny_scene, tmp_path, refused):
+    scene = tmp_path / "scene"
+    shutil.copytree(tiny_scene, scene)
+    before = snapshot(scene), snapshot(run)
+    for place in (scene, run):
+        said = refused("export", run, "--format", "masks", "--to", place)
+        assert "choose another folder" in said
+    assert (snapshot(scene), snapshot(run)) == before
+
+
+def test_a_saved_segmentation_is_exported_like_a_run(run, tmp_path, capsys):
+    seg = cgc.load(run)
+    out = seg.remove(int(seg.ids[0]), halo=False).save(tmp_path / "e")
+    assert main(["export", str(out)]) == 0
+    assert len(list((out / "export" / "objects").glob("*.ply"))) == len(seg) - 1
+
+
+def test_a_moved_object_is_looked_for_again(run):
+    seg = cgc.load(run)
+    which = seg.objects[2]
+    moved = seg.transform(which, translation=[0, 0, 50.0])
+    assert seg.known_best_views() and not moved.known_best_views()
+
+
+def test_scores_are_in_the_json(run, capsys):
+    first = int(cgc.load(run).ids[0])
+    assert main(["query", str(run), "--json", "--similar", str(first)]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows and all(-1 <= row["score"] <= 1 and row["by"] for row in rows)
+
+
+def test_saved_edits_open_without_their_run(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    seg = cgc.load(copy)
+    out = seg.remove(int(seg.ids[0]), halo=False).save(tmp_path / "e")
+    (copy / "config.json").write_text("{")
+    assert len(cgc.load(out)) == len(seg) - 1

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_matrix
 
+from cgc.clustering.columns import Columns, with_wholes
 from cgc.errors import InputError
-from cgc.masks.generate import keep_masks, make_masks
+from cgc.masks.generate import is_finished, keep_masks, make_masks
 from cgc.masks.id_maps import disagree, read_id_map, read_mask_folder
 from cgc.masks.image_masks import ImageMasks
 from cgc.masks.record import read_record, set_path
@@ -29,6 +31,7 @@ class Quarters:
     log: str
     strength: float = 1.0
     pause: float = 0.0
+    turned: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -51,6 +54,8 @@ class Quarters:
         half[:, : image.shape[1] // 2] = True
         quarter = half.copy()
         quarter[: image.shape[0] // 2] = False
+        if self.turned:
+            half, quarter = half[::-1, ::-1], quarter[::-1, ::-1]
         return ImageMasks.from_masks([half, ~half, quarter], *image.shape[:2], [0.5, 0.7, 0.9])
 
 
@@ -212,3 +217,59 @@ def test_disagreement():
 def test_ids_of_maps_are_16_bit(views, tmp_path):
     make_masks(views, Quarters(str(tmp_path / "log")), tmp_path / "m", quiet=True)
     assert read_id_map(tmp_path / "m" / "v0.png").max() == 3
+
+
+def test_a_kill_between_the_two_files_of_a_view_is_made_good(views, tmp_path, monkeypatch):
+    folder, recipe = tmp_path / "masks", Quarters(str(tmp_path / "log"))
+    make_masks(views, recipe, folder, quiet=True)
+    old = read_id_map(folder / "v0.png")
+    other = replace(recipe, strength=2.0, turned=True)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(ImageMasks, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_masks(views, other, folder, overwrite=True, quiet=True)
+    assert not is_finished(folder, views)
+    made = make_masks(views, other, folder, quiet=True)
+    assert not made.kept and is_finished(folder, views)
+    assert not np.array_equal(read_id_map(folder / "v0.png"), old)
+
+
+def test_what_fails_leaves_nothing_that_was_made_otherwise(views, tmp_path):
+    folder, recipe = tmp_path / "masks", Quarters(str(tmp_path / "log"))
+    make_masks(views, recipe, folder, quiet=True)
+    views[1].image_path.write_bytes(b"no image")
+    make_masks(views, replace(recipe, strength=2.0), folder, overwrite=True, quiet=True)
+    assert not (folder / "v1.png").exists() and not set_path(folder, "v1").exists()
+    assert not is_finished(folder, views) and is_finished(folder, [v for v in views if v.name != "v1.png"])
+    keep_masks(views, Tracker(), folder, overwrite=True, quiet=True)
+    assert not list((folder / "sets").glob("*.npz")) and not (folder / "v1.png").exists()
+    assert is_finished(folder, views)
+
+
+def test_photos_with_one_stem_have_masks_of_their_own(views, tmp_path):
+    twin = tmp_path / "images" / "v0.bmp"
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 220, np.uint8)).save(twin)
+    both = [*views, replace(views[0], name="v0.bmp", image_path=twin)]
+    folder = tmp_path / "masks"
+    assert len(make_masks(both, Quarters(str(tmp_path / "log")), folder, quiet=True).masks) == 6
+    masks = read_mask_folder(folder, both)
+    assert masks.paths[0] != masks.paths[5] and masks.set_of(0) != masks.set_of(5) and is_finished(folder, both)
+    assert len(make_masks(both, Quarters(str(tmp_path / "log")), folder, quiet=True).kept) == 6
+
+
+def test_maps_that_were_painted_on_still_serve(views, tmp_path):
+    folder = tmp_path / "masks"
+    make_masks(views, Quarters(str(tmp_path / "log")), folder, quiet=True)
+    masks = read_mask_folder(folder, views)
+    table = masks.wholes(0)
+    assert table is not None and len(table) == 4
+    columns = Columns(csr_matrix(np.ones((5, 2), np.float32)), np.array([0, 0]), np.array([1, 9]))
+    assert with_wholes(columns, {0: table}).nested is None
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    set_path(folder, "v0").write_bytes((tmp_path / "x.npy").read_bytes())
+    with pytest.raises(InputError, match="make them again"):
+        masks.wholes(0)

@@ -155,6 +155,7 @@ def test_a_photo_that_fails_is_named_at_the_end(scene, capsys, tmp_path, monkeyp
         (["--generator", "regions", "--min-area", "-1"], "min_area"),
         (["--generator", "regions", "--workers", "-2"], "workers"),
         (["--from", "nowhere"], "nowhere"),
+        (["--tracked"], "--from"),
         (["--generator", "no.such.module:f"], "no.such"),
         (["--generator", "sam", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
     ],
@@ -163,3 +164,28 @@ def test_bad_words(scene, words, says, capsys):
     assert main(["masks", str(scene), *words]) == 2
     assert says in capsys.readouterr().err
     assert not list(scene.rglob("masks/*.png"))
+
+
+def test_a_run_with_masks_cannot_be_told_to_have_none(scene, tmp_path, capsys):
+    words = ["run", str(scene), "--out", str(tmp_path / "run"), *TINY]
+    assert main(words) == 0
+    assert main([*words, "--masks", "none"]) == 2
+    assert "a run with masks" in capsys.readouterr().err
+
+
+def test_unfinished_masks_of_other_settings_are_not_taken_for_whole(scene, tmp_path, capsys):
+    assert main(["masks", str(scene), "--generator", "regions", "--preset", "fast", "--quiet", *ONE]) == 0
+    (scene / "masks" / "a_view_00.png").unlink()
+    assert main(["run", str(scene), "--out", str(tmp_path / "run"), *TINY]) == 2
+    assert "are not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["--masks", "typo"], "typo"), (["--lift.dim", "0"], "lift.dim"), (["--splats", "no.ply"], "no.ply")],
+)
+def test_bad_words_are_said_before_photos_are_placed(tmp_path, words, says, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "scene_of", lambda *_, **__: pytest.fail("photos were looked at"))
+    (tmp_path / "photos").mkdir()
+    assert main(["run", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), *words]) == 2
+    assert says in capsys.readouterr().err

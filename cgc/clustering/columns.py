@@ -82,11 +82,13 @@ def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
 def with_wholes(columns: Columns, wholes: Mapping[int, np.ndarray]) -> Columns:
     """Return the columns with `nested`: the masks that hold others count as those of further views.
 
+    A view with ids that its table does not have (maps that were painted on) is left out.
     wholes: of a view, which mask holds each id, [ids + 1]. A pair of parts that no id map has in one mask, but every
     whole, is then together in half of the views.
     """
     first = int(columns.views.max(initial=-1)) + 1
-    known = np.isin(columns.views, list(wholes))
+    most = {int(v): int(columns.ids[columns.views == v].max()) for v in np.unique(columns.views)}
+    known = np.isin(columns.views, [v for v, table in wholes.items() if most.get(v, 0) < len(table)])
     pairs = [(first + int(v), int(wholes[v][i])) for v, i in zip(columns.views[known], columns.ids[known])]
     number = {pair: k for k, pair in enumerate(dict.fromkeys(pairs))}
     if not number:

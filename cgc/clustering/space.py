@@ -90,15 +90,18 @@ def _join_specks(
     alone: float,
 ) -> np.ndarray:
     """Give specks the label of what surrounds them, or NOISE where nothing else is as near as `alone`."""
-    joined, tree = labels.copy(), KDTree(places)
+    joined = labels.copy()
     members = np.flatnonzero((component >= 0) & small[np.maximum(component, 0)])
     order = members[np.argsort(component[members], kind="stable")]
     for group in np.split(order, np.flatnonzero(np.diff(component[order])) + 1) if len(order) else []:
         outside = component[neighbours[group]] != component[group[0]]
         around, far = labels[neighbours[group]][outside], lengths[group][outside]
-        if not len(far):  # all neighbours are its own: look farther, past as many as it has
-            distances, found = map(np.asarray, tree.query(places[group], min(len(group) + 1, len(places))))
-            far, around = distances[:, -1], labels[found[:, -1]]
+        if not len(far):  # all neighbours are its own: look at all others
+            if len(group) == len(places):
+                continue
+            others = np.setdiff1d(np.arange(len(places)), group, assume_unique=True)
+            far, found = map(np.asarray, KDTree(places[others]).query(places[group]))
+            around = labels[others[found]]
         if far.min() > alone:
             joined[group] = NOISE
             continue

@@ -26,7 +26,7 @@ from cgc.errors import InputError
 from cgc.files import sha256, write_json
 from cgc.masks.id_maps import read_id_map, write_id_map
 from cgc.masks.image_masks import ImageMasks, MaskGenerator, read_facts
-from cgc.masks.record import FORMAT, RECORD, is_made, read_record, set_path
+from cgc.masks.record import FORMAT, RECORD, is_made, mask_names, read_record, set_path
 from cgc.progress import progress_bar
 from cgc.scene.images import load_image
 from cgc.scene.types import View
@@ -73,7 +73,8 @@ def make_masks(
     record = {"format": FORMAT, "by": recipe.facts, "min_area": min_area}
     _claim(folder, record, overwrite)
     own = list(views[shard[0] :: shard[1]])
-    jobs = [_Job(view, folder, _key(record, view), min_area) for view in own]
+    names = mask_names(views)
+    jobs = [_Job(view, names[view.name], folder, _key(record, view), _hash(record), min_area) for view in own]
     masks: dict[str, int] = {}
     failed: dict[str, str] = {}
     todo = []
@@ -92,6 +93,8 @@ def make_masks(
                 bar.advance(1, masks=outcome, images=pace)
             else:
                 failed[job.view.name] = outcome
+                job.flat.unlink(missing_ok=True)  # what was made otherwise, if anything
+                job.set.unlink(missing_ok=True)
                 bar.advance(1, failed=len(failed), images=pace)
     return Made(masks, kept, failed, time.perf_counter() - start)
 
@@ -106,7 +109,8 @@ def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
             f"{folder} has files that `cgc masks` has not made, and none of them is replaced; choose another --out "
             f"(or use these masks as they are: `cgc run SCENE --masks {folder}`)"
         )
-    if there and not overwrite and (old := read_record(folder)) != record:
+    old = {k: v for k, v in read_record(folder).items() if k != "complete"} if there and not overwrite else record
+    if old != record:
         raise InputError(
             f"{folder} has masks that were made otherwise ({_changes(old, record)}); add --overwrite to replace them, "
             "or choose another --out"
@@ -129,17 +133,19 @@ def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
 @dataclass(frozen=True)
 class _Job:
     view: View
+    name: str
     folder: Path
     key: str
+    made: str
     min_area: float
 
     @property
     def flat(self) -> Path:
-        return self.folder / f"{self.view.stem}.png"
+        return self.folder / f"{self.name}.png"
 
     @property
     def set(self) -> Path:
-        return set_path(self.folder, self.view.stem)
+        return set_path(self.folder, self.name)
 
 
 class Foreign(Protocol):
@@ -174,18 +180,41 @@ def keep_masks(
     record = {"format": FORMAT, "by": {"imported": foreign.format}, "min_area": min_area, "tracked": foreign.tracked}
     _claim(folder, record, overwrite)
     masks: dict[str, int] = {}
+    names = mask_names(views)
     with progress_bar("masks", len(views), quiet=quiet) as bar:
         for i, view in enumerate(views):
+            path, set_of = folder / f"{names[view.name]}.png", set_path(folder, names[view.name])
+            set_of.unlink(missing_ok=True)
             flat = foreign.id_map(i) if foreign.tracked else None
             found = None if foreign.tracked else foreign.load(i)
             if found is not None:
                 flat, painted = found.paint(min_area=round(min_area * found.height * found.width))
-                found.save(set_path(folder, view.stem), painted, masks=str(len(found)))
-            if flat is not None:
-                write_id_map(folder / f"{view.stem}.png", flat)
+                found.save(set_of, painted, masks=str(len(found)))
+            if flat is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_id_map(path, flat)
                 masks[view.name] = len(found) if found is not None else int((np.bincount(flat.ravel())[1:] > 0).sum())
             bar.advance(1, masks=masks.get(view.name, 0))
+    write_json(folder / RECORD, record | {"complete": True})
     return Made(masks, (), {}, time.perf_counter() - start)
+
+
+def is_finished(folder: Path, views: Sequence[View]) -> bool:
+    """Say whether every view has masks as the folder's record says, of whatever size; or an import came to its end."""
+    record = read_record(folder)
+    if not record or "imported" in record["by"]:
+        return bool(record.get("complete"))
+    names, made = mask_names(views), _hash(record)
+    return all(
+        (folder / f"{names[view.name]}.png").is_file()
+        and read_facts(set_path(folder, names[view.name])).get("made") == made
+        for view in views
+    )
+
+
+def _hash(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _key(record: dict[str, Any], view: View) -> str:
@@ -256,6 +285,6 @@ def _attempt(job: _Job, generator: Callable[[np.ndarray], ImageMasks]) -> int | 
         return str(error)
     except Exception as error:  # a generator is anybody's code
         return f"{type(error).__name__}: {error}"
-    made.save(job.set, painted, key=job.key, masks=str(len(made)))
-    write_id_map(job.flat, flat)
+    write_id_map(job.flat, flat)  # the set has the key that says both are done
+    made.save(job.set, painted, key=job.key, made=job.made, masks=str(len(made)))
     return len(made)

@@ -48,12 +48,18 @@ class MaskSet:
         """Say whether ids are known to mean the same thing in every view."""
         return bool(self.record.get("tracked"))
 
+    def set_of(self, view_index: int) -> Path | None:
+        """The file with all masks of a view, nested ones too; None where only the id map is known."""
+        path = self.paths[view_index]
+        beside = set_path(self.folder, path.relative_to(self.folder).with_suffix("").as_posix()) if path else None
+        return beside if beside is not None and self.record and beside.is_file() else None
+
     def wholes(self, view_index: int) -> np.ndarray | None:
         """Return which whole each id of a view is of, [ids + 1], where its masks are known to nest; None elsewhere."""
-        path = set_path(self.folder, self.views[view_index].stem)
-        if self.paths[view_index] is None or not self.record or not path.is_file():
+        beside = self.set_of(view_index)
+        if beside is None:
             return None
-        found = read_wholes(path)
+        found = read_wholes(beside)
         return found if len(np.unique(found)) < len(found) else None
 
     def load(self, view_index: int) -> np.ndarray:

@@ -187,10 +187,10 @@ def read_wholes(path: Path | str) -> np.ndarray:
 
     It is the smallest that contains the mask of the id, or that mask itself. InputError where the file has none.
     """
-    try:
-        return _read(path, "wholes")["wholes"]
-    except KeyError as error:
-        raise InputError(f"the masks {path} do not say which parts are of what; make them again") from error
+    found = _read(path, "wholes").get("wholes", np.zeros(0))
+    if found.ndim != 1 or not len(found) or not np.issubdtype(found.dtype, np.integer) or found.min() < 0:
+        raise InputError(f"the masks {path} do not say which parts are of what; make them again")
+    return found
 
 
 def read_facts(path: Path | str) -> dict[str, str]:
@@ -294,5 +294,5 @@ def _read(path: Path | str, *names: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             return {name: data[name] for name in data.files if not names or name in names}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"the masks {path} cannot be read ({error}); make them again") from error

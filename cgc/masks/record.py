@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cgc.errors import InputError
 from cgc.files import read_json
+from cgc.scene.types import View
 
 FORMAT = 1
 RECORD = "masks.json"
@@ -30,6 +33,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def set_path(folder: Path, stem: str) -> Path:
-    """Where the full set of masks of a view lies."""
-    return folder / "sets" / f"{stem}.npz"
+def mask_names(views: Sequence[View]) -> dict[str, str]:
+    """What each view's masks are called, by its name: its stem, or its whole name where two views share a stem."""
+    shared = Counter(view.stem for view in views)
+    return {view.name: view.stem if shared[view.stem] == 1 else view.name for view in views}
+
+
+def set_path(folder: Path, name: str) -> Path:
+    """Where the full set of masks of a view lies; `name` as in `mask_names`."""
+    return folder / "sets" / f"{name}.npz"

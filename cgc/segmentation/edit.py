@@ -286,7 +286,8 @@ def transform(
         columns[name][rows] = values.to(columns[name].dtype)
         if not bool(torch.isfinite(columns[name]).all()):
             raise InputError("the Gaussians would leave what numbers can hold; give a smaller translation or scale")
-    made = replace(segmentation, splats=replace(splats, **columns))
+    tree = replace(segmentation.hierarchy)  # another one: what views knew of it is of before
+    made = replace(segmentation, splats=replace(splats, **columns), hierarchy=tree)
     return _recorded(
         made, "transform", ids=chosen, translation=move.tolist(), rotation=quat.tolist(), scale=float(scale),
         about=centre.tolist(), healed=healed,

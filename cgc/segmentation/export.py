@@ -71,7 +71,7 @@ class Export:
             )
         tree = self.segmentation.hierarchy
         for segment in wanted:
-            if not 1 <= segment <= tree.n_nodes or not tree.members(segment).any():
+            if not 1 <= segment <= tree.n_nodes or not self.segmentation.owns(segment):
                 raise InputError(f"segment {segment} has no Gaussian; choose of those that are shown: {_some(shown)}")
         return wanted
 
@@ -111,7 +111,7 @@ class Export:
         """Of each chosen segment how much of its Gaussians the cameras see, [n] in 0..1; nothing without cameras."""
         if not self.views or self.rasterizer is None:
             return {}
-        members = [np.flatnonzero(self.segmentation.hierarchy.members(segment)) for segment in self.chosen]
+        members = [self.segmentation.members(segment) for segment in self.chosen]
         cameras = [view.camera for view in self.views]
         return dict(zip(self.chosen, seen_shares(self.segmentation.splats, members, self.rasterizer, cameras)))
 
@@ -126,7 +126,7 @@ class Export:
 
     def body(self, segment: int) -> np.ndarray:
         """Which Gaussians are exported of a segment, ascending."""
-        own = np.flatnonzero(self.segmentation.hierarchy.members(segment))
+        own = self.segmentation.members(segment)
         picked = self.segmentation.splats.select(torch.from_numpy(own))
         good = is_sound(picked)
         if self.clean and segment in self.seen:
@@ -401,6 +401,10 @@ FORMATS: dict[str, Exporter] = {
 """What can be exported, by name."""
 
 
+_NOT_INTO = ("sparse", "images", "transforms.json", "config.json", "segmentation.json", "masks.json")
+"""What says that a folder is something else than a place for exports."""
+
+
 def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Export:
     """Return what is needed to export some ids (None: all that are shown), with the views it knows of."""
     context = segmentation.context
@@ -422,6 +426,11 @@ def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path
         raise InputError(f"there is no format {unknown[0]!r} to export; choose from {', '.join(FORMATS)}")
     if not formats:
         raise InputError(f"no format was given; choose from {', '.join(FORMATS)}")
+    if taken := [name for name in _NOT_INTO if (Path(folder) / name).exists()]:
+        raise InputError(
+            f"{folder} holds {taken[0]}: it is a scene, a run or a saved segmentation, whose own files an export might "
+            "replace; choose another folder"
+        )
     _ = job.chosen
     if any(name in ("masks", "coco", "cutouts") for name in formats):
         _ = job.id_maps

@@ -6,7 +6,7 @@
     segments.json        the table of segments
     segmentation.json    format, level, names, colours, edits, where it came from, and what the other files hash to
 
-A folder is written beside its place and renamed onto it; one that holds anything else is never touched.
+A folder is written beside its place and renamed onto it; one that holds no saved segmentation is never touched.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from cgc.splats.ply import read_ply, write_ply
 FORMAT = 1
 """Version of the folder's layout; a folder of another version is refused, not misread."""
 FACTS = "segmentation.json"
+_OWN = ("splats.ply", "extras.npz", "segments.npz", "segments.json", FACTS)
 _TREE = ("labels", "confidences", "leaves", "node_parents", "node_levels", "base_level")
 _FEATURES = "features"
 _EXTRA = "extra_"
@@ -56,9 +57,10 @@ def save(
 ) -> Path:
     """Save a segmentation; `source` says where it came from, `pixels` how much of it each view shows (`describe`).
 
-    A saved segmentation in `folder` is replaced. InputError where something else lies there, and for a full disk.
+    A saved segmentation in `folder` is replaced; other files beside it stay. InputError where something else lies
+    there, and for a full disk.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if _is_taken(folder):
         raise InputError(f"{folder} holds something else than a saved segmentation; choose another folder")
     level = shown_level(segmentation)
@@ -75,13 +77,18 @@ def save(
             if old.exists():
                 os.replace(old, folder)
             raise
+        if old.exists():  # what others have put there stays: exports, pictures, notes
+            for path in [p for p in old.iterdir() if p.name not in _OWN]:
+                os.replace(path, folder / path.name)
     except OSError as error:
         why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise InputError(f"{folder} could not be saved ({why}) and is left as it was; choose another") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         with contextlib.suppress(OSError):
-            shutil.rmtree(old, ignore_errors=True)
+            for name in _OWN:
+                (old / name).unlink(missing_ok=True)
+            old.rmdir()  # not where something of others is left in it
     return folder
 
 
