@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from cgc import parallel
 from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.masks.checkpoints import OFFICIAL, cache_folder
@@ -79,18 +82,34 @@ def make(
 ) -> Made:
     """Make the masks of a scene's views. Photos are shared among processes that torchrun has started."""
     recipe, said = choose_recipe(settings, sam, regions)
-    shard = (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    shard = parallel.here()
     if not quiet:
-        console.print(said if shard[1] == 1 else f"{said}; process {shard[0] + 1} of {shard[1]}")
+        console.print(said if shard[1] == 1 else f"{said}; {shard[1]} processes share the photos")
     workers = settings.workers or ((os.cpu_count() or 1) if isinstance(recipe, Regions) and shard[1] == 1 else 1)
-    return make_masks(
+    parallel.check_same(masks=json.dumps([recipe.facts, settings.min_area, len(scene.views)], sort_keys=True))
+    made = make_masks(
         scene.views, recipe, folder, min_area=settings.min_area, workers=workers, shard=shard, overwrite=overwrite,
         quiet=quiet,
     )  # fmt: skip
+    return _of_all(made, scene.views)
+
+
+def _of_all(made: Made, views: Sequence[View]) -> Made:
+    """Return what all processes have made, in the order of the views; waits for them."""
+    shares = [Made(**share) for share in parallel.collect(asdict(made))]
+    if len(shares) == 1:
+        return made
+    names = [view.name for view in views]
+    masks = {name: share.masks[name] for name in names for share in shares if name in share.masks}
+    kept = tuple(name for name in names if any(name in share.kept for share in shares))
+    failed = {name: share.failed[name] for name in names for share in shares if name in share.failed}
+    return Made(masks, kept, failed, max(share.seconds for share in shares))
 
 
 def say_made(made: Made, folder: Path, quiet: bool) -> None:
-    """Say what was made; InputError that names what failed, after all else is done."""
+    """Say what was made; InputError that names what failed, after all else is done. For the first process."""
+    if not parallel.is_first():
+        return
     counts = list(made.masks.values())
     if not quiet:
         kept = f", {len(made.kept)} of them kept from before" if made.kept else ""
@@ -123,16 +142,19 @@ def masks_command(
 ) -> None:
     """Make the masks of a scene, or take those that another tool has made (`source`), and draw them."""
     check_masks(settings)
-    scene = read_scene(scene_folder, scene_settings, quiet=quiet)
+    with parallel.first_before_others():  # it may undistort photos, which the others find
+        scene = read_scene(scene_folder, scene_settings, quiet=quiet)
     folder = out or scene_folder / "masks"
     if source is not None:
+        if not parallel.is_first():
+            return
         foreign = read_foreign(source, scene.views, format=form, resize=resize, tracked=tracked)
         for decision in foreign.decisions if not quiet else ():
             console.print(f"note: {decision}")
         made = keep_masks(scene.views, foreign, folder, min_area=settings.min_area, overwrite=overwrite, quiet=quiet)
     else:
         made = make(scene, folder, settings, sam, regions, overwrite=overwrite, quiet=quiet)
-    if preview:
+    if preview and parallel.is_first():
         path = draw_preview(scene.views, folder)
         if not quiet:
             console.print(f"a look at them: {path}")
@@ -190,7 +212,7 @@ def masks_of(scene: Scene, *, quiet: bool = False) -> Path:
             f"it with `cgc masks {scene.root} --from {folder} --out DIR`, or go without with --masks none"
         )
     made = make(scene, folder, MaskSettings(), SAM_PRESETS["default"], REGION_PRESETS["default"], quiet=quiet)
-    if made.masks:
+    if made.masks and parallel.is_first():
         draw_preview(scene.views, folder)
     say_made(made, folder, quiet)
     return folder
@@ -201,7 +223,8 @@ def scene_of(folder: Path, *, quiet: bool = False) -> Path:
     model = find_colmap(folder) or find_transforms(folder) or (folder / "sparse").exists()
     if not folder.exists() or (folder.is_dir() and model):
         return folder
-    return reconstruct_command(folder, None, ReconstructSettings(), quiet=quiet)
+    made = parallel.by_first(lambda: str(reconstruct_command(folder, None, ReconstructSettings(), quiet=quiet)))
+    return Path(made)
 
 
 def reconstruct_command(photos: Path, out: Path | None, settings: ReconstructSettings, *, quiet: bool = False) -> Path:
