@@ -265,7 +265,8 @@ def main(argv: list[str] | None = None) -> int:
         name, rest = arguments[0], arguments[1:]
         if name in STEPS and rest and not rest[0].startswith("-"):
             rest = ["--out", *rest]
-        config = _parse(name, _in_seconds(rest))
+        with parallel.hushed():
+            config = _parse(name, _in_seconds(rest))
         if name in TOGETHER:
             _call(config)
         elif parallel.is_first():
@@ -295,6 +296,7 @@ def _complain(text: str) -> None:
 def _call(config: object) -> None:
     from cgc import kernels, pipeline
 
+    parallel.heed_stop()
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:

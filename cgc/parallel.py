@@ -121,8 +121,25 @@ def join(**facts: str) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     wait = timedelta(seconds=WAIT)
     _try(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait))
-    signal.signal(signal.SIGTERM, _stop)
     console.quiet = rank > 0
+    heed_stop()
+
+
+def heed_stop() -> None:
+    """Stop in an orderly way when the launcher says so. For after all imports too: pycolmap's takes the signal away."""
+    if _group:
+        signal.signal(signal.SIGTERM, _stop)
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Let only the first process print inside the block."""
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
 
 
 def leave() -> None:
