@@ -87,6 +87,11 @@ def count() -> int:
     return _group.size if _group else 1
 
 
+def count_here() -> int:
+    """Return how many of them are on this machine: the first one can use their threads while they wait."""
+    return sum(each["host"] == _group.who[_group.rank]["host"] for each in _group.who) if _group else 1
+
+
 # --- coming together and parting ------------------------------------------------------------------------------
 
 
@@ -101,11 +106,12 @@ def join(**facts: str) -> None:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     facts |= {"torch": torch.__version__}
     try:
-        store = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=COME))))[0]
-        store = dist.PrefixStore("cgc", store)
+        store = next(iter(rendezvous("env://", timeout=timedelta(seconds=COME))))[0]
+        store = dist.PrefixStore("cgc", store)  # pyright: ignore[reportPrivateImportUsage]
         own = {"facts": facts, "host": _host(), "pid": os.getpid()}
         store.set(f"who/{rank}", json.dumps(own))
         for other in range(size):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.sparse import csr_matrix
 
-from cgc import parallel
+from cgc import kernels, parallel
 from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import Columns, mask_columns, side_by_side, with_wholes
@@ -230,7 +231,9 @@ class Workspace:
                 self.say(
                     f"{step}: in one process, the other {others} wait: several can only train with gsplat's CUDA code"
                 )
-            with parallel.alone():
+            threads = kernels.thread_count()  # and those of the processes that wait on this machine
+            threads = max(threads, min(threads * parallel.count_here(), os.cpu_count() or 1))
+            with parallel.alone(), kernels.threads(threads):
                 said = FUNCTIONS[step](self)
         self._follow(step)
         return said

@@ -29,7 +29,7 @@ from cgc.evaluation.prompts import score_prompts
 from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
 from cgc.features.lifting import vote_ids
-from cgc.features.samples import visible_mass
+from cgc.features.samples import held, visible_mass
 from cgc.files import write_text
 from cgc.masks.id_maps import read_id_map
 from cgc.pipeline import Workspace
@@ -116,7 +116,7 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
     for seed in seeds:
         base, start = replace(settings.cluster, seed=seed), time.perf_counter()
         features = learn_features(work.batches, work.neighbours, replace(settings.lift, seed=seed), quiet=True)
-        smooth, columns = smooth_features(features, work.neighbours, mass), mask_columns(work.batches, n)
+        smooth, columns = smooth_features(features, work.neighbours, mass), mask_columns(held(work.batches), n)
         learning = time.perf_counter() - start
 
         def ours(features=smooth, columns=columns, base=base, changed_space=space, **changed: Any) -> Clustering:

@@ -82,7 +82,7 @@ def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
 def side_by_side(parts: Sequence[Columns]) -> Columns:
     """Put the columns of different views side by side."""
     matrix = hstack([part.matrix for part in parts], format="csr")
-    return Columns(matrix, *(np.concatenate([getattr(part, name) for part in parts]) for name in ("views", "ids")))
+    return Columns(matrix, np.concatenate([part.views for part in parts]), np.concatenate([part.ids for part in parts]))
 
 
 def with_wholes(columns: Columns, wholes: Mapping[int, np.ndarray]) -> Columns:

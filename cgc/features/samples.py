@@ -8,7 +8,7 @@ rows only, so its cost grows neither with the size of the image nor with the num
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -101,16 +101,9 @@ def sample_batches(
                 "own"
             )
         own = iter(cache.groups())
-        shown = torch.zeros(len(made), dtype=torch.int64)
-        batches: list[Batch | Elsewhere] = []
-        for k, (view, holder) in enumerate(made):
-            if holder == rank:
-                batches.append(_restore(view, cameras[view].width, cameras[view].height, *next(own)))
-                shown[k] = len(batches[k].gaussians)
-            else:
-                batches.append(Elsewhere(holder, 0))
-    parallel.add_up(shown)
-    return [replace(b, shown=int(n)) if isinstance(b, Elsewhere) else b for b, n in zip(batches, shown)]
+        batches = [_restore(view, cameras[view], next(own)) if holder == rank else None for view, holder in made]
+    shown = parallel.add_up(torch.tensor([len(batch.gaussians) if batch else 0 for batch in batches]))
+    return [batch or Elsewhere(holder, int(n)) for batch, (_, holder), n in zip(batches, made, shown)]
 
 
 def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
@@ -172,8 +165,9 @@ def _arrays(batch: Batch) -> list[np.ndarray]:
     return [*(t.cpu().numpy() for t in tensors), *weights.by_pixel, *weights.by_gaussian]
 
 
-def _restore(view: int, width: int, height: int, *arrays: np.ndarray) -> Batch:
+def _restore(view: int, camera: Camera, arrays: Sequence[np.ndarray]) -> Batch:
     """Make a batch of its `_arrays`."""
+    width, height = camera.width, camera.height
     gaussians, masks, mask_ids, pixels, indptr, ids, values = (torch.from_numpy(a) for a in arrays[:7])
     transposed = Csr(*arrays[7:])
     weights = Contributions(indptr, ids, values, pixels, width, height, len(gaussians), transposed=transposed)
