@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
         parallel.leave()
         return 0
     except InputError as error:
-        _complain(str(error))
+        _complain(parallel.signed(error))
         return 2
     except OSError as error:  # the system's refusals that nothing closer to them has explained
         name = f"{error.filename} " if error.filename else "a file "

@@ -42,7 +42,13 @@ WAIT = 7 * 24 * 3600.0
 """Seconds one waits for what another does: training may take days. One that has died is noticed at once."""
 SEARCH = 5.0
 """Seconds to find out which process has died."""
+PATIENCE = 0.5
+"""Seconds that the others give the first process to say what is wrong."""
 AGAIN = "run the same command again: it goes on from what is done, also with another number of processes"
+
+
+class Ended(InputError):
+    """Another process has ended."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -128,6 +134,8 @@ def join(**facts: str) -> None:
     wait = timedelta(seconds=WAIT)
     _try(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait))
     console.quiet = rank > 0
+    if torch.cuda.is_available():  # one each
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     heed_stop()
 
 
@@ -157,22 +165,34 @@ def leave() -> None:
 
     barrier()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _group.store.set(f"left/{_group.rank}", "done")
     dist.destroy_process_group()
     _group = None
 
 
 def speaks() -> bool:
-    """Say whether this process is the one to say what went wrong: the first that asks. It is leaving."""
+    """Say whether this process is the one to say what went wrong: the first that asks. It is leaving.
+
+    What all find wrong the first process is to say, so the others give it time.
+    """
     if _group is None:
         return True
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    rank, store, end = _group.rank, _group.store, time.monotonic() + PATIENCE
     try:
-        first = _group.store.compare_set("said", "", str(_group.rank)) == str(_group.rank).encode()
-        _group.store.set(f"left/{_group.rank}", "failed")
+        while rank and not store.check(["said"]) and time.monotonic() < end:
+            time.sleep(PATIENCE / 20)
+        first = store.compare_set("said", "", str(rank)) == str(rank).encode()
+        store.set(f"left/{rank}", "failed")
+        time.sleep(0 if rank else PATIENCE)  # the store may be of this process: let them see
         return first
-    except RuntimeError:  # the store has gone with the machine that had it
+    except RuntimeError:  # the store has gone with the process that had it
         return True
+
+
+def signed(error: Exception) -> str:
+    """Return what an error says, and which process says it where it is not the first one."""
+    rank, size = here()
+    return str(error) if rank == 0 or isinstance(error, Ended) else f"{error} (process {rank + 1} of {size})"
 
 
 def _come(store: Any, other: int, size: int) -> None:
@@ -223,16 +243,16 @@ def _try(work: Callable[[], T]) -> T:
         raise _ended() from error
 
 
-def _ended() -> InputError:
+def _ended() -> Ended:
     """Find which process has ended; what is to be said of it."""
     assert _group is not None
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     gone = _find_gone(_group)
     if not gone:
-        return InputError(f"the processes were stopped; {AGAIN}")
+        return Ended(f"the processes were stopped; {AGAIN}")
     names = " and ".join(str(rank + 1) for rank in gone)
     verb = "processes {} of {} have ended" if len(gone) > 1 else "process {} of {} has ended"
-    return InputError(f"{verb.format(names, _group.size)}, killed or for want of memory; {AGAIN}")
+    return Ended(f"{verb.format(names, _group.size)}, killed or for want of memory; {AGAIN}")
 
 
 def _find_gone(group: _Group) -> list[int]:
@@ -340,18 +360,23 @@ def _from(data: np.ndarray, source: int) -> np.ndarray:
     import torch
 
     length = torch.tensor([len(data)])
-    broadcast(length, source)
+    broadcast((length, source))
     tensor = torch.from_numpy(data) if source == here()[0] else torch.empty(int(length), dtype=torch.uint8)
-    broadcast(tensor, source)
+    broadcast((tensor, source))
     return tensor.numpy()
 
 
-def broadcast(tensor: Tensor, source: int) -> None:
-    """Overwrite a tensor, of one size in all processes, with that of process `source`."""
+def broadcast(*sent: tuple[Tensor, int]) -> None:
+    """Overwrite tensors, each of one size in all processes, with those of the process beside them; all at once."""
     if here()[1] > 1:
         import torch.distributed as dist
 
-        _try(partial(dist.broadcast, tensor, source))
+        def start_and_wait() -> None:
+            for work in [dist.broadcast(tensor, source, async_op=True) for tensor, source in sent]:
+                assert work is not None
+                work.wait()
+
+        _try(start_and_wait)
 
 
 def add_up(tensor: Tensor) -> Tensor:
@@ -376,7 +401,7 @@ def add_in_turn(tensor: Tensor, add: Callable[[Tensor], None]) -> Tensor:
     add(tensor)
     if rank + 1 < size:
         _try(partial(dist.send, tensor, rank + 1))
-    broadcast(tensor, size - 1)
+    broadcast((tensor, size - 1))
     return tensor
 
 

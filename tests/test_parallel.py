@@ -186,7 +186,7 @@ def tell() -> dict[str, Any]:
         assert all(a.dtype == b.dtype and a.shape == b.shape for a, b in zip(arrays, got))
         assert all(np.array_equal(a, b) for a, b in zip(arrays[:4], got)) and got[4] == other
     values = torch.tensor([float(rank)])
-    parallel.broadcast(values, size - 1)
+    parallel.broadcast((values, size - 1))
     with parallel.alone():
         inside = [parallel.here(), parallel.agree(rank), parallel.count()]
     return {
@@ -499,6 +499,33 @@ def test_a_process_that_dies_ends_the_job_with_one_sentence(two, tiny_run, tiny_
     assert snapshot(out) == before  # nothing half-written
     two.call(run, tiny_scene, out, SETTINGS, ("lift",))
     assert same_runs(out, tiny_run)
+
+
+COMMAND = """
+    import sys
+    from cgc import cli
+    sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def test_commands_speak_once(tiny_run, tmp_path):
+    out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    answers = launch(COMMAND, 2, str(tmp_path), "render", str(out))
+    assert [code for code, _ in answers] == [0, 0] and same_runs(out, tiny_run)
+    assert "10 id maps" in answers[0][1] and not answers[1][1]
+    answers = launch(COMMAND, 2, str(tmp_path), "lift", str(tmp_path / "none"))
+    assert [code for code, _ in answers] == [2, 2]
+    assert answers[0][1].startswith("cgc: ") and "is no run folder" in answers[0][1] and not answers[1][1]
+
+
+def test_who_speaks_is_named(three):
+    first, *others = three.call(sign)
+    assert first == "bad" and others == ["bad (process 2 of 3)", "bad (process 3 of 3)"]
+
+
+def sign() -> str:
+    assert parallel.signed(parallel.Ended("gone")) == "gone"
+    return parallel.signed(InputError("bad"))
 
 
 MIXED = """

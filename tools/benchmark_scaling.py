@@ -74,10 +74,11 @@ def measure(n: int, benchmark: Benchmark) -> tuple[list[float], int]:
     start = 0.1 * torch.randn(n, settings.dim, generator=torch.Generator().manual_seed(0))
     learner = Learner(batches, neighbours, start, settings)
     draws = np.linspace(0, 0.999, settings.anchors)
+    order = np.random.default_rng(0).integers(len(batches), size=(benchmark.steps, k))
 
     def learn() -> None:
-        for step in range(benchmark.steps):
-            learner.step([batches[(step * k + i) % len(batches)] for i in range(k)], draws, settings.lr)
+        for some in order:
+            learner.step([batches[i] for i in some], draws, settings.lr)
 
     learning, _ = timed(learn)
     massing, mass = timed(lambda: visible_mass(batches, n))

@@ -96,14 +96,12 @@ def _exchange(
     rank, size = parallel.here()
     if size == 1:
         return [batch.gaussians.numpy() for batch in batches if isinstance(batch, Batch)], loss
-    found = []
-    for k, batch in enumerate(batches):
-        own = isinstance(batch, Batch)
-        ids = batch.gaussians if own else torch.empty(batch.shown, dtype=torch.int32)
-        for tensor in (ids, torch.from_numpy(gradients[k, : len(ids)])):
-            parallel.broadcast(tensor, rank if own else batch.holder)
-        found.append(ids.numpy())
-    return found, float(parallel.add_up(torch.tensor(loss, dtype=torch.float64)))
+    ids = [b.gaussians if isinstance(b, Batch) else torch.empty(b.shown, dtype=torch.int32) for b in batches]
+    holders = [rank if isinstance(b, Batch) else b.holder for b in batches]
+    slopes = [torch.from_numpy(gradients[k, : len(some)]) for k, some in enumerate(ids)]
+    parallel.broadcast(*zip(ids, holders), *zip(slopes, holders))
+    total = parallel.add_up(torch.tensor(loss, dtype=torch.float64))
+    return [some.numpy() for some in ids], float(total)
 
 
 @kernel
