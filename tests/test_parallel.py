@@ -513,9 +513,9 @@ def test_commands_speak_once(tiny_run, tmp_path):
     answers = launch(COMMAND, 2, str(tmp_path), "render", str(out))
     assert [code for code, _ in answers] == [0, 0] and same_runs(out, tiny_run)
     assert "10 id maps" in answers[0][1] and not answers[1][1]
-    answers = launch(COMMAND, 2, str(tmp_path), "lift", str(tmp_path / "none"))
+    answers = launch(COMMAND, 2, str(tmp_path), "train", str(tmp_path), "--budget", "long")
     assert [code for code, _ in answers] == [2, 2]
-    assert answers[0][1].startswith("cgc: ") and "is no run folder" in answers[0][1] and not answers[1][1]
+    assert answers[0][1].startswith("cgc: ") and "--budget is 'long'" in answers[0][1] and not answers[1][1]
 
 
 def test_who_speaks_is_named(three):
