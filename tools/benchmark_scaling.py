@@ -1,8 +1,8 @@
 """Measure what each stage after training costs by Gaussians: `python tools/benchmark_scaling.py`.
 
-The scene is that of benchmark_features.py. Prints a row a number of Gaussians, in seconds (the feature step in
-milliseconds), and the slope of each column in microseconds a Gaussian. Under torchrun the processes share the weights,
-the steps and the pictures, and what a step sends is printed too:
+The scene is that of benchmark_features.py. Prints a row a number of Gaussians, in CPU seconds of the first process (the
+feature step in milliseconds, by the clock too), and the slope of each column in microseconds a Gaussian. Under torchrun
+the processes share the weights, the steps and the pictures; what a step brings to each is printed too:
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node=2 tools/benchmark_scaling.py
 """
@@ -48,17 +48,18 @@ class Benchmark:
     """Feature steps, two views each."""
 
 
-COLUMNS = ("neighbours", "weights, a view", "feature step, ms", "mass", "columns", "smoothing", "nearest of 12,000",
-           "clustering", "picture of labels")  # fmt: skip
+COLUMNS = (
+    "neighbours", "weights, a view", "feature step, ms", "by the clock, ms", "mass", "columns", "smoothing",
+    "nearest of 12,000", "clustering", "picture of labels",
+)  # fmt: skip
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds of some work, until all processes have done it, and what it gave."""
+    """Return the CPU seconds that this process spends on some work, and what it gave."""
     parallel.barrier()
-    start = time.perf_counter()
+    start = time.process_time()
     result = work()
-    parallel.barrier()
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
 def measure(n: int, benchmark: Benchmark) -> tuple[list[float], int]:
@@ -80,7 +81,9 @@ def measure(n: int, benchmark: Benchmark) -> tuple[list[float], int]:
         for some in order:
             learner.step([batches[i] for i in some], draws, settings.lr)
 
+    begun = time.perf_counter()
     learning, _ = timed(learn)
+    passed = time.perf_counter() - begun
     massing, mass = timed(lambda: visible_mass(batches, n))
     counting, columns = timed(lambda: mask_columns(held(batches), n))
     smoothing, smooth = timed(lambda: smooth_features(learner.features, neighbours, mass))
@@ -94,8 +97,8 @@ def measure(n: int, benchmark: Benchmark) -> tuple[list[float], int]:
     shown = [len(b.gaussians) if isinstance(b, Batch) else b.shown for b in batches]
     sent = k * (4 * settings.dim + 4) * sum(shown) // len(shown)
     views = benchmark.views
-    times = [near, weights / views, 1e3 * learning / benchmark.steps, massing, counting, smoothing, finding, clustering,
-             drawing / views]  # fmt: skip
+    steps = [1e3 * seconds / benchmark.steps for seconds in (learning, passed)]
+    times = [near, weights / views, *steps, massing, counting, smoothing, finding, clustering, drawing / views]
     return times, sent
 
 
@@ -114,7 +117,7 @@ def main(benchmark: Benchmark) -> None:
         facts = [f"{n:,}", *(f"{t:.3g}" for t in times), f"{sent / 1e6:.2f}", f"{peak_rss_bytes() / 1e6:.0f}"]
         console.print("| " + " | ".join(facts) + " |")
     slopes = np.polyfit(np.array(benchmark.gaussians), np.array(rows), 1)[0] * 1e6
-    slopes[COLUMNS.index("feature step, ms")] /= 1e3
+    slopes[2:4] /= 1e3  # the steps
     console.print("| slope, µs | " + " | ".join(f"{s:.3g}" for s in slopes) + " | | |")
     parallel.leave()
 
