@@ -176,7 +176,7 @@ def tell() -> dict[str, Any]:
         np.zeros((0, 3)),
         np.array(2.5),
         np.array([True, False]),
-        np.float32([rank]),
+        np.array([rank], np.float32),
     ]
     arrays[0].setflags(write=False)
     gathered = parallel.gather(arrays)
