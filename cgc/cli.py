@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from cgc import __version__
+from cgc import __version__, parallel
 from cgc.errors import InputError
 from cgc.masks.regions import PRESETS as REGION_PRESETS
 from cgc.masks.regions import RegionMerging
@@ -336,6 +336,9 @@ COMMANDS = {
     "view": View,
 }
 
+TOGETHER = ("demo", "run", "masks", "train", "lift", "cluster", "sharpen", "render", "export", "report")
+"""Commands that several processes do together; of the others the first process does all."""
+
 STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report", "info")
 
 
@@ -349,6 +352,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cgc {__version__}")
         return 0
     try:
+        parallel.join(cgc=__version__)
         if not arguments or arguments[0] not in COMMANDS:
             tyro.extras.subcommand_cli_from_dict(
                 COMMANDS, prog="cgc", description=__doc_main__, args=arguments or ["--help"]
@@ -357,24 +361,38 @@ def main(argv: list[str] | None = None) -> int:
         name, rest = arguments[0], arguments[1:]
         if name in STEPS and rest and not rest[0].startswith("-"):
             rest = ["--out", *rest]
-        _call(_parse(name, _in_seconds(rest)))
+        with parallel.hushed():
+            config = _parse(name, _in_seconds(rest))
+        if name in TOGETHER:
+            _call(config)
+        elif parallel.is_first():
+            with parallel.alone():
+                _call(config)
+        parallel.leave()
         return 0
     except InputError as error:
-        print(f"cgc: {error}", file=sys.stderr)
+        _complain(parallel.signed(error))
         return 2
     except OSError as error:  # the system's refusals that nothing closer to them has explained
         name = f"{error.filename} " if error.filename else "a file "
         reason = error.strerror or error
-        print(f"cgc: {name}could not be read or written ({reason}); check it and its permissions", file=sys.stderr)
+        _complain(f"{name}could not be read or written ({reason}); check it and its permissions")
         return 2
-    except KeyboardInterrupt:
-        print("cgc: stopped; run the same command again to go on where it was", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        _complain(str(stop) or "stopped; run the same command again to go on where it was")
         return 130
+
+
+def _complain(text: str) -> None:
+    """Print what went wrong, once for all processes."""
+    if parallel.speaks():
+        print(f"cgc: {text}", file=sys.stderr)
 
 
 def _call(config: object) -> None:
     from cgc import kernels, pipeline
 
+    parallel.heed_stop()
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:

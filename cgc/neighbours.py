@@ -297,6 +297,13 @@ def nearest_points(tree: Tree, queries: np.ndarray, within: np.ndarray | None = 
     return numbers, distances
 
 
+def nearest_in(
+    points: np.ndarray, queries: np.ndarray, within: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Do as `nearest_points` for points [N, D] without a tree."""
+    return nearest_points(build_tree(points), queries, within)
+
+
 @kernel
 def _nearest_other_label(
     worker, workers, leaves, low, high, starts, of_points, of_nodes, queries, dim, labels, numbers, distances

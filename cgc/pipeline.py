@@ -7,10 +7,12 @@ kept while the steps of one command run. Test views' photos and masks are read f
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from scipy.sparse import csr_matrix
 
+from cgc import kernels, parallel
 from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
-from cgc.clustering.columns import Columns, mask_columns, with_wholes
+from cgc.clustering.columns import Columns, mask_columns, side_by_side, with_wholes
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
@@ -31,9 +35,10 @@ from cgc.features.files import read_tensors
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
 from cgc.features.joint import JointFeatures, learn_rasterised
 from cgc.features.lifting import vote_ids
-from cgc.features.samples import Batch, sample_batches, visible_mass
+from cgc.features.samples import Batch, Elsewhere, held, sample_batches, visible_mass
 from cgc.files import sha256, write_beside
 from cgc.masks.id_maps import MaskSet, disagree, read_id_map, read_mask_folder, resize_nearest, write_id_map
+from cgc.neighbours import nearest_in
 from cgc.progress import console, progress_bar, short_time
 from cgc.rasterize.base import Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
@@ -153,7 +158,7 @@ class Workspace:
         return read_ply(self.run.root / "splats.ply")
 
     @cached_property
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[Batch | Elsewhere]:
         """Sampled pixels of the training views and the weights behind them; the same for the same settings."""
         views = self.scene.views
         held_back = set(self.test_views)
@@ -207,6 +212,38 @@ class Workspace:
         """Print a line, unless quiet."""
         if not self.quiet:
             console.print(text)
+
+    def meet(self) -> None:
+        """Make sure that all processes are about to do the same; what the scene needs is made once."""
+        if parallel.here()[1] > 1:
+            with parallel.first_before_others():
+                scene = self.scene
+            identity = replace(self.run.source, fingerprint=fingerprint(scene)).scene_identity()
+            parallel.check_same(settings=_short_hash(to_json(self.run.settings)), scene=_short_hash(identity))
+
+    def do(self, step: str) -> str:
+        """Do a step and return what is to be said of it: in all processes, or in the first while the others wait."""
+        said, others = "", parallel.count() - 1
+        if step in SHARED:
+            said = FUNCTIONS[step](self)
+        elif parallel.is_first():
+            if others and step in ("train", "sharpen"):
+                self.say(
+                    f"{step}: in one process, the other {others} wait: several can only train with gsplat's CUDA code"
+                )
+            threads = kernels.thread_count()  # and those of the processes that wait on this machine
+            threads = max(threads, min(threads * parallel.count_here(), os.cpu_count() or 1))
+            with parallel.alone(), kernels.threads(threads):
+                said = FUNCTIONS[step](self)
+        self._follow(step)
+        return said
+
+    def _follow(self, step: str) -> None:
+        """Take over what the first process has found and written."""
+        source, stats = parallel.agree([asdict(self.run.source), self.run.stats])
+        if not parallel.is_first():
+            self.run.source, self.run.stats = Source(**source), stats
+            self.__dict__.pop({"train": "splats", "sharpen": "sharpened"}.get(step, ""), None)
 
 
 Quality = dict[str, dict[str, float | str]]
@@ -264,6 +301,8 @@ def lift(work: Workspace) -> str:
             "check that the splats and the masks are of this scene"
         )
     features = LIFTS[work.method](work)
+    if not parallel.is_first():
+        return ""
     with write_beside(target) as path:
         save_file({"features": features, "mass": mass}, path)
     run.finish("lift", time.perf_counter() - start)
@@ -280,6 +319,8 @@ def _contrast(work: Workspace) -> torch.Tensor:
 def _joint(work: Workspace) -> torch.Tensor:
     """Take the features that were learned beside colour, or learn them by rasterising where there are none."""
     run = work.run
+    if not parallel.is_first():  # rasterising is not shared
+        return _nothing(work)
     if run.trains_features:
         path = run.root / TRAINED_FEATURES
         features = read_tensors(path, f"run `cgc train {run.root}` again", "features")["features"]
@@ -335,6 +376,8 @@ def cluster_features(work: Workspace) -> str:
         clusterer = CLUSTERERS.get(work.method, _by_features)
         bar.advance(1, samples=min(run.settings.cluster.samples, len(features)))
         found = clusterer(work, features, mass)
+        if found is None:
+            return ""
         bar.advance(1, segments=found.n_segments)
         save_labels(run.root, found.labels, found.confidences, found.tree, found.hierarchy)
         bar.advance(1)
@@ -343,17 +386,27 @@ def cluster_features(work: Workspace) -> str:
     return f"{found.n_segments} segments, {noise:,} Gaussians in none: {target}"
 
 
-def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
+def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:
     """Cluster the features, and join what masks have in one."""
     settings, columns = work.run.settings.cluster, _columns(work)
+    if columns is None:
+        return parallel.serve(nearest_in)
     if settings.smoothing == "neighbours":
         features = smooth_features(features, work.neighbours, mass)
-    return cluster(features, mass, columns, settings, space=_space(work))
+    found = cluster(features, mass, columns, settings, space=_space(work))
+    parallel.release()
+    return found
 
 
-def _columns(work: Workspace) -> Columns:
-    """What the masks say of the Gaussians, and which masks hold others."""
-    columns = mask_columns(work.batches, len(work.splats))
+def _columns(work: Workspace) -> Columns | None:
+    """What the masks say of the Gaussians, and which masks hold others; in the first process only."""
+    n, columns = len(work.splats), mask_columns(held(work.batches), len(work.splats))
+    matrix = columns.matrix
+    parts = parallel.gather([matrix.data, matrix.indices, matrix.indptr, columns.views, columns.ids])
+    if not parts:
+        return None
+    if len(parts) > 1:
+        columns = side_by_side([Columns(csr_matrix((*w,), (n, len(views))), views, ids) for *w, views, ids in parts])
     wholes = {i: work.masks.wholes(i) for i in work.train_views}
     return with_wholes(columns, {i: of_view for i, of_view in wholes.items() if of_view is not None})
 
@@ -362,23 +415,24 @@ def _space(work: Workspace) -> Space:
     return Space(work.splats.means / work.scene.extent, work.neighbours)
 
 
-def _by_masks(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
+def _by_masks(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:
     """Join masks of different views."""
-    return cluster_masks(mass, _columns(work), work.run.settings.cluster, space=_space(work))
+    columns = _columns(work)
+    return columns and cluster_masks(mass, columns, work.run.settings.cluster, space=_space(work))
 
 
-def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering:
+def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:
     """Take the ids of the masks as they are."""
     cameras = [view.camera for view in work.scene.views]
     min_weight = work.run.settings.lift.min_weight
     votes = vote_ids(work.splats, cameras, work.train_id_maps(), work.rasterizer, min_weight, quiet=work.quiet)
-    return cluster_ids(*votes)
+    return cluster_ids(*votes) if parallel.is_first() else None
 
 
-CLUSTERERS: dict[str, Callable[[Workspace, torch.Tensor, torch.Tensor], Clustering]] = {
+CLUSTERERS: dict[str, Callable[[Workspace, torch.Tensor, torch.Tensor], Clustering | None]] = {
     "graph": _by_masks, "vote": _by_ids,
 }  # fmt: skip
-"""What makes labels where no features were learned, by the method."""
+"""What makes labels where no features were learned, by the method. Of several processes the first one has them."""
 
 
 def _check_masks(work: Workspace) -> None:
@@ -433,17 +487,24 @@ def render(work: Workspace) -> str:
     pixels: dict[str, np.ndarray] = {}
     quality: Quality = {}
     predicted: dict[int, np.ndarray] = {}
-    tests = work.test_views
-    with progress_bar("render", len(work.scene.views), quiet=work.quiet) as bar:
-        for index, (view, name) in enumerate(zip(work.scene.views, work.picture_names)):
-            picture = draw(view.camera, [None])[0]
-            write_id_map(target / f"{name}.png", picture.ids)
-            _write_weight(run.root / "weights" / f"{name}.png", picture.weight)
-            pixels[view.name] = np.bincount(picture.ids.ravel(), minlength=n_ids)
-            quality[view.name] = _view_quality(work, index, segmentation.splats)
+    tests, names = work.test_views, work.picture_names
+
+    def look(index: int) -> list[np.ndarray]:
+        picture = draw(work.scene.views[index].camera, [None])[0]
+        return [picture.ids, picture.weight, np.array(_measure_view(work, index, segmentation.splats))]
+
+    with progress_bar("render", len(names), quiet=work.quiet) as bar:
+        for index, (ids, weight, measured) in enumerate(parallel.shared(range(len(names)), look)):
+            view, name = work.scene.views[index], names[index]
+            write_id_map(target / f"{name}.png", ids)
+            _write_weight(run.root / "weights" / f"{name}.png", weight)
+            pixels[view.name] = np.bincount(ids.ravel(), minlength=n_ids)
+            quality[view.name] = _quality(work, index, *measured.tolist())
             if index in tests and work.truth is not None:
-                predicted[index] = picture.ids
+                predicted[index] = ids
             bar.advance(1, psnr=quality[view.name]["psnr"])
+    if not parallel.is_first():
+        return ""
     facts = quality_facts(quality)
     if work.truth is not None:
         pairs = zip([predicted[i] for i in tests], work.truth.maps)
@@ -487,11 +548,20 @@ def _write_weight(path: Path, weight: np.ndarray) -> None:
 
 def _view_quality(work: Workspace, index: int, splats: Splats) -> dict[str, float | str]:
     """Render a view's photo and measure it against the photo."""
+    return _quality(work, index, *_measure_view(work, index, splats))
+
+
+def _quality(work: Workspace, index: int, psnr_of: float, ssim_of: float) -> dict[str, float | str]:
+    split = "test" if index in set(work.test_views) else "train"
+    return {"split": split, "psnr": psnr_of, "ssim": ssim_of}
+
+
+def _measure_view(work: Workspace, index: int, splats: Splats) -> tuple[float, float]:
+    """Return PSNR and SSIM of a view's picture against its photo."""
     view = work.scene.views[index]
     photo = load_image(view).astype(np.float32) / 255
     shown = render_rgb(splats, view.camera, work.rasterizer, work.background)
-    split = "test" if index in set(work.test_views) else "train"
-    return {"split": split, "psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
+    return psnr(shown, photo), ssim(shown, photo)
 
 
 def quality_facts(quality: Quality) -> dict[str, Any]:
@@ -531,8 +601,10 @@ def render_at(work: Workspace, level: float) -> str:
     draw, shown = label_renderer(work, segmentation), segmentation.hierarchy.shown(level)
     target = work.run.root / f"masks_at_{level:g}"
     with progress_bar(f"id maps at {level:g}", len(work.scene.views), quiet=work.quiet) as bar:
-        for view, name in zip(work.scene.views, work.picture_names):
-            write_id_map(target / f"{name}.png", draw(view.camera, [level])[0].ids)
+        cameras = [view.camera for view in work.scene.views]
+        pictures = parallel.shared(cameras, lambda camera: [draw(camera, [level])[0].ids])
+        for (ids,), name in zip(pictures, work.picture_names):
+            write_id_map(target / f"{name}.png", ids)
             bar.advance(1)
     return f"{len(work.scene.views)} id maps of {len(shown)} segments: {target}"
 
@@ -759,6 +831,14 @@ FUNCTIONS: dict[str, Callable[[Workspace], str]] = {
 }
 
 
+SHARED = ("lift", "cluster", "render")
+"""The steps that several processes do together."""
+
+
+def _short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def run_all(
     scene_path: Path,
     out: Path,
@@ -774,7 +854,8 @@ def run_all(
     anything is written.
     """
     check(settings)
-    scene = read_scene(scene_path, settings.scene, quiet=quiet)
+    with parallel.first_before_others():
+        scene = read_scene(scene_path, settings.scene, quiet=quiet)
     source = Source(
         scene=str(scene_path.resolve()),
         masks=str(masks.resolve()) if isinstance(masks, Path) else None,
@@ -783,6 +864,7 @@ def run_all(
     )
     work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene)
     run = work.run
+    work.meet()
     notes = list(scene.notes)
     if splats:
         _ = read_ply(splats)
@@ -805,10 +887,10 @@ def run_all(
         work.say(f"note: {note}")
     steps = STEPS if run.source.masks else ("train", "report")
     for step in steps:
-        if work.run.is_done(step):
+        if parallel.agree(work.run.is_done(step)):
             work.say(f"{step}: done before, kept")
         else:
-            work.say(f"{step}: {FUNCTIONS[step](work)}")
+            work.say(f"{step}: {work.do(step)}")
     run.save_settings()
     if not run.source.masks:
         work.say("no masks were given, so there are no segments; add them with --masks DIR")
@@ -831,8 +913,10 @@ def run_step(
     work = Workspace(run, quiet=quiet)
     if scene is not None:
         run.source = replace(run.source, scene=str(scene.resolve()))
-        _ = work.scene
-    said = FUNCTIONS[step](work)
+        with parallel.first_before_others():
+            _ = work.scene
+    work.meet()
+    said = work.do(step)
     stale = [s for s in STEPS if s in run.stats["steps"] and not run.is_done(s)]
     if stale:
         work.say(f"now out of date: {', '.join(stale)} (run `cgc {stale[0]} {out}`, or `cgc run` for all of them)")
@@ -846,7 +930,9 @@ LEVELS: dict[str, Callable[[Workspace, float], str]] = {"render": render_at, "ex
 def run_at(out: Path, step: str, level: float, *, quiet: bool = False) -> None:
     """Render or export what the hierarchy of a run shows at a level, beside what the steps have left."""
     work = Workspace(open_run(out), quiet=quiet)
-    work.say(f"{step}: {LEVELS[step](work, level)}")
+    work.meet()
+    if step == "render" or parallel.is_first():
+        work.say(f"{step}: {LEVELS[step](work, level)}")
 
 
 def demo_scene() -> Path:

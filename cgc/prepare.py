@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from cgc import parallel
 from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.masks.checkpoints import OFFICIAL, cache_folder
@@ -81,14 +84,28 @@ def make(
 ) -> Made:
     """Make the masks of a scene's views. Photos are shared among processes that torchrun has started."""
     recipe, said = choose_recipe(settings, sam, regions)
-    shard = (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    shard = parallel.here()
     if not quiet:
-        console.print(said if shard[1] == 1 else f"{said}; process {shard[0] + 1} of {shard[1]}")
+        console.print(said if shard[1] == 1 else f"{said}; {shard[1]} processes share the photos")
     workers = settings.workers or (_cores() if isinstance(recipe, Regions) and shard[1] == 1 else 1)
-    return make_masks(
+    parallel.check_same(masks=json.dumps([recipe.facts, settings.min_area, len(scene.views)], sort_keys=True))
+    made = make_masks(
         scene.views, recipe, folder, min_area=settings.min_area, workers=workers, shard=shard, overwrite=overwrite,
         quiet=quiet,
     )  # fmt: skip
+    return _of_all(made, scene.views)
+
+
+def _of_all(made: Made, views: Sequence[View]) -> Made:
+    """Return what all processes have made, in the order of the views; waits for them."""
+    shares = [Made(**share) for share in parallel.collect(asdict(made))]
+    if len(shares) == 1:
+        return made
+    names = [view.name for view in views]
+    masks = {name: share.masks[name] for name in names for share in shares if name in share.masks}
+    kept = tuple(name for name in names if any(name in share.kept for share in shares))
+    failed = {name: share.failed[name] for name in names for share in shares if name in share.failed}
+    return Made(masks, kept, failed, max(share.seconds for share in shares))
 
 
 def _cores() -> int:
@@ -98,7 +115,9 @@ def _cores() -> int:
 
 
 def say_made(made: Made, folder: Path, quiet: bool) -> None:
-    """Say what was made; InputError that names what failed, after all else is done."""
+    """Say what was made; InputError that names what failed, after all else is done. For the first process."""
+    if not parallel.is_first():
+        return
     counts = list(made.masks.values())
     if not quiet:
         kept = f", {len(made.kept)} of them kept from before" if made.kept else ""
@@ -133,16 +152,19 @@ def masks_command(
     check_masks(settings)
     if source is None and (tracked or form != "auto" or resize != "error"):
         raise InputError("--tracked, --format and --resize say how masks are read: give their folder with --from")
-    scene = read_scene(scene_folder, scene_settings, quiet=quiet)
+    with parallel.first_before_others():  # it may undistort photos, which the others find
+        scene = read_scene(scene_folder, scene_settings, quiet=quiet)
     folder = out or scene_folder / "masks"
     if source is not None:
+        if not parallel.is_first():
+            return
         foreign = read_foreign(source, scene.views, format=form, resize=resize, tracked=tracked)
         for decision in foreign.decisions if not quiet else ():
             console.print(f"note: {decision}")
         made = keep_masks(scene.views, foreign, folder, min_area=settings.min_area, overwrite=overwrite, quiet=quiet)
     else:
         made = make(scene, folder, settings, sam, regions, overwrite=overwrite, quiet=quiet)
-    if preview and made.masks:
+    if preview and made.masks and parallel.is_first():
         path = draw_preview(scene.views, folder)
         if not quiet:
             console.print(f"a look at them: {path}")
@@ -206,7 +228,7 @@ def masks_of(scene: Scene, *, quiet: bool = False) -> Path:
             f"it with `cgc masks {scene.root} --from {folder} --out DIR`, or go without with --masks none"
         )
     made = make(scene, folder, *usual, quiet=quiet)
-    if made.masks:
+    if made.masks and parallel.is_first():
         draw_preview(scene.views, folder)
     say_made(made, folder, quiet)
     return folder
@@ -232,7 +254,10 @@ def check_given(folder: Path, settings: RunSettings, masks: str, splats: Path | 
 
 def scene_of(folder: Path, *, quiet: bool = False) -> Path:
     """Return the scene of a folder: itself where it has a camera model, else one reconstructed from its photos."""
-    return folder if _is_scene(folder) else reconstruct_command(folder, None, ReconstructSettings(), quiet=quiet)
+    if _is_scene(folder):
+        return folder
+    made = parallel.by_first(lambda: str(reconstruct_command(folder, None, ReconstructSettings(), quiet=quiet)))
+    return Path(made)
 
 
 def _is_scene(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cgc import parallel
 from cgc.errors import InputError
 from cgc.files import read_json, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
@@ -155,7 +156,9 @@ class RunFolder:
         write_json(self.root / "stats.json", self.stats)
 
     def save_settings(self) -> None:
-        """Write config.json and scene.json where they are not as they should be."""
+        """Write config.json and scene.json where they are not as they should be; for the first process."""
+        if not parallel.is_first():
+            return
         for name, values in (("config.json", to_json(self.settings)), ("scene.json", asdict(self.source))):
             path, wanted = self.root / name, {"format": FORMAT, **values}
             if not path.exists() or read_json(path, f"the run's {name}") != wanted:

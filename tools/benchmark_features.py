@@ -17,7 +17,7 @@ import tyro
 from torch import Tensor
 
 from cgc.features.frozen import Learner, nearest_neighbours
-from cgc.features.samples import Batch, sample_batches
+from cgc.features.samples import Batch, held, sample_batches
 from cgc.kernels import thread_count
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
@@ -73,7 +73,7 @@ def sample(splats: Splats, cameras: list[Camera], settings: LiftSettings, benchm
     cell = ((splats.means[:, :2] + 1) / 2 * benchmark.cells).long().clamp(0, benchmark.cells - 1)
     labels = (1 + cell[:, 0] * benchmark.cells + cell[:, 1]).int().numpy()
     id_maps = [render_labels(splats, labels, camera, CpuRasterizer()).ids for camera in cameras]
-    return sample_batches(splats, cameras, id_maps, CpuRasterizer(), settings, quiet=True)
+    return held(sample_batches(splats, cameras, id_maps, CpuRasterizer(), settings, quiet=True))
 
 
 def rasterise(splats: Splats, cameras: list[Camera], values: Tensor, gradient: Tensor) -> float:

@@ -33,7 +33,7 @@ from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
 from cgc.features.lifting import vote_ids
 from cgc.features.losses import contrastive_loss, smoothness_loss
-from cgc.features.samples import visible_mass
+from cgc.features.samples import held, visible_mass
 from cgc.files import write_text
 from cgc.masks.id_maps import read_id_map
 from cgc.pipeline import Workspace
@@ -125,7 +125,7 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
         _ = work.batches
         sampling = time.perf_counter() - start
         features = learn_features(work.batches, work.neighbours, replace(settings.lift, seed=seed), quiet=True)
-        smooth, columns = smooth_features(features, work.neighbours, mass), mask_columns(work.batches, n)
+        smooth, columns = smooth_features(features, work.neighbours, mass), mask_columns(held(work.batches), n)
         learning = time.perf_counter() - start
 
         def ours(features=smooth, columns=columns, base=base, changed_space=space, **changed: Any) -> Clustering:
@@ -163,6 +163,7 @@ def learn_by_rasterising(work: Workspace, seed: int) -> torch.Tensor:
     settings = replace(work.run.settings.lift, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(len(work.splats), settings.dim, generator=generator).mul_(0.1).requires_grad_()
+    batches = held(work.batches)
     optimizer = torch.optim.Adam([features], lr=settings.lr, betas=(0.9, 0.99), eps=1e-15)
     order: list[int] = []
     for step in range(settings.steps):
@@ -170,8 +171,8 @@ def learn_by_rasterising(work: Workspace, seed: int) -> torch.Tensor:
         optimizer.zero_grad()
         loss = torch.zeros(())
         for _ in range(settings.views_per_step):
-            order = order or torch.randperm(len(work.batches), generator=generator).tolist()
-            batch = work.batches[order.pop()]
+            order = order or torch.randperm(len(batches), generator=generator).tolist()
+            batch = batches[order.pop()]
             camera = work.scene.views[batch.view].camera
             picture = work.rasterizer.render(work.splats, features, [camera]).values[0]
             shown = picture.reshape(-1, settings.dim)[batch.weights.pixels.long()]

@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from cgc import parallel
 from cgc.clustering.columns import Columns
 from cgc.clustering.density import draw_sample, find_clusters
 from cgc.clustering.graph import Counts, count_views, join, join_groups
@@ -27,7 +28,7 @@ from cgc.clustering.space import tidy
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, cut, revote, row_winners
 from cgc.errors import InputError
-from cgc.neighbours import build_tree, nearest_points
+from cgc.neighbours import nearest_in
 from cgc.settings import ClusterSettings
 
 FINE = 0.6  # share of the views at which pieces are joined before the masks vote for the first time
@@ -167,7 +168,7 @@ def cut_into_pieces(
     cells = min(settings.pieces, max(len(sample) // CELL, 1), len(np.unique(points[sample], axis=0)))
     fitted = KMeans(cells, n_init=1, max_iter=30, random_state=settings.seed).fit(points[sample])  # pyright: ignore
     centres = np.ascontiguousarray(fitted.cluster_centers_, np.float32)
-    cell = nearest_points(build_tree(centres), points, np.full(len(points), np.inf, np.float32))[0]
+    cell = parallel.over_rows(nearest_in, [centres], [points, np.full(len(points), np.inf, np.float32)])[0]
     own = labels >= 0
     pieces = np.full(len(labels), NOISE, np.int32)
     pieces[own] = cut(cell[own], labels[own], SMALLEST)

@@ -79,6 +79,12 @@ def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
     return Columns(total.astype(np.float32), views, ids)
 
 
+def side_by_side(parts: Sequence[Columns]) -> Columns:
+    """Put the columns of different views side by side."""
+    matrix = hstack([part.matrix for part in parts], format="csr")
+    return Columns(matrix, np.concatenate([part.views for part in parts]), np.concatenate([part.ids for part in parts]))
+
+
 def with_wholes(columns: Columns, wholes: Mapping[int, np.ndarray]) -> Columns:
     """Return the columns with `nested`: the masks that hold others count as those of further views.
 

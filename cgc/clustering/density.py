@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cgc import parallel
 from cgc.clustering.linkage import spanning_tree
 from cgc.errors import InputError
-from cgc.neighbours import build_tree, nearest_of_another_label, nearest_others, nearest_points
+from cgc.neighbours import build_tree, nearest_in, nearest_of_another_label, nearest_others, nearest_points
 from cgc.settings import ClusterSettings
 
 MANY = 20_000  # samples past which all pairs (hdbscan's Prim) take longer than the links of near ones
@@ -54,7 +55,7 @@ def find_clusters(unit: np.ndarray, mass: Tensor, settings: ClusterSettings) -> 
         sample, labels = sample[labels >= 0], labels[labels >= 0]
         if not len(sample):
             break
-        found, distances = nearest_points(build_tree(unit[sample]), unit, distances)
+        found, distances = parallel.over_rows(nearest_in, [unit[sample]], [unit, distances])
         nearest = np.where(found < 0, nearest, found + len(samples))
         reach = np.concatenate([reach, _reach(unit[sample], labels)])
         samples = np.concatenate([samples, unit[sample]])

@@ -13,9 +13,10 @@ import torch
 from numba import float32 as f
 from torch import Tensor
 
+from cgc import parallel
 from cgc.errors import InputError
 from cgc.features.rows import Rows
-from cgc.features.samples import Batch
+from cgc.features.samples import Batch, Elsewhere
 from cgc.features.views import Views
 from cgc.kernels import kernel, spread
 from cgc.neighbours import build_tree, nearest_others
@@ -32,12 +33,13 @@ def nearest_neighbours(points: Tensor, k: int) -> Tensor:
 
 
 def learn_features(
-    batches: Sequence[Batch], neighbours: Tensor, settings: LiftSettings, *, quiet: bool = False
+    batches: Sequence[Batch | Elsewhere], neighbours: Tensor, settings: LiftSettings, *, quiet: bool = False
 ) -> Tensor:
     """Return features [N, D] that minimise the contrastive loss over `batches` and vary smoothly in space.
 
     neighbours [N, k] as `nearest_neighbours` gives them. Deterministic for a seed; a Gaussian in no batch keeps the
-    small random feature it starts with. A step costs by the pixels and Gaussians of its batches only.
+    small random feature it starts with. A step costs by the pixels and Gaussians of its batches only. Several processes
+    each hold all features and learn alike, and find the gradients of the batches that they hold.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     start = torch.randn(len(neighbours), settings.dim, generator=generator).mul_(0.1)
@@ -59,10 +61,12 @@ def learn_features(
 class Learner:
     """Features that are being learned, and the buffers of a step."""
 
-    def __init__(self, batches: Sequence[Batch], neighbours: Tensor, start: Tensor, settings: LiftSettings) -> None:
+    def __init__(
+        self, batches: Sequence[Batch | Elsewhere], neighbours: Tensor, start: Tensor, settings: LiftSettings
+    ) -> None:
         """Start from features `start` [N, D], to learn from any of `batches`, `settings.views_per_step` at a time."""
         self._settings, self._neighbours = settings, neighbours.numpy()
-        most = max(len(batch.gaussians) for batch in batches)
+        most = max(len(batch.gaussians) if isinstance(batch, Batch) else batch.shown for batch in batches)
         self._rows = Rows(start.numpy(), most, settings.views_per_step, settings.steps)
         self._views = Views(batches, self._rows.gradients, settings.reduction == "sum")
 
@@ -71,14 +75,33 @@ class Learner:
         """What was learned so far, [N, D]."""
         return torch.from_numpy(self._rows.features[:, : self._settings.dim].copy())
 
-    def step(self, batches: Sequence[Batch], draws: np.ndarray, rate: float) -> float:
+    def step(self, batches: Sequence[Batch | Elsewhere], draws: np.ndarray, rate: float) -> float:
         """Learn from some batches, return the loss; draws in [0, 1) choose the spatial term's anchors."""
         loss = self._views.look(batches, self._rows.features)
-        self._rows.begin([batch.gaussians.numpy() for batch in batches])
+        gaussians, loss = _exchange(batches, self._rows.gradients, loss)
+        self._rows.begin(gaussians)
         if self._settings.spatial_weight > 0:
             loss += self._rows.smooth(draws, self._neighbours, self._settings.spatial_weight)
         self._rows.update(rate)
         return loss
+
+
+def _exchange(
+    batches: Sequence[Batch | Elsewhere], gradients: np.ndarray, loss: float
+) -> tuple[list[np.ndarray], float]:
+    """Give every process the gradient [U, S] of each batch from who holds it; return whose they are, and the loss.
+
+    4 S + 4 bytes a Gaussian that a batch shows: fewer than all rows' where N is large, and summed in one order.
+    """
+    rank, size = parallel.here()
+    if size == 1:
+        return [batch.gaussians.numpy() for batch in batches if isinstance(batch, Batch)], loss
+    ids = [b.gaussians if isinstance(b, Batch) else torch.empty(b.shown, dtype=torch.int32) for b in batches]
+    holders = [rank if isinstance(b, Batch) else b.holder for b in batches]
+    slopes = [torch.from_numpy(gradients[k, : len(some)]) for k, some in enumerate(ids)]
+    parallel.broadcast(*zip(ids, holders), *zip(slopes, holders))
+    total = parallel.add_up(torch.tensor(loss, dtype=torch.float64))
+    return [some.numpy() for some in ids], float(total)
 
 
 @kernel

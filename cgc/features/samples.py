@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cgc import parallel
 from cgc.errors import InputError
 from cgc.features.cache import Cache
 from cgc.masks.id_maps import border_mask
@@ -50,6 +51,19 @@ class Batch:
         return np.bincount(self.masks.numpy(), minlength=len(self.mask_ids))
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """A batch that another process holds: which one, and how many Gaussians its pixels show."""
+
+    holder: int
+    shown: int
+
+
+def held(batches: Sequence[Batch | Elsewhere]) -> list[Batch]:
+    """Return the batches that this process holds, in their order."""
+    return [batch for batch in batches if isinstance(batch, Batch)]
+
+
 def sample_batches(
     splats: Splats,
     cameras: Sequence[Camera],
@@ -59,21 +73,26 @@ def sample_batches(
     *,
     folder: Path | None = None,
     quiet: bool = False,
-) -> list[Batch]:
+) -> list[Batch | Elsewhere]:
     """Draw each view's pixels and keep their blending weights; views without a mask give nothing.
 
     id_maps: one [H, W] int array a camera, 0 = unassigned, or None. The batches take up to `settings.cache_gb` of
-    memory, what is more lies in a temporary file in `folder` (None: the system's).
+    memory, what is more lies in a temporary file in `folder` (None: the system's). Of several processes each draws all
+    pixels, so that these are the same for any number of them, and holds the weights of an equal run of the views.
     """
     generator = np.random.default_rng(settings.seed)
-    made: list[tuple[int, int, int]] = []
+    rank, size = parallel.here()
+    masked = np.cumsum([id_map is not None for id_map in id_maps])
+    made: list[tuple[int, int]] = []  # of each batch the view, and who holds it
     with Cache(settings.cache_gb, folder) as cache, progress_bar("weights", len(cameras), quiet=quiet) as bar:
         for view, (camera, id_map) in enumerate(zip(cameras, id_maps)):
             if id_map is not None:
-                pixels = _draw_pixels(id_map, settings, generator)
-                for batch in _make_batches(view, camera, id_map, pixels, splats, rasterizer, settings):
-                    cache.keep(_arrays(batch))
-                    made.append((view, camera.width, camera.height))
+                parts = _part(id_map, _draw_pixels(id_map, settings, generator), settings)
+                holder = int(masked[view] - 1) * size // int(masked[-1])
+                made += [(view, holder)] * len(parts)
+                if holder == rank and parts:
+                    for batch in _make_batches(view, camera, id_map, parts, splats, rasterizer, settings):
+                        cache.keep(_arrays(batch))
             bar.advance(1, batches=len(made))
         if not made:
             raise InputError(
@@ -81,7 +100,10 @@ def sample_batches(
                 "on views that see the splats; check that the masks belong to this scene and that the splats are its "
                 "own"
             )
-        return [_restore(*facts, *arrays) for facts, arrays in zip(made, cache.groups())]
+        own = iter(cache.groups())
+        batches = [_restore(view, cameras[view], next(own)) if holder == rank else None for view, holder in made]
+    shown = parallel.add_up(torch.tensor([len(batch.gaussians) if batch else 0 for batch in batches]))
+    return [batch or Elsewhere(holder, int(n)) for batch, (_, holder), n in zip(batches, made, shown)]
 
 
 def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
@@ -103,35 +125,37 @@ def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.rando
     return generator.permutation(candidates[np.concatenate([order[first], rest])])
 
 
-def _make_batches(
-    view: int,
-    camera: Camera,
-    id_map: np.ndarray,
-    pixels: np.ndarray,
-    splats: Splats,
-    rasterizer: Rasterizer,
-    settings: LiftSettings,
-) -> Iterator[Batch]:
-    """Yield the batches of a view, as many pixels each, from one pass over its weights."""
+def _part(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[np.ndarray]:
+    """Part a view's pixels into those of each batch, as many each, sorted by mask; none are empty."""
     parts = []
     for part in np.array_split(pixels, max(1, round(len(pixels) / settings.pixels_per_step))):
         of_part = id_map.ravel()[part]
         ids, counts = np.unique(of_part, return_counts=True)
         kept = np.isin(of_part, ids[counts >= settings.min_mask_pixels])
         parts.append(part[kept][np.lexsort((part[kept], of_part[kept]))])
+    return [part for part in parts if len(part)]
+
+
+def _make_batches(
+    view: int,
+    camera: Camera,
+    id_map: np.ndarray,
+    parts: Sequence[np.ndarray],
+    splats: Splats,
+    rasterizer: Rasterizer,
+    settings: LiftSettings,
+) -> Iterator[Batch]:
+    """Yield the batches of a view from one pass over its weights."""
     pixels = np.concatenate(parts)
-    if len(pixels) == 0:
-        return
     weights = rasterizer.contributions(
         splats, camera, torch.from_numpy(pixels), min_weight=settings.min_weight, heaviest=settings.heaviest
     )
     ends = np.cumsum([len(part) for part in parts])
     for part, end in zip(parts, ends):
-        if len(part):
-            mask_ids, masks = np.unique(id_map.ravel()[part], return_inverse=True)
-            of_part, gaussians = weights.select(torch.arange(end - len(part), end)).compact()
-            ids = torch.from_numpy(mask_ids.astype(np.int64))
-            yield Batch(view, gaussians, of_part, torch.from_numpy(masks), ids)
+        mask_ids, masks = np.unique(id_map.ravel()[part], return_inverse=True)
+        of_part, gaussians = weights.select(torch.arange(end - len(part), end)).compact()
+        ids = torch.from_numpy(mask_ids.astype(np.int64))
+        yield Batch(view, gaussians, of_part, torch.from_numpy(masks), ids)
 
 
 def _arrays(batch: Batch) -> list[np.ndarray]:
@@ -141,18 +165,21 @@ def _arrays(batch: Batch) -> list[np.ndarray]:
     return [*(t.cpu().numpy() for t in tensors), *weights.by_pixel, *weights.by_gaussian]
 
 
-def _restore(view: int, width: int, height: int, *arrays: np.ndarray) -> Batch:
+def _restore(view: int, camera: Camera, arrays: Sequence[np.ndarray]) -> Batch:
     """Make a batch of its `_arrays`."""
+    width, height = camera.width, camera.height
     gaussians, masks, mask_ids, pixels, indptr, ids, values = (torch.from_numpy(a) for a in arrays[:7])
     transposed = Csr(*arrays[7:])
     weights = Contributions(indptr, ids, values, pixels, width, height, len(gaussians), transposed=transposed)
     return Batch(view, gaussians, weights, masks, mask_ids)
 
 
-def visible_mass(batches: Sequence[Batch], n_gaussians: int) -> Tensor:
+def visible_mass(batches: Sequence[Batch | Elsewhere], n_gaussians: int) -> Tensor:
     """Return how much of the sampled pixels each Gaussian is: the column sums of W, [N]."""
-    mass = torch.zeros(n_gaussians)
-    for batch in batches:
-        ids = batch.gaussians[batch.weights.ids.long()].long()
-        mass.index_add_(0, ids, batch.weights.weights)
-    return mass
+
+    def add(mass: Tensor) -> None:
+        for batch in held(batches):
+            ids = batch.gaussians[batch.weights.ids.long()].long()
+            mass.index_add_(0, ids, batch.weights.weights)
+
+    return parallel.add_in_turn(torch.zeros(n_gaussians), add)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cgc.features.contrast import contrast_gradient
-from cgc.features.samples import Batch
+from cgc.features.samples import Batch, Elsewhere, held
 from cgc.kernels import kernel, spread
 from cgc.rasterize.lanes import load, store
 from cgc.rasterize.sparse import multiply
@@ -36,20 +36,24 @@ def _look(features, gaussians, by_pixel, by_gaussian, masks, counts, weight, sum
 class Views:
     """The views of a step, with the buffers of each: 8 S B a pixel."""
 
-    def __init__(self, batches: Sequence[Batch], gradients: np.ndarray, summed: bool) -> None:
+    def __init__(self, batches: Sequence[Batch | Elsewhere], gradients: np.ndarray, summed: bool) -> None:
         """Make room for V of `batches` at a time, whose gradients go to [V, U, S]."""
-        pixels = -(-max(len(batch.masks) for batch in batches) // 8) * 8
+        pixels = -(-max((len(batch.masks) for batch in held(batches)), default=0) // 8) * 8
         views, _, stride = gradients.shape
         self._gradients, self._summed = gradients, summed
         self._seen, self._units = np.zeros((2, views, pixels, stride), np.float32)
 
-    def look(self, batches: Sequence[Batch], features: np.ndarray) -> float:
-        """Write each batch's gradient of features [N, S], for its Gaussians; return the mean of the losses."""
+    def look(self, batches: Sequence[Batch | Elsewhere], features: np.ndarray) -> float:
+        """Write each batch's gradient of features [N, S], for its Gaussians; return the mean of the losses.
+
+        What is held elsewhere is left out: its gradient as it is, its loss 0.
+        """
         losses = [0.0] * len(batches)
 
         def work(worker: int, workers: int) -> None:
             for k in range(worker, len(batches), workers):
-                losses[k] = self._look(k, batches[k], features, 1 / len(batches))
+                if isinstance(batch := batches[k], Batch):
+                    losses[k] = self._look(k, batch, features, 1 / len(batches))
 
         if len(batches) == 1:
             work(0, 1)

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cgc import parallel
 from cgc.errors import InputError
 from cgc.files import sha256, write_json
 from cgc.masks.id_maps import read_id_map, write_id_map
@@ -71,7 +72,8 @@ def make_masks(
     """
     start = time.perf_counter()
     record = {"format": FORMAT, "by": recipe.facts, "min_area": min_area}
-    _claim(folder, record, overwrite)
+    with parallel.first_before_others():
+        _claim(folder, record, overwrite)
     own = list(views[shard[0] :: shard[1]])
     names = mask_names(views)
     jobs = [_Job(view, names[view.name], folder, _key(record, view), _hash(record), min_area) for view in own]
@@ -115,7 +117,8 @@ def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
             f"{folder} has masks that were made otherwise ({_changes(old, record)}); add --overwrite to replace them, "
             "or choose another --out"
         )
-    write_json(folder / RECORD, record)
+    if parallel.is_first():
+        write_json(folder / RECORD, record)
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:

@@ -1,0 +1,493 @@
+"""Several processes, on one machine or more, that do one command together; torchrun starts them.
+
+    torchrun --nproc-per-node=2 -m cgc lift RUN
+
+Every process runs the same code. `join` makes them a group on torch.distributed; until then, and in an ordinary run,
+each helper below is what it is for a group of one, and nothing of torch.distributed is imported. Tensors in memory go
+by gloo, those of a GPU by NCCL. The first process alone prints, and writes what all have found.
+
+What they send each other is numbers and JSON, never pickles. Sums are made in one order, so that a result has the same
+bits for any number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from cgc.errors import InputError
+from cgc.progress import console
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+Arrays = list[np.ndarray]
+
+COME = 300.0
+"""Seconds in which all processes must have come together."""
+WAIT = 7 * 24 * 3600.0
+"""Seconds one waits for what another does: training may take days. One that has died is noticed at once."""
+SEARCH = 5.0
+"""Seconds to find out which process has died."""
+PATIENCE = 0.5
+"""Seconds that the others give the first process to say what is wrong."""
+AGAIN = "run the same command again: it goes on from what is done, also with another number of processes"
+
+
+class Ended(InputError):
+    """Another process has ended."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The launcher has told this process to stop, most likely because another one has ended."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    rank: int
+    size: int
+    store: Any  # where processes leave notes; it outlives them, torchrun has it
+    who: tuple[dict[str, Any], ...]
+
+
+_group: _Group | None = None  # of this process, as torch.distributed's own
+_alone = False
+
+
+def world() -> tuple[int, int]:
+    """Return this process's number, from 0, and how many there are, as torchrun's RANK and WORLD_SIZE say."""
+    found = [os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")]
+    if not all(text.isdecimal() for text in found) or not int(found[0]) < int(found[1]):
+        raise InputError(
+            f"RANK is {found[0]!r} and WORLD_SIZE {found[1]!r} where a number and a larger one were expected; "
+            "start several processes with torchrun, or unset both"
+        )
+    return int(found[0]), int(found[1])
+
+
+def here() -> tuple[int, int]:
+    """Return this process's number in the group that it works in now, and the group's size: (0, 1) outside of one."""
+    return (0, 1) if _group is None or _alone else (_group.rank, _group.size)
+
+
+def is_first() -> bool:
+    """Say whether this process prints and writes."""
+    return here()[0] == 0
+
+
+def count() -> int:
+    """Return how many processes have joined, also while the first one works alone."""
+    return _group.size if _group else 1
+
+
+def count_here() -> int:
+    """Return how many of them are on this machine: the first one can use their threads while they wait."""
+    return sum(each["host"] == _group.who[_group.rank]["host"] for each in _group.who) if _group else 1
+
+
+# --- coming together and parting ------------------------------------------------------------------------------
+
+
+def join(**facts: str) -> None:
+    """Make the processes that torchrun has started a group; does nothing where there is one only.
+
+    `facts` (versions, say) must be the same in all. InputError where they are not, or where one does not come.
+    """
+    global _group
+    rank, size = world()
+    if size == 1 or _group:
+        return
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    facts |= {"torch": torch.__version__}
+    try:
+        store = next(iter(rendezvous("env://", timeout=timedelta(seconds=COME))))[0]
+        store = dist.PrefixStore("cgc", store)  # pyright: ignore[reportPrivateImportUsage]
+        own = {"facts": facts, "host": _host(), "pid": os.getpid()}
+        store.set(f"who/{rank}", json.dumps(own))
+        for other in range(size):
+            _come(store, other, size)
+        who = tuple(json.loads(store.get(f"who/{other}")) for other in range(size))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(
+            f"process {rank + 1} of {size} found no others ({_line(error)}); start all of them with torchrun, and give "
+            "machines one --rdzv-endpoint that each can reach"
+        ) from error
+    _group = _Group(rank, size, store, who)
+    _compare([each["facts"] for each in who])
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    wait = timedelta(seconds=WAIT)
+    _try(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait))
+    console.quiet = rank > 0
+    if torch.cuda.is_available():  # one each
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+    heed_stop()
+
+
+def heed_stop() -> None:
+    """Stop in an orderly way when the launcher says so. For after all imports too: pycolmap's takes the signal away."""
+    if _group:
+        signal.signal(signal.SIGTERM, _stop)
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Let only the first process print inside the block."""
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
+def leave() -> None:
+    """End the group once all have come this far."""
+    global _group
+    if _group is None:
+        return
+    import torch.distributed as dist
+
+    barrier()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    dist.destroy_process_group()
+    _group = None
+
+
+def speaks() -> bool:
+    """Say whether this process is the one to say what went wrong: the first that asks. It is leaving.
+
+    What all find wrong the first process is to say, so the others give it time.
+    """
+    if _group is None:
+        return True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    rank, store, end = _group.rank, _group.store, time.monotonic() + PATIENCE
+    try:
+        while rank and not store.check(["said"]) and time.monotonic() < end:
+            time.sleep(PATIENCE / 20)
+        first = store.compare_set("said", "", str(rank)) == str(rank).encode()
+        store.set(f"left/{rank}", "failed")
+        time.sleep(0 if rank else PATIENCE)  # the store may be of this process: let them see
+        return first
+    except RuntimeError:  # the store has gone with the process that had it
+        return True
+
+
+def signed(error: Exception) -> str:
+    """Return what an error says, and which process says it where it is not the first one."""
+    rank, size = here()
+    return str(error) if rank == 0 or isinstance(error, Ended) else f"{error} (process {rank + 1} of {size})"
+
+
+def _come(store: Any, other: int, size: int) -> None:
+    try:
+        store.wait([f"who/{other}"], timedelta(seconds=COME))
+    except RuntimeError as error:
+        raise InputError(
+            f"process {other + 1} of {size} has not come within {COME:g} s; see what it says, and start all again"
+        ) from error
+
+
+def _host() -> str:
+    """What tells processes whose numbers (pid) are of one kind."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()} {os.stat('/proc/self/ns/pid').st_ino}"
+    return socket.gethostname()
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _compare(facts: Sequence[dict[str, str]]) -> None:
+    """Raise InputError where the facts of the processes differ."""
+    for name in facts[0]:
+        values = [each.get(name, "none") for each in facts]
+        if len(set(values)) > 1:
+            other = next(i for i, value in enumerate(values) if value != values[0])
+            raise InputError(
+                f"{name} is {values[0]} in process 1 of {len(values)} and {values[other]} in process {other + 1}; all "
+                "must be the same: install the same versions on each machine, and give each the same command and files"
+            )
+
+
+# --- who has died ---------------------------------------------------------------------------------------------
+
+
+def _stop(_signal: int, _frame: Any) -> None:
+    """Turn the launcher's request to stop into an exception that no handler of bad photos takes for its own."""
+    raise Stopped(str(_ended()))
+
+
+def _try(work: Callable[[], T]) -> T:
+    """Do what needs the others; InputError where one of them has died."""
+    try:
+        return work()
+    except RuntimeError as error:
+        raise _ended() from error
+
+
+def _ended() -> Ended:
+    """Find which process has ended; what is to be said of it."""
+    assert _group is not None
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    gone = _find_gone(_group)
+    if not gone:
+        return Ended(f"the processes were stopped; {AGAIN}")
+    names = " and ".join(str(rank + 1) for rank in gone)
+    verb = "processes {} of {} have ended" if len(gone) > 1 else "process {} of {} has ended"
+    return Ended(f"{verb.format(names, _group.size)}, killed or for want of memory; {AGAIN}")
+
+
+def _find_gone(group: _Group) -> list[int]:
+    """Return the processes that have ended without a note that they leave; those of other machines after SEARCH s."""
+    others, end = [r for r in range(group.size) if r != group.rank], time.monotonic() + SEARCH
+    try:
+        group.store.set(f"left/{group.rank}", "failed")
+        while True:
+            silent = [r for r in others if not group.store.check([f"left/{r}"])]
+            dead = [r for r in silent if group.who[r]["host"] == _host() and not _is_alive(group.who[r]["pid"])]
+            if dead or not silent or time.monotonic() > end:
+                return dead or silent
+            time.sleep(0.1)
+    except RuntimeError:  # the store itself is gone: the first process had it, or its machine
+        return [0] if group.rank else []
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# --- the first process and the others -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Work as if there were no group: for the first process, while the others wait."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+@contextlib.contextmanager
+def first_before_others() -> Iterator[None]:
+    """Let the others into the block when the first process has come out: what it writes there, they find."""
+    if not is_first():
+        barrier()
+    yield
+    if is_first():
+        barrier()
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """Return what the first process finds, a JSON value, in all; the others wait."""
+    if here()[1] == 1:
+        return work()
+    value = None
+    if is_first():
+        with alone():
+            value = work()
+    return agree(value)
+
+
+def barrier() -> None:
+    """Wait for all; InputError where one has died."""
+    if here()[1] > 1:
+        import torch
+
+        add_up(torch.zeros(1))
+
+
+def check_same(**facts: str) -> None:
+    """Raise InputError in every process where these facts are not the same in all of them."""
+    if here()[1] > 1:
+        _compare(collect(facts))
+
+
+# --- what they tell each other --------------------------------------------------------------------------------
+
+
+def agree(value: Any) -> Any:
+    """Return the first process's JSON value in all."""
+    rank, size = here()
+    if size == 1:
+        return value
+    data = np.frombuffer(json.dumps(value if rank == 0 else None).encode(), np.uint8).copy()
+    return json.loads(_from(data, 0).tobytes())
+
+
+def collect(value: Any) -> list[Any]:
+    """Return the JSON values of all processes, in their order."""
+    size = here()[1]
+    if size == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8).copy()
+    return [json.loads(_from(data, source).tobytes()) for source in range(size)]
+
+
+def _from(data: np.ndarray, source: int) -> np.ndarray:
+    """Return one process's bytes in all."""
+    import torch
+
+    length = torch.tensor([len(data)])
+    broadcast((length, source))
+    tensor = torch.from_numpy(data) if source == here()[0] else torch.empty(int(length), dtype=torch.uint8)
+    broadcast((tensor, source))
+    return tensor.numpy()
+
+
+def broadcast(*sent: tuple[Tensor, int]) -> None:
+    """Overwrite tensors, each of one size in all processes, with those of the process beside them; all at once."""
+    if here()[1] > 1:
+        import torch.distributed as dist
+
+        def start_and_wait() -> None:
+            for work in [dist.broadcast(tensor, source, async_op=True) for tensor, source in sent]:
+                assert work is not None
+                work.wait()
+
+        _try(start_and_wait)
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """Replace a tensor by its sum over the processes, and return it. The order of the sum is gloo's."""
+    if here()[1] > 1:
+        import torch.distributed as dist
+
+        _try(partial(dist.all_reduce, tensor))
+    return tensor
+
+
+def add_in_turn(tensor: Tensor, add: Callable[[Tensor], None]) -> Tensor:
+    """Let one process after the other `add` to a tensor, and give the sum to all: its order is that of one process."""
+    rank, size = here()
+    if size == 1:
+        add(tensor)
+        return tensor
+    import torch.distributed as dist
+
+    if rank:
+        _try(partial(dist.recv, tensor, rank - 1))
+    add(tensor)
+    if rank + 1 < size:
+        _try(partial(dist.send, tensor, rank + 1))
+    broadcast((tensor, size - 1))
+    return tensor
+
+
+def send(arrays: Sequence[np.ndarray], target: int) -> None:
+    """Send arrays to one process, which must `receive` them."""
+    import torch
+    import torch.distributed as dist
+
+    head = json.dumps([[a.dtype.str, list(a.shape)] for a in arrays]).encode()
+    parts = [np.array([len(head)]), np.frombuffer(head, np.uint8).copy(), *arrays]
+    for part in parts:
+        flat = np.ascontiguousarray(part).reshape(-1)
+        flat = flat if flat.flags.writeable else flat.copy()
+        _try(partial(dist.send, torch.from_numpy(flat.view(np.uint8)), target))
+
+
+def receive(source: int) -> Arrays:
+    """Return the arrays that a process has sent here."""
+    length = int(_receive(source, "<i8", (1,))[0])
+    head = json.loads(_receive(source, "|u1", (length,)).tobytes())
+    return [_receive(source, kind, shape) for kind, shape in head]
+
+
+def _receive(source: int, kind: str, shape: Sequence[int]) -> np.ndarray:
+    import torch
+    import torch.distributed as dist
+
+    array = np.empty(shape, kind)
+    _try(partial(dist.recv, torch.from_numpy(array.reshape(-1).view(np.uint8)), source))
+    return array
+
+
+def gather(arrays: Sequence[np.ndarray]) -> list[Arrays]:
+    """Return the arrays of all processes, in their order, in the first one; in the others nothing."""
+    rank, size = here()
+    if rank:
+        send(arrays, 0)
+        return []
+    return [list(arrays), *(receive(other) for other in range(1, size))]
+
+
+# --- sharing work ---------------------------------------------------------------------------------------------
+
+
+def shared(items: Sequence[Item], work: Callable[[Item], Arrays]) -> Iterator[Arrays]:
+    """Yield work(item) for every item in order, each done by one process in turn: all in the first one, else nothing.
+
+    So what the loop's body does with them (writing, say) is done by the first process only.
+    """
+    rank, size = here()
+    for begin in range(0, len(items), size):
+        if begin + rank >= len(items):
+            return
+        own = work(items[begin + rank])
+        if rank:
+            send(own, 0)
+            continue
+        yield own
+        for other in range(1, min(size, len(items) - begin)):
+            yield receive(other)
+
+
+def over_rows(work: Callable[..., Sequence[np.ndarray]], known: Arrays, rows: Arrays) -> Arrays:
+    """Return work(*known, *rows), arrays by row, where each process does a share of the rows.
+
+    The first process calls this any number of times while the others `serve` the same work; then it `release`s them.
+    """
+    size, n = here()[1], len(rows[0])
+    if size == 1:
+        return list(work(*known, *rows))
+    ends = [n * k // size for k in range(size + 1)]
+    for other in range(1, size):
+        send([*known, *(array[ends[other] : ends[other + 1]] for array in rows)], other)
+    parts = [list(work(*known, *(array[: ends[1]] for array in rows)))]
+    parts += [receive(other) for other in range(1, size)]
+    return [np.concatenate(some) for some in zip(*parts)]
+
+
+def serve(work: Callable[..., Sequence[np.ndarray]]) -> None:
+    """Do a share of the rows for the first process, until it needs no more."""
+    while arrays := receive(0):
+        send(work(*arrays), 0)
+
+
+def release() -> None:
+    """Let the processes go on that `serve`."""
+    rank, size = here()
+    for other in range(1, size if rank == 0 else 1):
+        send([], other)

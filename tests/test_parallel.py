@@ -1,0 +1,563 @@
+"""Several processes do what one does, bit for bit; and when one ends, the others say so."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import multiprocessing
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import NAMES, SETTINGS, cameras, clumps, make_scene, snapshot
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
+
+from cgc import parallel, pipeline
+from cgc.clustering.columns import mask_columns, side_by_side
+from cgc.errors import InputError
+from cgc.features.frozen import Learner, learn_features, nearest_neighbours
+from cgc.features.samples import held, sample_batches, visible_mass
+from cgc.masks.regions import PRESETS as REGIONS
+from cgc.masks.sam import PRESETS as SAMS
+from cgc.neighbours import build_tree, nearest_in, nearest_points
+from cgc.prepare import draw_preview, masks_command
+from cgc.rasterize.cpu import CpuRasterizer
+from cgc.run_folder import open_run
+from cgc.segmentation.labels import render_labels
+from cgc.settings import MaskSettings, SceneSettings
+
+ROOT = Path(__file__).parents[1]
+TIMES = ("stats.json", "report/index.html")
+"""Files of a run that have times in them."""
+
+
+# ---- groups of processes
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def _work(rank: int, size: int, port: int, pipe: Any) -> None:
+    """What a process of a group does: join, then call what it is sent."""
+    os.environ.update(environment(rank, size, port))
+    torch.set_num_threads(1)
+    parallel.join(tests="these")
+    while (job := pipe.recv()) is not None:
+        function, arguments = job
+        try:
+            pipe.send((True, function(*arguments)))
+        except BaseException as error:
+            pipe.send((False, f"{type(error).__name__}: {error}"))
+    parallel.leave()
+
+
+class Group:
+    """Processes that have joined; `call` runs a function of this file in all of them and returns what each gives."""
+
+    def __init__(self, size: int) -> None:
+        context, port = multiprocessing.get_context("forkserver"), free_port()
+        context.set_forkserver_preload([__name__])  # what they need is imported once
+        pipes = [context.Pipe() for _ in range(size)]
+        self._pipes = [ours for ours, _ in pipes]
+        self._processes = [context.Process(target=_work, args=(r, size, port, pipes[r][1])) for r in range(size)]
+        with pytest.MonkeyPatch.context() as patch:  # for the process that imports
+            patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+            for process in self._processes:
+                process.start()
+
+    def call(self, function: Any, *arguments: Any) -> list[Any]:
+        for pipe in self._pipes:
+            pipe.send((function, arguments))
+        ends = time.monotonic() + 60
+        answers = []
+        for pipe in self._pipes:
+            assert pipe.poll(max(ends - time.monotonic(), 0)), "a process does not answer"
+            answers.append(pipe.recv())
+        assert all(good for good, _ in answers), answers
+        return [value for _, value in answers]
+
+    def end(self) -> None:
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+        assert all(process.exitcode == 0 for process in self._processes)
+
+
+@pytest.fixture(scope="module")
+def two():
+    group = Group(2)
+    yield group
+    group.end()
+
+
+@pytest.fixture(scope="module")
+def three():
+    group = Group(3)
+    yield group
+    group.end()
+
+
+@pytest.fixture(params=["two", "three"])
+def group(request):
+    return request.getfixturevalue(request.param)
+
+
+# ---- one process
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.distributed", None)  # importing it would raise
+    parallel.join(cgc="1")
+    parallel.barrier()
+    parallel.check_same(a="b")
+    assert parallel.here() == (0, 1) and parallel.is_first() and parallel.count() == 1 and parallel.speaks()
+    assert parallel.agree([1]) == [1] and parallel.collect([1]) == [[1]] and parallel.by_first(lambda: 3) == 3
+    assert parallel.add_in_turn(torch.zeros(100), _adder(2)).tolist() == _values(2).sum(0).tolist()
+    assert torch.equal(parallel.add_up(torch.ones(2)), torch.ones(2))
+    assert [x.tolist() for (x,) in parallel.shared([3, 1, 2], lambda i: [np.array(i)])] == [3, 1, 2]
+    parallel.release()
+    parallel.leave()
+
+
+def test_the_environment_of_others_changes_nothing_before_joining(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert parallel.world() == (1, 4) and parallel.here() == (0, 1) and parallel.is_first()
+
+
+@given(rank=st.text(max_size=4), size=st.text(max_size=4))
+def test_what_the_environment_says_is_read_or_refused(rank, size):
+    good = all(re.fullmatch("[0-9]+", x) for x in (rank, size)) and int(rank) < int(size)
+    if "\0" in rank + size or any(x != x.encode("utf-8", "ignore").decode() for x in (rank, size)):
+        return  # no environment can hold it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", rank)
+        patch.setenv("WORLD_SIZE", size)
+        if good:
+            assert parallel.world() == (int(rank), int(size))
+        else:
+            with pytest.raises(InputError, match="torchrun"):
+                parallel.world()
+
+
+# ---- what they tell each other
+
+
+def tell() -> dict[str, Any]:
+    rank, size = parallel.here()
+    arrays = [
+        np.arange(5, dtype=np.int32),
+        np.zeros((0, 3)),
+        np.array(2.5),
+        np.array([True, False]),
+        np.array([rank], np.float32),
+    ]
+    arrays[0].setflags(write=False)
+    gathered = parallel.gather(arrays)
+    if rank:
+        assert gathered == []
+    for other, got in enumerate(gathered):
+        assert all(a.dtype == b.dtype and a.shape == b.shape for a, b in zip(arrays, got))
+        assert all(np.array_equal(a, b) for a, b in zip(arrays[:4], got)) and got[4] == other
+    values = torch.tensor([float(rank)])
+    parallel.broadcast((values, size - 1))
+    with parallel.alone():
+        inside = [parallel.here(), parallel.agree(rank), parallel.count()]
+    return {
+        "agree": parallel.agree({"rank": rank}),
+        "collect": parallel.collect("é" * rank),
+        "broadcast": values.tolist(),
+        "sum": parallel.add_up(torch.tensor([rank, 1])).tolist(),
+        "shared": [int(x) for (x,) in parallel.shared(list("abcdefg"), lambda s: [np.array(ord(s))])],
+        "few": [int(x) for (x,) in parallel.shared([7], lambda n: [np.array(n)])],
+        "first": parallel.by_first(lambda: [parallel.here(), rank]),
+        "inside": inside,
+    }
+
+
+def test_they_tell_each_other(group):
+    answers = group.call(tell)
+    size = len(answers)
+    for rank, said in enumerate(answers):
+        assert said["agree"] == {"rank": 0} and said["collect"] == ["é" * r for r in range(size)]
+        assert said["broadcast"] == [size - 1] and said["sum"] == [size * (size - 1) // 2, size]
+        assert said["shared"] == ([ord(s) for s in "abcdefg"] if rank == 0 else [])
+        assert said["few"] == ([7] if rank == 0 else []) and said["first"] == [[0, 1], 0]
+        assert said["inside"] == [(0, 1), rank, size]
+
+
+def _values(n: int) -> torch.Tensor:
+    return torch.rand(n, 100, generator=torch.Generator().manual_seed(3))
+
+
+def _adder(n: int, begin: int = 0, end: int | None = None) -> Callable[[torch.Tensor], None]:
+    def add(total: torch.Tensor) -> None:
+        for values in _values(n)[begin:end]:
+            total += values
+
+    return add
+
+
+def add_floats(n: int) -> torch.Tensor:
+    rank, size = parallel.here()
+    return parallel.add_in_turn(torch.zeros(100), _adder(n, n * rank // size, n * (rank + 1) // size))
+
+
+def test_a_sum_has_the_bits_of_one_process(group):
+    one = add_floats(50)
+    assert not torch.equal(one, _values(50)[:25].sum(0) + _values(50)[25:].sum(0))  # the order matters
+    for total in group.call(add_floats, 50):
+        assert torch.equal(total, one)
+
+
+def look_up(points, queries, within):
+    if not parallel.is_first():
+        return parallel.serve(nearest_in)
+    answers = [parallel.over_rows(nearest_in, [points], [queries[:n], within[:n]]) for n in (len(queries), 1, 0)]
+    parallel.release()
+    return answers
+
+
+def test_rows_are_shared(group):
+    generator = np.random.default_rng(0)
+    points, queries = generator.random((50, 5), np.float32), generator.random((301, 5), np.float32)
+    within = np.full(301, 0.3, np.float32)
+    first, *others = group.call(look_up, points, queries, within)
+    for n, answer in zip((301, 1, 0), first):
+        for a, b in zip(answer, nearest_points(build_tree(points), queries[:n], within[:n])):
+            assert np.array_equal(a, b) and a.dtype == b.dtype
+    assert others == [None] * len(others)
+
+
+def write_in_order(folder: Path) -> str:
+    with parallel.first_before_others():
+        path = folder / "first"
+        if parallel.is_first():
+            time.sleep(0.2)
+            path.write_text("made by the first")
+        return path.read_text()
+
+
+def test_the_first_is_before_the_others(group, tmp_path):
+    assert set(group.call(write_in_order, tmp_path)) == {"made by the first"}
+
+
+def compare(values: list[str]) -> str:
+    with pytest.raises(InputError) as caught:
+        parallel.check_same(scene="one", settings=values[parallel.here()[0]])
+    return str(caught.value)
+
+
+def test_differences_are_named(three):
+    for said in three.call(compare, ["a", "a", "b"]):
+        assert "settings is a in process 1 of 3 and b in process 3" in said and "scene" not in said
+
+
+# ---- features
+
+
+LIFT = replace(SETTINGS.lift, pixels_per_step=500, views_per_step=3, min_mask_pixels=2)
+
+
+def learn(settings, n_views: int) -> dict[str, Any]:
+    splats, labels = clumps()
+    shots = cameras()[:n_views]
+    maps = [None if i == 1 else render_labels(splats, labels, c, CpuRasterizer()).ids for i, c in enumerate(shots)]
+    batches = sample_batches(splats, shots, maps, CpuRasterizer(), settings, quiet=True)
+    mass = visible_mass(batches, len(splats))
+    learner = Learner(batches, nearest_neighbours(splats.means, 8), torch.ones(len(splats), settings.dim), settings)
+    loss = learner.step(batches[: settings.views_per_step], np.linspace(0, 0.9, 20), 0.1)
+    columns = mask_columns(held(batches), len(splats))
+    return {
+        "features": learn_features(batches, nearest_neighbours(splats.means, 8), settings, quiet=True),
+        "mass": mass, "loss": loss, "columns": columns, "batches": len(batches), "held": len(held(batches)),
+        "entries": sum(len(b.weights.weights) for b in held(batches)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("n_views", [10, 3])
+def test_features_are_those_of_one_process(group, n_views):
+    one, several = learn(LIFT, n_views), group.call(learn, LIFT, n_views)  # 3 views: a process has no share of two
+    assert one["features"].std() > 0.1 and one["batches"] == one["held"]
+    for of in several:
+        assert torch.equal(of["features"], one["features"]) and torch.equal(of["mass"], one["mass"])
+        assert of["loss"] == pytest.approx(one["loss"], rel=1e-12) and of["batches"] == one["batches"]
+    assert sum(of["held"] for of in several) == one["held"] and sum(of["entries"] for of in several) == one["entries"]
+    if n_views == 10:  # nine of them with masks: the weights are divided
+        assert max(of["entries"] for of in several) < 1.5 * one["entries"] / len(several)
+    joined, whole = side_by_side([of["columns"] for of in several]), one["columns"]
+    assert np.array_equal(joined.matrix.indices, whole.matrix.indices) and np.array_equal(joined.ids, whole.ids)
+    assert np.array_equal(joined.matrix.indptr, whole.matrix.indptr) and np.array_equal(joined.views, whole.views)
+    assert np.allclose(joined.matrix.data, whole.matrix.data, rtol=1e-6, atol=0)  # scipy's order of adding up
+
+
+# ---- masks
+
+
+def make(scene: Path, out: Path, overwrite: bool = False) -> str:
+    settings = MaskSettings(generator="regions", workers=1)
+    try:
+        masks_command(
+            scene, out, settings, SAMS["default"], REGIONS["default"], SceneSettings(), preview=True,
+            overwrite=overwrite, quiet=True,
+        )  # fmt: skip
+    except InputError as error:
+        return str(error)
+    parallel.barrier()
+    return ""
+
+
+def test_masks_are_shared(two, tiny_scene, tmp_path):
+    make(tiny_scene, tmp_path / "one")
+    assert two.call(make, tiny_scene, tmp_path / "two") == ["", ""]
+    assert snapshot(tmp_path / "two") == snapshot(tmp_path / "one")
+    (tmp_path / "two" / f"{NAMES[0][:-4]}.png").unlink()
+    (tmp_path / "two/sets" / f"{NAMES[3][:-4]}.npz").write_bytes(b"half of it")
+    make(tiny_scene, tmp_path / "two")  # one process goes on
+    assert snapshot(tmp_path / "two") == snapshot(tmp_path / "one")
+
+
+def make_and_count(scene: Path, out: Path) -> Any:
+    from cgc.prepare import make as make_masks_of
+    from cgc.scene.read import read_scene
+
+    made = make_masks_of(
+        read_scene(scene), out, MaskSettings(generator="regions"), SAMS["default"], REGIONS["default"], quiet=True
+    )
+    return made.masks, made.kept, made.failed
+
+
+def test_masks_are_counted_over_all_and_failures_named(three, tmp_path):
+    scene = make_scene(tmp_path / "scene")
+    broken = sorted(NAMES)[4]
+    (scene / "images" / broken).write_bytes((scene / "images" / broken).read_bytes()[:200])
+    answers = three.call(make_and_count, scene, tmp_path / "m")
+    masks, kept, failed = answers[0]
+    assert answers == [answers[0]] * 3 and list(failed) == [broken] and not kept
+    assert list(masks) == [name for name in sorted(NAMES) if name != broken] and min(masks.values()) > 0
+    masks, kept, failed = three.call(make_and_count, scene, tmp_path / "m")[0]
+    assert kept == tuple(masks) and list(failed) == [broken]
+    assert draw_preview_of(scene, tmp_path / "m").is_file()
+
+
+def draw_preview_of(scene: Path, folder: Path) -> Path:
+    from cgc.scene.read import read_scene
+
+    views = [v for v in read_scene(scene).views if (folder / f"{v.stem}.png").is_file()]
+    return draw_preview(views, folder)
+
+
+# ---- whole runs
+
+
+def run(scene: Path, out: Path, settings=SETTINGS, steps: tuple[str, ...] = ()) -> None:
+    """Do a whole run, or some steps of one."""
+    if steps:
+        for step in steps:
+            pipeline.run_step(out, step, quiet=True)
+    else:
+        pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=True)
+    parallel.barrier()
+
+
+def same_runs(one: Path, other: Path) -> bool:
+    a, b = snapshot(one), snapshot(other)
+    for name in TIMES:
+        assert a.pop(name) and b.pop(name)
+    assert a.keys() == b.keys()
+    facts = [
+        {k: v for k, v in open_run(r).stats.items() if k not in ("seconds", "peak_rss_bytes")} for r in (one, other)
+    ]
+    assert facts[0] == facts[1]
+    return all(a[name] == b[name] for name in a)
+
+
+def test_a_run_of_three_is_that_of_one(three, tiny_run, tiny_scene, tmp_path):
+    three.call(run, tiny_scene, tmp_path / "run")
+    assert same_runs(tmp_path / "run", tiny_run)
+
+
+def test_one_goes_on_where_two_were(two, tiny_run, tiny_scene, tmp_path):
+    out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    for name in ("features.safetensors", "segments.npz"):
+        (out / name).unlink()
+    assert not open_run(out).is_done("lift")
+    two.call(run, tiny_scene, out, SETTINGS, ("lift",))
+    assert open_run(out).is_done("lift") and not open_run(out).is_done("cluster")
+    run(tiny_scene, out)
+    assert same_runs(out, tiny_run)
+
+
+@pytest.mark.parametrize("method", ["vote", "graph"])
+def test_other_methods_and_sharpening(two, tiny_run, tiny_scene, tmp_path, method):
+    settings = replace(
+        SETTINGS, lift=replace(SETTINGS.lift, method=method), sharpen=replace(SETTINGS.sharpen, steps=3, max_loss=99)
+    )
+    for name in ("one", "two"):
+        shutil.copytree(tiny_run, tmp_path / name)
+    run(tiny_scene, tmp_path / "one", settings)
+    two.call(run, tiny_scene, tmp_path / "two", settings)
+    assert (tmp_path / "one/sharpened.ply").exists()
+    assert same_runs(tmp_path / "one", tmp_path / "two")
+
+
+def render_level(out: Path) -> None:
+    pipeline.run_at(out, "render", 0.5, quiet=True)
+    pipeline.run_at(out, "export", 0.5, quiet=True)
+    parallel.barrier()
+
+
+def test_levels_are_rendered_by_all(two, tiny_run, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(tiny_run, tmp_path / name)
+    render_level(tmp_path / "one")
+    two.call(render_level, tmp_path / "two")
+    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
+    assert len(list((tmp_path / "two").glob("masks_at_0.5/**/*.png"))) == len(NAMES)
+
+
+# ---- what goes wrong
+
+
+def launch(script: str, size: int, *arguments: str, torchrun: bool = False) -> list[tuple[int, str]]:
+    """Run a script in several processes, return the exit codes and all they say."""
+    path, port = Path(arguments[0]) / "script.py", free_port()
+    path.write_text(inspect.cleandoc(script))
+    common = os.environ | {"PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "FATAL"}
+    if torchrun:
+        commands = [[*["-m", "torch.distributed.run", "--nproc-per-node"], str(size), f"--master-port={port}"]]
+    else:
+        commands = [[] for _ in range(size)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command, str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env=common | ({} if torchrun else environment(rank, size, port)),
+        )
+        for rank, command in enumerate(commands)
+    ]  # fmt: skip
+    said = []
+    for process in processes:
+        try:
+            text = process.communicate(timeout=45)[0]
+        finally:
+            process.kill()
+        said.append((process.returncode, text))
+    return said
+
+
+DYING = """
+    import os, signal, sys
+    from cgc import cli, parallel
+    from cgc.features.frozen import Learner
+
+    step, steps = Learner.step, 0
+
+    def die(*arguments):
+        global steps
+        steps += 1
+        if parallel.here()[0] == 1 and steps == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*arguments)
+
+    Learner.step = die
+    sys.exit(cli.main(["lift", sys.argv[2], "--steps", "20"]))
+"""
+
+
+def test_a_process_that_dies_ends_the_job_with_one_sentence(two, tiny_run, tiny_scene, tmp_path):
+    out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    before = snapshot(out)
+    ((code, said),) = launch(DYING, 2, str(tmp_path), str(out), torchrun=True)
+    assert code != 0 and "cgc: process 2 of 2 has ended" in said and "run the same command again" in said
+    assert len(re.findall("^cgc: ", said, re.MULTILINE)) == 1 and "Aborted" not in said
+    assert snapshot(out) == before  # nothing half-written
+    two.call(run, tiny_scene, out, SETTINGS, ("lift",))
+    assert same_runs(out, tiny_run)
+
+
+COMMAND = """
+    import sys
+    from cgc import cli
+    sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def test_commands_speak_once(tiny_run, tmp_path):
+    out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    answers = launch(COMMAND, 2, str(tmp_path), "render", str(out))
+    assert [code for code, _ in answers] == [0, 0] and same_runs(out, tiny_run)
+    assert "10 id maps" in answers[0][1] and not answers[1][1]
+    answers = launch(COMMAND, 2, str(tmp_path), "train", str(tmp_path), "--budget", "long")
+    assert [code for code, _ in answers] == [2, 2]
+    assert answers[0][1].startswith("cgc: ") and "--budget is 'long'" in answers[0][1] and not answers[1][1]
+
+
+def test_who_speaks_is_named(three):
+    first, *others = three.call(sign)
+    assert first == "bad" and others == ["bad (process 2 of 3)", "bad (process 3 of 3)"]
+
+
+def sign() -> str:
+    assert parallel.signed(parallel.Ended("gone")) == "gone"
+    return parallel.signed(InputError("bad"))
+
+
+MIXED = """
+    import os, sys
+    from cgc import parallel
+    from cgc.errors import InputError
+    try:
+        parallel.COME = 20
+        parallel.join(cgc="0.2" if os.environ["RANK"] == "1" else "0.1")
+    except InputError as error:
+        if parallel.speaks():
+            print("cgc:", error)
+        sys.exit(2)
+"""
+
+
+def test_mixed_versions_are_refused(tmp_path):
+    answers = launch(MIXED, 3, str(tmp_path))
+    assert [code for code, _ in answers] == [2, 2, 2]
+    said = "".join(text for _, text in answers)
+    assert said.count("cgc: cgc is 0.1 in process 1 of 3 and 0.2 in process 2") == 1 and said.count("cgc: ") == 1
+
+
+def test_one_that_does_not_come_is_named(monkeypatch):
+    monkeypatch.setattr(parallel, "COME", 0.05)
+    for name, value in environment(1, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    store = HashStore()
+    store.set("who/0", "{}")
+    parallel._come(store, 0, 2)
+    with pytest.raises(InputError, match=r"process 2 of 2 has not come within 0.05 s"):
+        parallel._come(store, 1, 2)
+    with pytest.raises(InputError, match=r"process 2 of 2 found no others .*--rdzv-endpoint"):
+        parallel.join(cgc="1")  # nobody listens there
+    assert parallel.here() == (0, 1)
