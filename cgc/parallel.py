@@ -24,17 +24,16 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from cgc.errors import InputError
-from cgc.progress import console
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    Arrays = list[np.ndarray]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-Arrays = list[np.ndarray]
 
 COME = 300.0
 """Seconds in which all processes must have come together."""
@@ -113,6 +112,8 @@ def join(**facts: str) -> None:
     import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
+
+    from cgc.progress import console
 
     facts |= {"torch": torch.__version__}
     try:
@@ -339,31 +340,26 @@ def check_same(**facts: str) -> None:
 
 def agree(value: Any) -> Any:
     """Return the first process's JSON value in all."""
-    rank, size = here()
-    if size == 1:
-        return value
-    data = np.frombuffer(json.dumps(value if rank == 0 else None).encode(), np.uint8).copy()
-    return json.loads(_from(data, 0).tobytes())
+    return value if here()[1] == 1 else _told(value, 0)
 
 
 def collect(value: Any) -> list[Any]:
     """Return the JSON values of all processes, in their order."""
     size = here()[1]
-    if size == 1:
-        return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8).copy()
-    return [json.loads(_from(data, source).tobytes()) for source in range(size)]
+    return [value] if size == 1 else [_told(value, source) for source in range(size)]
 
 
-def _from(data: np.ndarray, source: int) -> np.ndarray:
-    """Return one process's bytes in all."""
+def _told(value: Any, source: int) -> Any:
+    """Return the JSON value of process `source` in all."""
     import torch
 
+    data = bytearray(json.dumps(value if source == here()[0] else None).encode())
     length = torch.tensor([len(data)])
     broadcast((length, source))
-    tensor = torch.from_numpy(data) if source == here()[0] else torch.empty(int(length), dtype=torch.uint8)
-    broadcast((tensor, source))
-    return tensor.numpy()
+    if source != here()[0]:
+        data = bytearray(int(length))
+    broadcast((torch.frombuffer(data, dtype=torch.uint8), source))
+    return json.loads(data)
 
 
 def broadcast(*sent: tuple[Tensor, int]) -> None:
@@ -407,6 +403,7 @@ def add_in_turn(tensor: Tensor, add: Callable[[Tensor], None]) -> Tensor:
 
 def send(arrays: Sequence[np.ndarray], target: int) -> None:
     """Send arrays to one process, which must `receive` them."""
+    import numpy as np
     import torch
     import torch.distributed as dist
 
@@ -426,6 +423,7 @@ def receive(source: int) -> Arrays:
 
 
 def _receive(source: int, kind: str, shape: Sequence[int]) -> np.ndarray:
+    import numpy as np
     import torch
     import torch.distributed as dist
 
@@ -472,6 +470,8 @@ def over_rows(work: Callable[..., Sequence[np.ndarray]], known: Arrays, rows: Ar
     size, n = here()[1], len(rows[0])
     if size == 1:
         return list(work(*known, *rows))
+    import numpy as np
+
     ends = [n * k // size for k in range(size + 1)]
     for other in range(1, size):
         send([*known, *(array[ends[other] : ends[other + 1]] for array in rows)], other)
