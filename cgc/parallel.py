@@ -137,13 +137,21 @@ def join(**facts: str) -> None:
     console.quiet = rank > 0
     if torch.cuda.is_available():  # one each
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
-    heed_stop()
+    signal.signal(signal.SIGTERM, _stop)
 
 
-def heed_stop() -> None:
-    """Stop in an orderly way when the launcher says so. For after all imports too: pycolmap's takes the signal away."""
-    if _group:
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Hold the launcher's request to stop back inside the block, where pycolmap's import would take it for its own."""
+    if _group is None:
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
         signal.signal(signal.SIGTERM, _stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 @contextlib.contextmanager
@@ -177,6 +185,8 @@ def speaks() -> bool:
     """
     if _group is None:
         return True
+    import torch
+
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rank, store, end = _group.rank, _group.store, time.monotonic() + PATIENCE
     try:
@@ -185,9 +195,11 @@ def speaks() -> bool:
         first = store.compare_set("said", "", str(rank)) == str(rank).encode()
         store.set(f"left/{rank}", "failed")
         time.sleep(0 if rank else PATIENCE)  # the store may be of this process: let them see
-        return first
     except RuntimeError:  # the store has gone with the process that had it
-        return True
+        first = True
+    with contextlib.suppress(RuntimeError, AssertionError):  # with its threads running Python would end in an abort
+        torch.distributed.destroy_process_group()
+    return first
 
 
 def signed(error: Exception) -> str:
