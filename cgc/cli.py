@@ -390,9 +390,9 @@ def _complain(text: str) -> None:
 
 
 def _call(config: object) -> None:
-    from cgc import kernels, pipeline
+    with parallel.importing():
+        from cgc import kernels, pipeline
 
-    parallel.heed_stop()
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:

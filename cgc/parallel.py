@@ -24,17 +24,16 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from cgc.errors import InputError
-from cgc.progress import console
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    Arrays = list[np.ndarray]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-Arrays = list[np.ndarray]
 
 COME = 300.0
 """Seconds in which all processes must have come together."""
@@ -114,6 +113,8 @@ def join(**facts: str) -> None:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
+    from cgc.progress import console
+
     facts |= {"torch": torch.__version__}
     try:
         store = next(iter(rendezvous("env://", timeout=timedelta(seconds=COME))))[0]
@@ -136,13 +137,21 @@ def join(**facts: str) -> None:
     console.quiet = rank > 0
     if torch.cuda.is_available():  # one each
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
-    heed_stop()
+    signal.signal(signal.SIGTERM, _stop)
 
 
-def heed_stop() -> None:
-    """Stop in an orderly way when the launcher says so. For after all imports too: pycolmap's takes the signal away."""
-    if _group:
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Hold the launcher's request to stop back inside the block, where pycolmap's import would take it for its own."""
+    if _group is None:
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
         signal.signal(signal.SIGTERM, _stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 @contextlib.contextmanager
@@ -176,6 +185,8 @@ def speaks() -> bool:
     """
     if _group is None:
         return True
+    import torch
+
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rank, store, end = _group.rank, _group.store, time.monotonic() + PATIENCE
     try:
@@ -184,9 +195,11 @@ def speaks() -> bool:
         first = store.compare_set("said", "", str(rank)) == str(rank).encode()
         store.set(f"left/{rank}", "failed")
         time.sleep(0 if rank else PATIENCE)  # the store may be of this process: let them see
-        return first
     except RuntimeError:  # the store has gone with the process that had it
-        return True
+        first = True
+    with contextlib.suppress(RuntimeError, AssertionError):  # with its threads running Python would end in an abort
+        torch.distributed.destroy_process_group()
+    return first
 
 
 def signed(error: Exception) -> str:
@@ -339,31 +352,26 @@ def check_same(**facts: str) -> None:
 
 def agree(value: Any) -> Any:
     """Return the first process's JSON value in all."""
-    rank, size = here()
-    if size == 1:
-        return value
-    data = np.frombuffer(json.dumps(value if rank == 0 else None).encode(), np.uint8).copy()
-    return json.loads(_from(data, 0).tobytes())
+    return value if here()[1] == 1 else _told(value, 0)
 
 
 def collect(value: Any) -> list[Any]:
     """Return the JSON values of all processes, in their order."""
     size = here()[1]
-    if size == 1:
-        return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8).copy()
-    return [json.loads(_from(data, source).tobytes()) for source in range(size)]
+    return [value] if size == 1 else [_told(value, source) for source in range(size)]
 
 
-def _from(data: np.ndarray, source: int) -> np.ndarray:
-    """Return one process's bytes in all."""
+def _told(value: Any, source: int) -> Any:
+    """Return the JSON value of process `source` in all."""
     import torch
 
+    data = bytearray(json.dumps(value if source == here()[0] else None).encode())
     length = torch.tensor([len(data)])
     broadcast((length, source))
-    tensor = torch.from_numpy(data) if source == here()[0] else torch.empty(int(length), dtype=torch.uint8)
-    broadcast((tensor, source))
-    return tensor.numpy()
+    if source != here()[0]:
+        data = bytearray(int(length))
+    broadcast((torch.frombuffer(data, dtype=torch.uint8), source))
+    return json.loads(data)
 
 
 def broadcast(*sent: tuple[Tensor, int]) -> None:
@@ -407,6 +415,7 @@ def add_in_turn(tensor: Tensor, add: Callable[[Tensor], None]) -> Tensor:
 
 def send(arrays: Sequence[np.ndarray], target: int) -> None:
     """Send arrays to one process, which must `receive` them."""
+    import numpy as np
     import torch
     import torch.distributed as dist
 
@@ -426,6 +435,7 @@ def receive(source: int) -> Arrays:
 
 
 def _receive(source: int, kind: str, shape: Sequence[int]) -> np.ndarray:
+    import numpy as np
     import torch
     import torch.distributed as dist
 
@@ -472,6 +482,8 @@ def over_rows(work: Callable[..., Sequence[np.ndarray]], known: Arrays, rows: Ar
     size, n = here()[1], len(rows[0])
     if size == 1:
         return list(work(*known, *rows))
+    import numpy as np
+
     ends = [n * k // size for k in range(size + 1)]
     for other in range(1, size):
         send([*known, *(array[ends[other] : ends[other + 1]] for array in rows)], other)

@@ -223,14 +223,12 @@ class Workspace:
 
     def do(self, step: str) -> str:
         """Do a step and return what is to be said of it: in all processes, or in the first while the others wait."""
-        said, others = "", parallel.count() - 1
+        said = ""
         if step in SHARED:
             said = FUNCTIONS[step](self)
         elif parallel.is_first():
-            if others and step in ("train", "sharpen"):
-                self.say(
-                    f"{step}: in one process, the other {others} wait: several can only train with gsplat's CUDA code"
-                )
+            if parallel.count() > 1 and step in ("train", "sharpen"):
+                self.say(f"{step}: in one process, the others wait: training in several needs gsplat's CUDA code")
             threads = kernels.thread_count()  # and those of the processes that wait on this machine
             threads = max(threads, min(threads * parallel.count_here(), os.cpu_count() or 1))
             with parallel.alone(), kernels.threads(threads):

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -499,6 +500,20 @@ def test_a_process_that_dies_ends_the_job_with_one_sentence(two, tiny_run, tiny_
     assert snapshot(out) == before  # nothing half-written
     two.call(run, tiny_scene, out, SETTINGS, ("lift",))
     assert same_runs(out, tiny_run)
+
+
+def test_a_request_to_stop_is_heard_after_imports(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(parallel, "_group", object())
+    monkeypatch.setattr(parallel, "_ended", lambda: parallel.Ended("process 2 of 2 has ended"))
+    try:
+        with pytest.raises(parallel.Stopped, match="process 2 of 2"), parallel.importing():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as libraries do
+            os.kill(os.getpid(), signal.SIGTERM)
+            imported = True
+        assert imported
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 COMMAND = """
