@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -142,9 +143,14 @@ def join(**facts: str) -> None:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Hold the launcher's request to stop back inside the block, where pycolmap's import would take it for its own."""
+    """Hold the launcher's request to stop back inside the block, where pycolmap's import would take it for its own.
+
+    A process by itself ends at once when it is told to, as before that import, and not with a trace of its stack.
+    """
     if _group is None:
         yield
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:

@@ -482,9 +482,9 @@ def test_levels_of_one_camera_cost_one_id_map():
     class Counting(CpuRasterizer):
         made = 0
 
-        def contributions(self, *given, **named):
+        def group_contributions(self, *given, **named):
             Counting.made += 1
-            return super().contributions(*given, **named)
+            return super().group_contributions(*given, **named)
 
     state = State(family(rasterizer=Counting()), family().camera(FIRST))
     state.shown.masks([state.camera])
