@@ -243,3 +243,15 @@ def test_saved_edits_open_without_their_run(run, tmp_path):
     out = seg.remove(int(seg.ids[0]), halo=False).save(tmp_path / "e")
     (copy / "config.json").write_text("{")
     assert len(cgc.load(out)) == len(seg) - 1
+
+
+def test_cut_outs_of_an_edited_scene_show_it_as_it_is_now(run, tmp_path):
+    seg = cgc.load(run)
+    which = int(seg.ids[2])
+    green = seg.recolor(which, [0, 1, 0])
+    for made, name in ((seg, "a"), (green, "b")):
+        made.export(tmp_path / name, ["cutouts"], [which])
+    with Image.open(sorted((tmp_path / "b").rglob("*.png"))[0]) as picture:
+        pixels = np.asarray(picture.convert("RGBA"))
+    inside = pixels[pixels[..., 3] > 200][:, :3].mean(0)
+    assert inside[1] > 150 > max(inside[0], inside[2])

@@ -405,13 +405,22 @@ _NOT_INTO = ("sparse", "images", "transforms.json", "config.json", "segmentation
 """What says that a folder is something else than a place for exports."""
 
 
+_SEEN = ("keep", "remove", "transform", "recolor")
+"""Edits after which photos no longer show the scene: cut-outs are then made of its pictures."""
+
+
 def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Export:
-    """Return what is needed to export some ids (None: all that are shown), with the views it knows of."""
+    """Return what is needed to export some ids (None: all that are shown), with the views it knows of.
+
+    Cut-outs are of the photos; of pictures of the splats where an edit has changed what is seen.
+    """
     context = segmentation.context
     cameras = {} if context.read_cameras is None else context.cameras
     views = [View(name, camera, Path(name)) for name, camera in cameras.items()]
 
     def photo(view: View) -> np.ndarray:
+        if any(edit["edit"] in _SEEN for edit in segmentation.edits):
+            return segmentation.render(view.camera, "rgb")
         found = context.read_photo(view.name) if context.read_photo else None
         if found is None:
             raise InputError(f"the photo {view.name} is gone, and cut-outs are made of photos; restore the scene")
