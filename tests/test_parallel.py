@@ -519,6 +519,7 @@ HEARD = """
 
 def test_a_request_to_stop_is_heard_after_imports():
     """In a process of its own: where there are other threads, one of them may get the signal."""
+    root = Path(__file__).parents[1]
     alone = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(HEARD)],
