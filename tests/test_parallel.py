@@ -524,7 +524,7 @@ def test_a_request_to_stop_is_heard_after_imports():
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(HEARD)],
         env=alone,
-        cwd=Path(__file__).parents[1],
+        cwd=root,
         capture_output=True,
         text=True,
         timeout=60,
