@@ -116,15 +116,7 @@ class _Beside:
     @cached_property
     def scene(self) -> Scene:
         """The scene, checked to be the one the run was made from."""
-        from cgc.scene.read import fingerprint, read_scene  # pycolmap takes half a second to import
-
-        run = self.run
-        scene = read_scene(Path(run.source.scene), run.settings.scene, quiet=True)
-        if replace(run.source, fingerprint=fingerprint(scene)).scene_identity() != run.source.scene_identity():
-            raise InputError(
-                f"{run.source.scene} is not the scene that {run.root} was made from (other images or another model)"
-            )
-        return scene
+        return self.run.read_scene(quiet=True)
 
     def cameras(self) -> dict[str, Camera]:
         """The views' cameras: those the run has kept; else the scene's; else its model's, where the photos are gone."""

@@ -120,20 +120,18 @@ def _print(found: Sequence[Object], notes: list[str], facts: list[dict[str, Any]
     """Print a row an object, with `facts` of each, and notes for people."""
     rows = [_row(obj) | more for obj, more in zip(found, facts or [{}] * len(found))]
     if as_json:
-        console.print(json.dumps(rows, indent=1), markup=False, soft_wrap=True)
+        console.print(json.dumps(rows, indent=1))
         return
     if rows:
-        console.print(
-            f"{'id':>5}  {'Gaussians':>9}  {'size':<22}  {'centre':<25}  {'best view':<16}  in    parts    name"
-        )
+        console.print(_line("id", "Gaussians", "size", "centre", "best view", "in", "parts", "name"))
     for r in rows:
         size = " x ".join(f"{v:.3g}" for v in r["size"])
         centre = ", ".join(f"{v:.3g}" for v in r["centre"])
         parts, within = " ".join(map(str, r["children"])) or "-", str(r["parent"] or "-")
         words = (f"{r['id']}", f"{r['gaussians']:,}", size, centre, r["best_view"], within, parts, r["name"])
-        console.print(_line(*words), markup=False)
+        console.print(_line(*words))
     for note in notes:
-        console.print(note, markup=False)
+        console.print(note)
     if not rows and not notes:
         console.print("nothing is there")
 
@@ -181,7 +179,7 @@ def view(
     shape = None if size is None else parse_size(size)
     seg = load(folder)
     if picture:
-        console.print(f"{screenshot(seg, picture, mode or 'segments', camera, shape, level)}", markup=False)
+        console.print(f"{screenshot(seg, picture, mode or 'segments', camera, shape, level)}")
     elif web:
         from cgc.view.web import serve
 
@@ -243,8 +241,8 @@ def edit(
     saved = seg.save(out)
     for record in seg.edits[len(start.edits) :]:
         facts = ", ".join(f"{k} {_brief(v)}" for k, v in record.items() if k != "edit" and v not in ([], ""))
-        console.print(f"{record['edit']}: {facts}", markup=False)
-    console.print(f"{len(seg)} objects, {len(seg.splats):,} Gaussians: {saved}", markup=False)
+        console.print(f"{record['edit']}: {facts}")
+    console.print(f"{len(seg)} objects, {len(seg.splats):,} Gaussians: {saved}")
 
 
 def _brief(value: Any) -> str:
@@ -306,4 +304,4 @@ def export(
         if name not in FORMATS:
             paths += TAKEN_OUT[name](job, target)
     if not quiet:
-        console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}", markup=False)
+        console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}")

@@ -96,14 +96,7 @@ class Workspace:
     @cached_property
     def scene(self) -> Scene:
         """The scene, checked to be the one the run was made from."""
-        scene = read_scene(Path(self.run.source.scene), self.run.settings.scene, quiet=self.quiet)
-        now = replace(self.run.source, fingerprint=fingerprint(scene))
-        if now.scene_identity() != self.run.source.scene_identity():
-            raise InputError(
-                f"{self.run.source.scene} is not the scene that {self.run.root} was made from (other images or another "
-                "model); restore it, or start a new run with another --out"
-            )
-        return scene
+        return self.run.read_scene(quiet=self.quiet)
 
     @property
     def train_views(self) -> list[int]:

@@ -16,12 +16,15 @@ import resource
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cgc import parallel
 from cgc.errors import InputError
 from cgc.files import read_json, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
+
+if TYPE_CHECKING:
+    from cgc.scene.types import Scene
 
 FORMAT = 1
 """Version of the folder's layout; a folder of another version is refused, not misread."""
@@ -90,6 +93,19 @@ class RunFolder:
     def trains_features(self) -> bool:
         """Say whether features are learned beside colour in training."""
         return self.settings.train.features == "joint" and not self.source.splats
+
+    def read_scene(self, *, quiet: bool = False) -> Scene:
+        """Read the scene; InputError where it is not the one that the run was made from."""
+        from cgc.scene.read import fingerprint, read_scene  # pycolmap takes half a second to import
+
+        scene = read_scene(Path(self.source.scene), self.settings.scene, quiet=quiet)
+        now = replace(self.source, fingerprint=fingerprint(scene))
+        if now.scene_identity() != self.source.scene_identity():
+            raise InputError(
+                f"{self.source.scene} is not the scene that {self.root} was made from (other images or another model); "
+                "restore it, or start a new run with another --out"
+            )
+        return scene
 
     def key(self, step: str) -> str:
         """Hash everything the outcome of `step` depends on."""

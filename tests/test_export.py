@@ -21,11 +21,12 @@ from tiny import FLOOR, NAMES, WIDTH, cameras, clumps
 
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map
+from cgc.masks.image_masks import encode
 from cgc.ply import read_header, read_vertices
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import View
 from cgc.segmentation.edit import keep, relabel, remove, track
-from cgc.segmentation.export import FORMATS, Export, export, is_sound, run_lengths, safe_name, safe_path
+from cgc.segmentation.export import FORMATS, Export, export, is_sound, safe_name, safe_path
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segments import Segmentation
 from cgc.splats.ply import read_ply
@@ -202,7 +203,7 @@ def test_masks_are_those_of_the_labels(job, tmp_path):
 def test_run_lengths_are_those_of_pycocotools(mask):
     coco = pytest.importorskip("pycocotools.mask")
 
-    runs = run_lengths(mask)
+    runs = encode(mask).tolist()
     compressed = coco.frPyObjects({"size": list(mask.shape), "counts": runs}, *mask.shape)
     np.testing.assert_array_equal(coco.decode(compressed), mask)
     assert compressed["counts"] == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]

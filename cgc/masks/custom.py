@@ -172,26 +172,13 @@ def _counts(mask: Any, height: int, width: int, what: str) -> np.ndarray:
 
 
 def unpack(text: str | bytes) -> list[int]:
-    """Read COCO's packed run lengths; InputError where they are broken.
+    """Read COCO's packed run lengths; InputError where they are broken."""
+    from cgc.masks.image_masks import from_text
 
-    Numbers are written in groups of five bits, lowest first, from the character "0" on; 32 says that more follow, and
-    16 in the last group that it is negative. From the fourth on, they are differences to the number before the last.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for byte in text if isinstance(text, bytes) else text.encode("ascii", "replace"):
-        group = byte - 48
-        if not 0 <= group < 64 or shift > 30:
-            raise InputError("packed run lengths of a mask hold what is no run length; export it again")
-        value |= (group & 31) << shift
-        shift += 5
-        if not group & 32:
-            value -= (group & 16) << (shift - 4) if group & 16 else 0
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise InputError("packed run lengths of a mask end in the middle of a number; export it again")
-    return counts
+    try:
+        return from_text(text.decode("latin-1") if isinstance(text, bytes) else text).tolist()
+    except ValueError as error:
+        raise InputError(f"packed run lengths of a mask {error}; export it again") from error
 
 
 def _size(mask: dict[str, Any]) -> tuple[Any, ...]:

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from cgc.masks.custom import CustomGenerator, load_entry_point
 from cgc.masks.image_masks import ImageMasks, MaskGenerator
 from cgc.masks.regions import RegionMerging
 from cgc.masks.sam import SegmentAnything
-
-
-@dataclass(frozen=True)
-class Named:
-    """A generator made of a function of an image, with a name for the record."""
-
-    name: str
-    function: Callable[[np.ndarray], ImageMasks]
-
-    def __call__(self, image: np.ndarray) -> ImageMasks:
-        return self.function(image)
 
 
 @dataclass(frozen=True)
@@ -36,7 +23,7 @@ class Regions:
         return {"generator": "regions", **_plain(asdict(self.settings))}
 
     def load(self, *, quiet: bool = False) -> MaskGenerator:
-        return Named("regions", lambda image: ImageMasks.from_id_maps(self.settings(image)))
+        return CustomGenerator(lambda image: ImageMasks.from_id_maps(self.settings(image)), "regions")
 
 
 @dataclass(frozen=True)
@@ -66,8 +53,6 @@ class Custom:
         return {"generator": self.entry}
 
     def load(self, *, quiet: bool = False) -> MaskGenerator:
-        from cgc.masks.custom import load_entry_point
-
         return load_entry_point(self.entry)
 
 

@@ -26,6 +26,7 @@ LARGER = 1.1
 THIN = 0.3
 """Slivers are cleared from the id map unless that would cost a mask more than this share of its pixels."""
 FORMAT = 1
+_LONGEST = 7  # characters a number of compressed run lengths: 35 bits
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class ImageMasks:
                 {
                     "segmentation": {"size": [self.height, self.width], "counts": c.tolist()},
                     "area": int(self.areas[i]),
-                    "bbox": list(_box(c, self.height)),
+                    "bbox": list(bounding_box(c, self.height)),
                     "predicted_iou": float(self.scores[i]),
                     "level": int(self.levels[i]),
                     "parent": int(self.parents[i]),
@@ -215,6 +216,35 @@ def decode(counts: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the picture [H, W] bool of run lengths."""
     inside = np.arange(len(counts)) % 2 == 1
     return np.repeat(inside, counts.astype(np.int64)).reshape(width, height).T
+
+
+def from_text(text: str) -> np.ndarray:
+    """Decode COCO's compressed run lengths, int64; ValueError says what is wrong with them.
+
+    The text has six bits a character, from "0" on: five of the number, low ones first, and one that says that more
+    follow; the highest of the last five is the sign. From the fourth run on, the difference to the run before last is
+    kept.
+    """
+    try:
+        codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError as error:
+        raise ValueError("hold characters of what is no run length") from error
+    if len(codes) and (codes.min() < 0 or codes.max() > 63):
+        raise ValueError("hold characters of what is no run length")
+    last = (codes & 32) == 0
+    if len(codes) and not last[-1]:
+        raise ValueError("end within a run, in the middle of a number")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+    if len(ends) and (ends - starts).max() >= _LONGEST:
+        raise ValueError("hold a number of more than 35 bits")
+    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    numbers = np.add.reduceat((codes & 31) << (5 * place), starts) if len(ends) else np.zeros(0, np.int64)
+    negative = (codes[ends] & 16) > 0
+    numbers = numbers - np.where(negative, np.int64(1) << (5 * (ends - starts + 1)), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
 
 
 def _encode_ids(ids: np.ndarray) -> list[np.ndarray]:
@@ -279,7 +309,7 @@ def _clear_slivers(ids: np.ndarray, areas: np.ndarray) -> np.ndarray:
     return np.where(thin & (lost <= THIN * areas)[ids], 0, ids)
 
 
-def _box(counts: np.ndarray, height: int) -> tuple[int, int, int, int]:
+def bounding_box(counts: np.ndarray, height: int) -> tuple[int, int, int, int]:
     """Return x, y, width, height of a mask that is not empty, in pixels."""
     bounds = np.cumsum(counts, dtype=np.int64)
     first, last = bounds[0::2][: len(counts) // 2], bounds[1::2] - 1

@@ -21,6 +21,7 @@ from cgc.errors import InputError
 from cgc.files import write_beside, write_csv, write_json
 from cgc.geometry import SH_C0
 from cgc.masks.id_maps import write_id_map
+from cgc.masks.image_masks import bounding_box, encode
 from cgc.ply import write_vertices
 from cgc.rasterize.base import Rasterizer
 from cgc.scene import images
@@ -304,9 +305,11 @@ def export_coco(job: Export, folder: Path) -> list[Path]:
         segments = []
         for segment in np.unique(ids[ids > 0]).tolist():
             mask = ids == segment
-            shared = {"category_id": of[segment], "area": int(mask.sum()), "bbox": _box(mask), "iscrowd": 0}
+            counts = encode(mask)
+            box = list(bounding_box(counts, height))
+            shared = {"category_id": of[segment], "area": int(mask.sum()), "bbox": box, "iscrowd": 0}
             segments.append({"id": segment, **shared})
-            run = {"size": [height, width], "counts": run_lengths(mask)}
+            run = {"size": [height, width], "counts": counts.tolist()}
             instances.append(
                 {"id": len(instances) + 1, "image_id": index, "object_id": segment, "segmentation": run, **shared}
             )
@@ -319,20 +322,6 @@ def export_coco(job: Export, folder: Path) -> list[Path]:
     write_json(folder / "coco" / "instances.json", {**common, "annotations": instances})
     write_json(folder / "coco" / "panoptic.json", {**common, "annotations": panoptic})
     return [folder / "coco" / "instances.json", folder / "coco" / "panoptic.json", *paths]
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """Return the lengths of runs of a mask [H, W] read column by column, the first of zeros, as COCO counts them."""
-    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    runs = np.diff(np.concatenate([[0], edges, [mask.size]]))
-    return (runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs).tolist()
-
-
-def _box(mask: np.ndarray) -> list[int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
 
 
 def export_cutouts(job: Export, folder: Path) -> list[Path]:
@@ -348,7 +337,7 @@ def export_cutouts(job: Export, folder: Path) -> list[Path]:
             if photo.shape[:2] != alpha.shape:
                 raise InputError(f"the photo of {view.name} is {photo.shape[:2]} but its view {alpha.shape}")
             rgba = np.dstack([photo, (255 * alpha).round().astype(np.uint8)])
-            left, top, width, height = _box(alpha > 0)
+            left, top, width, height = bounding_box(encode(alpha > 0), alpha.shape[0])
             top, left, bottom, right = max(top - MARGIN, 0), max(left - MARGIN, 0), top + height, left + width
             paths.append(folder / "cutouts" / f"{job.stem(segment)}_{place}.png")
             _write_png(paths[-1], rgba[top : bottom + MARGIN, left : right + MARGIN])

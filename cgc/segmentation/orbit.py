@@ -49,16 +49,24 @@ def orbit(
     axis = np.asarray(_up(context) if up is None else up, float)
     if axis.shape != (3,) or not np.isfinite(axis).all() or not np.linalg.norm(axis) > 0:
         raise InputError(f"up is {axis.tolist()} where a direction of three finite numbers was expected, not all 0")
-    axis /= np.linalg.norm(axis)
+    return circle(box.centre, axis, away, n, elevation=elevation, width=width, height=height, focal=f)
+
+
+def circle(
+    centre: np.ndarray, up: np.ndarray, distance: float, n: int, *, elevation: float, width: int, height: int,
+    focal: float,
+) -> list[Camera]:  # fmt: skip
+    """Make n cameras around a point that look at it, `elevation` degrees above it; up is a direction of any length."""
+    axis = up / np.linalg.norm(up)
     first = np.cross(axis, np.eye(3)[int(np.abs(axis).argmin())])
     first /= np.linalg.norm(first)
     second, rise = np.cross(axis, first), math.radians(elevation)
     cameras = []
     for angle in 2 * math.pi * np.arange(n) / n:
         flat = math.cos(angle) * first + math.sin(angle) * second
-        eye = box.centre + away * (math.cos(rise) * flat + math.sin(rise) * axis)
+        eye = centre + distance * (math.cos(rise) * flat + math.sin(rise) * axis)
         cameras.append(
-            Camera.look_at(eye.tolist(), box.centre.tolist(), width=width, height=height, focal=f, up=axis.tolist())
+            Camera.look_at(eye.tolist(), centre.tolist(), width=width, height=height, focal=focal, up=axis.tolist())
         )
     return cameras
 

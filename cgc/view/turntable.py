@@ -15,6 +15,7 @@ from cgc.files import write_beside
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.export import Export
+from cgc.segmentation.orbit import circle
 from cgc.splats.types import Splats
 
 FIELD = 1.1
@@ -45,7 +46,6 @@ def turntable_cameras(
         raise InputError(f"what is up must be a direction (x, y, z), got {axis.tolist()}")
     if not -89 <= elevation <= 89:
         raise InputError(f"an elevation from -89 to 89 degrees was expected, got {elevation}")
-    axis /= np.linalg.norm(axis)
     means = splats.means.detach().cpu().numpy().astype(float)
     if not len(means):
         raise InputError("there are no Gaussians to show; choose a segment that has some")
@@ -53,19 +53,8 @@ def turntable_cameras(
     centre = (low + high) / 2
     reach = float(np.percentile(splats.scales.detach().cpu().numpy().max(1), 90))
     radius = max(float(np.percentile(np.linalg.norm(means - centre, axis=1), 99)) + 3 * reach, 1e-6)
-    side = np.eye(3)[np.abs(axis).argmin()]
-    first = np.cross(axis, side) / np.linalg.norm(np.cross(axis, side))
-    second = np.cross(axis, first)
     distance = FIELD * radius * math.hypot(2 * FOCAL, 1)  # so that a ball of this radius fits
-    height = math.radians(elevation)
-    made = []
-    for frame in range(frames):
-        turn = 2 * math.pi * frame / frames
-        away = math.cos(height) * (math.cos(turn) * first + math.sin(turn) * second) + math.sin(height) * axis
-        eye = centre + distance * away
-        made.append(Camera.look_at(eye.tolist(), centre.tolist(), width=size, height=size, focal=FOCAL * size,
-                                   up=axis.tolist()))  # fmt: skip
-    return made
+    return circle(centre, axis, distance, frames, elevation=elevation, width=size, height=size, focal=FOCAL * size)
 
 
 def turntable(

@@ -124,6 +124,19 @@ class Listing:
         return path.relative_to(self.root).with_suffix("").as_posix()
 
 
+def jsons(listing: Listing, wanted: Callable[[Path], bool], read: Callable[[Frame], Found]) -> Source:
+    """Find the JSON files of a kind, one an image of the same name; `read` gives a file's masks."""
+    source, skipped = Source({}), []
+    for path in listing.named(".json"):
+        if wanted(path):
+            source.add(listing.name(path), Entry(path, read))
+        else:
+            skipped.append(path.name)
+    if skipped:
+        source.decisions.append(f"{len(skipped)} JSON files of another kind were skipped, {skipped[0]} among them.")
+    return source
+
+
 def is_whole(value: Any) -> TypeGuard[int]:
     """Tell whether a value of a JSON is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)

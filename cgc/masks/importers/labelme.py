@@ -14,7 +14,7 @@ from PIL import Image
 from cgc.errors import InputError
 from cgc.masks.id_maps import UNREADABLE
 from cgc.masks.image_masks import encode
-from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, read_json
+from cgc.masks.importers.base import Found, Frame, Listing, Source, jsons, read_json
 from cgc.masks.importers.polygons import disc, fill, read_points
 
 _CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2, "oriented_rectangle": 4}
@@ -27,15 +27,7 @@ def is_labelme(value: Any) -> bool:
 
 def open_labelme(listing: Listing) -> Source:
     """Find LabelMe's JSON files; an image's name is its JSON's, whatever path is written inside."""
-    source, skipped = Source({}), []
-    for path in listing.named(".json"):
-        if is_labelme(read_json(path)):
-            source.add(listing.name(path), Entry(path, lambda frame: _read(frame)))
-        else:
-            skipped.append(path.name)
-    if skipped:
-        source.decisions.append(f"{len(skipped)} JSON files of another kind were skipped, {skipped[0]} among them.")
-    return source
+    return jsons(listing, lambda path: is_labelme(read_json(path)), _read)
 
 
 def _read(frame: Frame) -> Found:

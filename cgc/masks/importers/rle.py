@@ -1,8 +1,4 @@
-"""COCO's run lengths, plain and as text.
-
-The text has six bits a character, from "0" on: five of the number, low ones first, and one that says that more
-follow; the highest of the last five is the sign. From the fourth run on, the difference to the run before last is kept.
-"""
+"""COCO's run lengths of a view's mask, plain and as text."""
 
 from __future__ import annotations
 
@@ -11,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from cgc.errors import InputError
+from cgc.masks.image_masks import from_text
 from cgc.masks.importers.base import LARGEST, Frame
-
-_LONGEST = 7  # characters a number: 35 bits
 
 
 def read_runs(segmentation: Any, frame: Frame) -> tuple[np.ndarray, tuple[int, int]]:
@@ -52,27 +47,3 @@ def _numbers(counts: Any, frame: Frame) -> np.ndarray:
 def frame_pixels(frame: Frame) -> int:
     """Return the most pixels that a mask of this frame may have."""
     return LARGEST * frame.photo[0] * frame.photo[1]
-
-
-def from_text(text: str) -> np.ndarray:
-    """Decode compressed run lengths, int64; ValueError says what is wrong with them."""
-    try:
-        codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError as error:
-        raise ValueError("hold characters that none has") from error
-    if len(codes) and (codes.min() < 0 or codes.max() > 63):
-        raise ValueError("hold characters that none has")
-    last = (codes & 32) == 0
-    if len(codes) and not last[-1]:
-        raise ValueError("end within a number")
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
-    if len(ends) and (ends - starts).max() >= _LONGEST:
-        raise ValueError("hold a number of more than 35 bits")
-    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    numbers = np.add.reduceat((codes & 31) << (5 * place), starts) if len(ends) else np.zeros(0, np.int64)
-    negative = (codes[ends] & 16) > 0
-    numbers = numbers - np.where(negative, np.int64(1) << (5 * (ends - starts + 1)), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers

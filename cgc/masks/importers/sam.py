@@ -13,7 +13,7 @@ import numpy as np
 
 from cgc.errors import InputError
 from cgc.masks.image_masks import encode
-from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, read_json, read_pixels
+from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, jsons, read_json, read_pixels
 from cgc.masks.importers.rle import read_runs
 
 HEADER = "id,area,bbox_x0"
@@ -94,15 +94,8 @@ def _score(value: Any, path: Path) -> float:
 
 def open_jsons(listing: Listing, photos: bool) -> Source:
     """Find the JSON files, one an image; `photos`: SA-1B's, which name their image."""
-    source, skipped = Source({}), []
-    for path in listing.named(".json"):
-        if _begins(path) == ("{" if photos else "["):  # the rest is looked at when it is read
-            source.add(listing.name(path), Entry(path, lambda frame: _read_json(frame)))
-        else:
-            skipped.append(path.name)
-    if skipped:
-        source.decisions.append(f"{len(skipped)} JSON files of another kind were skipped, {skipped[0]} among them.")
-    return source
+    first = "{" if photos else "["  # the rest is looked at when it is read
+    return jsons(listing, lambda path: _begins(path) == first, _read_json)
 
 
 def _begins(path: Path) -> str:
