@@ -32,6 +32,8 @@ def load(name: str) -> ModuleType:
 
 peers = load("rasterize_peers")
 benchmark = load("benchmark_rasterize")
+load("benchmark_features"), load("learn_rasterised")  # which the next one imports
+gpu = load("benchmark_gpu")
 
 
 def make_splats(n: int, generator: torch.Generator) -> Splats:
@@ -112,3 +114,26 @@ def test_fixed_scene_is_read_and_refused(tmp_path: Path) -> None:
     for name, view in (("broken.npz", 0), ("text.npz", 0), ("none.npz", 0), ("scene.npz", 1)):
         with pytest.raises(InputError, match="no scene to measure"):
             benchmark.read_scene(tmp_path / name, view, 0)
+
+
+def test_busy_share_counts_what_overlaps_once() -> None:
+    spans = [(0.0, 1e6), (0.5e6, 1.5e6), (3e6, 3.5e6), (3.1e6, 3.2e6)]
+    assert gpu.busy_share(spans, 4.0) == pytest.approx(0.5)
+    assert gpu.busy_share([], 4.0) == 0
+
+
+def test_gpu_benchmark_measures_every_stage_on_the_cpu(tmp_path: Path) -> None:
+    document = tmp_path / "numbers.md"
+    document.write_text(f"before\n{gpu.BEGIN}\nold\n{gpu.END}\nafter\n")
+    gpu.main(
+        gpu.Benchmark(
+            gaussians=(300,), channels=(3,), features=2000, views=9, width=64, steps=30, repeats=1, device="cpu",
+            trace=tmp_path / "trace.json", write=document,
+        )
+    )  # fmt: skip
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    for stage in ("neighbours", "learning", "clustering and propagation", "an id map of 800 x 600"):
+        assert f"| {stage} |" in text
+    assert float(text.split("Things mIoU ")[1].split(",")[0]) > 0.5  # the cells of the grid are found
+    assert (tmp_path / "trace.json").stat().st_size > 1000

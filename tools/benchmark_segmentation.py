@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import tyro
+from learn_rasterised import learn_by_rasterising
 from tyro.conf import Positional
 
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
@@ -32,7 +32,6 @@ from cgc.evaluation.prompts import score_prompts
 from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
 from cgc.features.lifting import vote_ids
-from cgc.features.losses import contrastive_loss, smoothness_loss
 from cgc.features.samples import held, visible_mass
 from cgc.files import write_text
 from cgc.masks.id_maps import read_id_map
@@ -147,7 +146,11 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
             add(f"- {name}", lambda o=ours, c=changed: o(**c), learning)
         if seed == seeds[0]:
             start = time.perf_counter()
-            rasterised = smooth_features(learn_by_rasterising(work, seed), work.neighbours, mass)
+            learned = learn_by_rasterising(
+                work.splats, cameras, held(work.batches), work.neighbours, work.rasterizer,
+                replace(settings.lift, seed=seed),
+            )  # fmt: skip
+            rasterised = smooth_features(learned, work.neighbours, mass)
             took = time.perf_counter() - start
             add("the same features by rasterising them", lambda o=ours, f=rasterised: o(features=f), took)
             rows.notes.append(
@@ -156,32 +159,6 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
                 f"long ({took / max(learning - sampling, 1e-9):.0f} times)."
             )
     return rows
-
-
-def learn_by_rasterising(work: Workspace, seed: int) -> torch.Tensor:
-    """Learn features as `learn_features` does, from the same pixels and losses, by rasterising in every step."""
-    settings = replace(work.run.settings.lift, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(len(work.splats), settings.dim, generator=generator).mul_(0.1).requires_grad_()
-    batches = held(work.batches)
-    optimizer = torch.optim.Adam([features], lr=settings.lr, betas=(0.9, 0.99), eps=1e-15)
-    order: list[int] = []
-    for step in range(settings.steps):
-        optimizer.param_groups[0]["lr"] = settings.lr * 0.1 ** (step / settings.steps)
-        optimizer.zero_grad()
-        loss = torch.zeros(())
-        for _ in range(settings.views_per_step):
-            order = order or torch.randperm(len(batches), generator=generator).tolist()
-            batch = batches[order.pop()]
-            camera = work.scene.views[batch.view].camera
-            picture = work.rasterizer.render(work.splats, features, [camera]).values[0]
-            shown = picture.reshape(-1, settings.dim)[batch.weights.pixels.long()]
-            loss = loss + contrastive_loss(shown, batch.masks, len(batch.mask_ids)) / settings.views_per_step
-        anchors = torch.randint(len(features), (settings.anchors,), generator=generator)
-        loss = loss + settings.spatial_weight * smoothness_loss(features, anchors, work.neighbours[anchors])
-        loss.backward()
-        optimizer.step()
-    return features.detach()
 
 
 def plot(scenes: Mapping[str, Rows]) -> str:
