@@ -32,7 +32,7 @@ from cgc.segmentation.segments import Segmentation
 from cgc.splats.ply import read_ply
 from cgc.splats.split import split
 from cgc.splats.types import Splats
-from cgc.view.turntable import export_turntables, turntable, turntable_cameras, up_of, write_animation
+from cgc.view.turntable import export_turntables, turntable, turntable_cameras, write_animation
 
 RASTERIZER = CpuRasterizer()
 OLD_ARRAYS = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -161,8 +161,13 @@ def test_points_have_places_and_colours(job, tmp_path):
     rows = torch.from_numpy(job.body(1))
     np.testing.assert_array_equal(np.stack([table[a] for a in "xyz"], 1), job.segmentation.splats.means[rows].numpy())
     assert set(table[["red", "green", "blue"]].tolist()) == {(230, 25, 25)}
-    import open3d
 
+
+def test_open3d_reads_points(job, tmp_path):
+    reason = "Open3D is not installed, or what it needs of the system is not"
+    open3d = pytest.importorskip("open3d", reason=reason, exc_type=ImportError)
+    [path] = FORMATS["points"](replace(job, ids=[1]), tmp_path)
+    rows = job.body(1)
     cloud = open3d.io.read_point_cloud(str(path))
     assert len(cloud.points) == len(rows) and np.allclose(np.asarray(cloud.colors) * 255, (230, 25, 25))
 
@@ -323,7 +328,6 @@ def test_turntables_show_all_of_an_object_from_all_around(job):
     radii = np.linalg.norm(eyes - centre, axis=1)
     np.testing.assert_allclose(radii, radii[0], rtol=1e-4)
     np.testing.assert_allclose(eyes[0] + eyes[4], 2 * centre, atol=1e-4)
-    np.testing.assert_allclose(up_of(cameras()), (0, 0, 1), atol=1e-5)
 
 
 def test_turntables_are_a_format_too(job, tmp_path):
@@ -368,7 +372,6 @@ def test_animations_come_back(job, tmp_path):
         (lambda s: turntable_cameras(s, 3, 32, up=(0, 0, 0)), "a direction"),
         (lambda s: turntable_cameras(s, 3, 32, elevation=90), "elevation"),
         (lambda s: turntable_cameras(s.select(torch.zeros(len(s), dtype=torch.bool)), 3, 32), "no Gaussians"),
-        (lambda s: up_of([]), "no"),
         (lambda s: write_animation("a.webm", np.zeros((1, 8, 8, 3), np.uint8)), "neither a .gif nor a .mp4"),
         (lambda s: write_animation("a.gif", np.zeros((0, 8, 8, 3), np.uint8)), "frames"),
         (lambda s: write_animation("a.gif", np.zeros((1, 8, 8, 3), np.uint8), fps=0), "frames a second"),
