@@ -19,6 +19,7 @@ from PIL import Image
 from cgc.errors import InputError
 from cgc.scene import lens as lenses
 from cgc.scene.binary import _PARAMETERS
+from cgc.scene.cameras import up_of
 from cgc.scene.images import check_images, load_image
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Camera, Lens
@@ -676,3 +677,13 @@ def test_any_value_in_transforms_is_an_input_error_or_harmless(whole_models, key
         assert len(scene.views) >= 2
     except InputError:
         pass
+
+
+def test_what_is_up_is_the_mean_of_what_is_up_in_the_pictures():
+    up = np.array([0.2, -0.5, 0.8]) / np.linalg.norm([0.2, -0.5, 0.8])
+    ring = [Camera.look_at((x, y, 1), (0, 0, 0), width=8, height=6, up=up.tolist()) for x, y in ((3, 0), (-3, 0.1))]
+    found = up_of(ring)
+    assert found is not None
+    assert found @ up > 0.9 and np.isclose(np.linalg.norm(found), 1)
+    turned = [Camera.look_at((0, -3, 0), (0, 0, 0), width=8, height=6, up=(0, 0, z)) for z in (1, -1)]
+    assert up_of(turned) is None and up_of([]) is None

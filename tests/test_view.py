@@ -59,7 +59,6 @@ from cgc.view.shots import (
     parse_size,
     project,
     ray,
-    up_of,
     vertical_fov,
 )  # fmt: skip
 from cgc.view.state import State
@@ -244,7 +243,7 @@ def test_the_circle_goes_through_the_views_and_turns(seg):
     np.testing.assert_allclose(first.position, seg.camera(FIRST).position, atol=1e-3)
     np.testing.assert_allclose(half.position[:2], -first.position[:2], atol=1e-3)
     assert seg.masks([fit(first, (64, 48))])[0].any()
-    np.testing.assert_allclose(up_of(seg), [0, 0, 1], atol=1e-5)
+    np.testing.assert_allclose(seg.context.up, [0, 0, 1], atol=1e-5)
     near = around(seg[3], 0, (64, 48))
     assert set(np.unique(part_of(seg, seg[3].indices, None).masks([near])[0])) == {0, 3}
 

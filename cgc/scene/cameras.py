@@ -1,11 +1,12 @@
-"""Cameras in a file of their own, so that pictures can be made where the photos and their model are gone."""
+"""What cameras have in common; and cameras in a file of their own, for where the photos and their model are gone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cgc.errors import InputError
@@ -13,6 +14,17 @@ from cgc.files import read_json, write_json
 from cgc.scene.types import Camera
 
 FORMAT = 1
+UPRIGHT = 0.1  # of 1: a shorter mean of unit directions has none
+Z = np.array([0.0, 0.0, 1.0])
+"""What is up where nothing else is known."""
+
+
+def up_of(cameras: Iterable[Camera]) -> np.ndarray | None:
+    """Return the mean of what is up in pictures, a unit direction [3]; None where there are none, or they disagree."""
+    ups = [-camera.viewmat[1, :3].double().cpu().numpy() for camera in cameras]
+    mean = np.mean(ups, axis=0) if ups else np.zeros(3)
+    length = float(np.linalg.norm(mean))
+    return mean / length if length > UPRIGHT else None
 
 
 def write_cameras(path: Path, cameras: Mapping[str, Camera]) -> None:

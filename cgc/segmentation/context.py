@@ -16,6 +16,7 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError, some
 from cgc.rasterize.base import Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
+from cgc.scene.cameras import Z, up_of
 from cgc.scene.types import Camera
 
 
@@ -54,6 +55,20 @@ class Context:
     def best_views(self) -> Mapping[int, str]:
         """The view that shows most of an object, as the run has found."""
         return self.read_best_views() if self.read_best_views else {}
+
+    @property
+    def known_cameras(self) -> list[Camera]:
+        """The views' cameras; none where there are none, or they are gone with the scene."""
+        try:
+            return list(self.cameras.values()) if self.read_cameras else []
+        except InputError:
+            return []
+
+    @property
+    def up(self) -> np.ndarray:
+        """The direction that is up for the views, a unit vector [3]; z where they have none in common."""
+        up = up_of(self.known_cameras)
+        return Z if up is None else up
 
     def camera(self, name: str) -> Camera:
         """The camera of a view, by the name of its photo, with its suffix or without; InputError names close ones."""

@@ -46,7 +46,7 @@ def orbit(
     away = distance or ROOM * max(radius, 1e-6) / math.sin(math.atan(min(width, height) / (2 * f)))
     if not (math.isfinite(away) and away > 0 and math.isfinite(elevation) and f > 0):
         raise InputError(f"an orbit at a distance of {away:g}, elevation {elevation:g} and focal {f:g} cannot be made")
-    axis = np.asarray(_up(context) if up is None else up, float)
+    axis = np.asarray(context.up if up is None else up, float)
     if axis.shape != (3,) or not np.isfinite(axis).all() or not np.linalg.norm(axis) > 0:
         raise InputError(f"up is {axis.tolist()} where a direction of three finite numbers was expected, not all 0")
     return circle(box.centre, axis, away, n, elevation=elevation, width=width, height=height, focal=f)
@@ -77,13 +77,3 @@ def _means(around: Segmentation | Object | Selection) -> tuple[Context, np.ndarr
     if not len(indices):
         raise InputError("there is nothing to go around: no Gaussian is in an object, or nothing is selected")
     return seg.context, seg.splats.means.detach().cpu().numpy()[indices]
-
-
-def _up(context: Context) -> np.ndarray:
-    """The mean of the views' up directions; z where there are no views, or they have none in common."""
-    try:
-        cameras = list(context.cameras.values()) if context.read_cameras else []
-    except InputError:  # the scene is gone: any direction will do
-        cameras = []
-    mean = -np.mean([c.viewmat[1, :3].numpy() for c in cameras] or [[0, 0, -1]], axis=0)
-    return mean if np.linalg.norm(mean) > 0.1 else np.array([0.0, 0.0, 1.0])

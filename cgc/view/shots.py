@@ -11,6 +11,7 @@ import torch
 
 from cgc.errors import InputError
 from cgc.geometry import quat_to_rotation
+from cgc.scene.cameras import up_of
 from cgc.scene.types import Camera
 from cgc.segmentation.objects import Object, Selection
 from cgc.segmentation.orbit import orbit
@@ -86,7 +87,7 @@ def around(thing: Segmentation | Object | Selection, turn: float, size: Size) ->
     """
     width, height = size
     seg = thing if isinstance(thing, Segmentation) else thing.segmentation
-    views = known_cameras(seg)
+    views = seg.context.known_cameras
     if isinstance(thing, Segmentation) and (ring := _ring(views)):
         return _on_ring(ring, views, turn, size)
     circle = orbit(thing, CIRCLE, elevation=25, width=width, height=height)
@@ -99,24 +100,14 @@ def around(thing: Segmentation | Object | Selection, turn: float, size: Size) ->
     return circle[(first + round(turn * CIRCLE / 360)) % CIRCLE]
 
 
-def known_cameras(segmentation: Segmentation) -> list[Camera]:
-    """The cameras of the views; none where there are none, or they are gone with the scene."""
-    try:
-        return list(segmentation.context.cameras.values()) if segmentation.context.read_cameras else []
-    except InputError:
-        return []
-
-
 def _ring(views: list[Camera]) -> tuple[np.ndarray, np.ndarray] | None:
     """The point that views look at and the direction that is up for them; None where they do not look at one point."""
     if len(views) < 3:
         return None
     centre = _looked_at(views)
     ahead = [(c.viewmat[:3, :3].double().numpy() @ centre + c.viewmat[:3, 3].double().numpy())[2] for c in views]
-    up = -np.mean([c.viewmat[1, :3].double().numpy() for c in views], axis=0)
-    if not (np.array(ahead) > 0).all() or np.linalg.norm(up) < 0.1:
-        return None
-    return centre, _unit(up)
+    up = up_of(views)
+    return None if up is None or not (np.array(ahead) > 0).all() else (centre, up)
 
 
 def _looked_at(cameras: list[Camera]) -> np.ndarray:
@@ -205,13 +196,6 @@ def vertical_fov(camera: Camera) -> float:
     return math.degrees(2 * math.atan(camera.height / (2 * float(camera.K[1, 1]))))
 
 
-def up_of(segmentation: Segmentation) -> np.ndarray:
-    """The direction that is up for the views, [3]; z where there are none, or they have none in common."""
-    views = known_cameras(segmentation)
-    mean = -np.mean([c.viewmat[1, :3].double().numpy() for c in views] or [[0, 0, -1]], axis=0)
-    return _unit(mean) if np.linalg.norm(mean) > 0.1 else np.array([0.0, 0.0, 1.0])
-
-
 def from_pose(wxyz: np.ndarray, position: np.ndarray, fov: float, size: Size) -> Camera:
     """Return the camera at a position, turned by world_from_camera; `fov` from top to bottom, in radians."""
     width, height = check_size(size)
@@ -226,7 +210,7 @@ def from_pose(wxyz: np.ndarray, position: np.ndarray, fov: float, size: Size) ->
 
 def focus(segmentation: Segmentation) -> np.ndarray:
     """The point to turn a scene around, [3]: what its views look at; the middle of its objects where there are none."""
-    ring = _ring(known_cameras(segmentation))
+    ring = _ring(segmentation.context.known_cameras)
     if ring is not None:
         return ring[0]
     means = segmentation.splats.means.detach().cpu().numpy().astype(float)

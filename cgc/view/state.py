@@ -23,7 +23,7 @@ from cgc.segmentation.query import RAY_FOCAL
 from cgc.segmentation.segmentation import Segmentation
 from cgc.splats.ply import write_ply
 from cgc.view.frames import ACCENT, Extras, Mode, Picture, check_mode, colors_of, frame, part_of
-from cgc.view.shots import camera_named, known_cameras
+from cgc.view.shots import camera_named
 
 LONGEST_NAME = 60
 KEPT_EDITS = 1000
@@ -264,7 +264,7 @@ class State:
     @cached_property
     def view_names(self) -> list[str]:
         """The names of the views; none where there are none, or they are gone with the scene."""
-        return self.base.views if known_cameras(self.base) else []
+        return self.base.views if self.base.context.known_cameras else []
 
     def look(self, name: str) -> None:
         """Take the camera of a view, or one on a circle, at the size of today's camera."""

@@ -13,6 +13,7 @@ import torch
 from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.rasterize.base import Rasterizer
+from cgc.scene.cameras import Z, up_of
 from cgc.scene.types import Camera
 from cgc.segmentation.export import Export
 from cgc.segmentation.orbit import circle
@@ -22,17 +23,6 @@ FIELD = 1.1
 """How many times its own size the picture shows of an object, so that it never leaves it."""
 FOCAL = 2.2
 """Focal length in picture sides: a long lens, as of product photos."""
-
-
-def up_of(cameras: Sequence[Camera]) -> np.ndarray:
-    """Return the direction that is up in most photos, [3]: the mean of what is up in each."""
-    if not cameras:
-        raise InputError("what is up is told by cameras, but there are none; give a direction")
-    mean = -np.stack([camera.viewmat[1, :3].cpu().numpy() for camera in cameras]).astype(float).mean(0)
-    norm = np.linalg.norm(mean)
-    if norm < 1e-6:
-        raise InputError("the cameras do not agree on what is up; give a direction")
-    return mean / norm
 
 
 def turntable_cameras(
@@ -81,7 +71,8 @@ def export_turntables(job: Export, folder: Path, *, frames: int = 36, size: int 
     """Write each chosen object's turntable: turntables/0007.gif; a format like those of segmentation/export.py."""
     if job.rasterizer is None:
         raise InputError("turntables are pictures, which take a rasteriser; export from a run")
-    up = up_of([view.camera for view in job.views]) if job.views else (0, 0, 1)
+    shared = up_of(view.camera for view in job.views)
+    up = Z if shared is None else shared
     paths = []
     for segment in job.chosen:
         body = job.segmentation.splats.select(torch.from_numpy(job.body(segment)))

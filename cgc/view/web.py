@@ -22,7 +22,7 @@ from cgc.geometry import covariances
 from cgc.segmentation.segmentation import Segmentation
 from cgc.view.actions import ACTIONS, BY_NAME, Action, Desk
 from cgc.view.frames import ACCENT, MODES, thumbnail
-from cgc.view.shots import DEFAULT_SIZE, camera_named, focus, from_pose, up_of, vertical_fov
+from cgc.view.shots import DEFAULT_SIZE, camera_named, focus, from_pose, vertical_fov
 from cgc.view.state import State
 
 HOST = "127.0.0.1"
@@ -260,7 +260,7 @@ class Page:
         return eye, eye + (away if away > 1e-3 else 1.0) * ahead, -down, math.radians(vertical_fov(state.camera))
 
     def _aim_first(self) -> None:
-        self.server.scene.set_up_direction(tuple(up_of(self.desk.state.base).tolist()))
+        self.server.scene.set_up_direction(tuple(self.desk.state.base.context.up.tolist()))
         eye, centre, up, fov = self._pose()
         first = self.server.initial_camera
         first.position, first.look_at, first.up, first.fov = eye, centre, up, fov
