@@ -27,6 +27,7 @@ from PIL import Image
 from tiny import CLUMPS, HEIGHT, NAMES, WIDTH, clumps
 
 import cgc.view.web as web
+from cgc.api import load
 from cgc.errors import InputError
 from cgc.geometry import quat_to_rotation
 from cgc.rasterize.cpu import CpuRasterizer
@@ -572,6 +573,27 @@ def test_an_export_is_the_selection_less_what_is_deleted(state, seg, tmp_path):
 
 
 # ---- actions
+
+
+def test_what_is_saved_is_opened_with_its_names_and_without_what_was_deleted(seg, tmp_path):
+    named = seg.rename(3, "pot")
+    state = State(named, named.camera(FIRST))
+    assert state.name(3) == "pot"
+    state.rename(3, "")
+    state.rename(2, "blue mug")
+    state.select([1])
+    state.delete()
+    state.select([3])
+    state.hide()
+    desk = Desk(state, tmp_path / "view")
+    said = desk.press("w")
+    assert said == f"saved {tmp_path / 'view' / 'edited_001'}"
+    again = load(tmp_path / "view" / "edited_001")
+    assert dict(again.names) == {2: "blue mug"} and len(again.splats) == len(seg.splats) - len(seg[1].indices)
+    assert sorted(o.id for o in again.objects) == [o.id for o in seg.objects if o.id != 1]
+    assert desk.press("w") == f"saved {tmp_path / 'view' / 'edited_002'}"
+    nothing_done = State(seg, seg.camera(FIRST))
+    assert nothing_done.edited() is seg
 
 
 def test_every_key_does_something_and_says_so(seg, tmp_path):

@@ -74,6 +74,10 @@ class Desk:
             Image.fromarray(picture).save(temporary)
         return f"wrote {path}"
 
+    def save(self) -> str:
+        """Save the scene without what is deleted, and its names, in a new folder, which opens like a run."""
+        return f"saved {self.state.edited().save(self._free('edited', ''))}"
+
     def export(self) -> str:
         """Write what is selected as PLYs into a new folder."""
         made = self.state.export_selection(self._free("export", ""))
@@ -174,6 +178,7 @@ ACTIONS = (
     Action(".", "next view", "jump to the next photo's camera", _camera(1)),
     Action("s", "picture", "save a picture", Desk.save_picture),
     Action("e", "export", "write what is selected as 3DGS PLYs", Desk.export),
+    Action("w", "save", "save the scene without what is deleted, and its names, as a new one", Desk.save),
     Action("escape", "deselect", "select nothing", _deselect),
 )
 BY_KEY = {action.key: action for action in ACTIONS}

@@ -56,7 +56,7 @@ class State:
         self._level = segmentation.level
         self._selected: frozenset[int] = frozenset()
         self._done: list[Edits] = []
-        self._edits = Edits()
+        self._edits = Edits(names=dict(segmentation.names))
         self._undone: list[Edits] = []
 
     # --- what is shown --------------------------------------------------------------------------------------
@@ -287,6 +287,14 @@ class State:
         self.mode = check_mode(mode)
 
     # --- what is written ------------------------------------------------------------------------------------
+
+    def edited(self) -> Segmentation:
+        """Return the segmentation with today's names, without what is deleted; what is only hidden stays."""
+        made = self.base
+        for node in sorted(made.names.keys() | self._edits.names.keys()):
+            if made.names.get(node, "") != self._edits.names.get(node, ""):
+                made = made.rename(node, self._edits.names.get(node))
+        return made.remove(*sorted(self._edits.deleted), halo=False) if self._edits.deleted else made
 
     def export_selection(self, path: Path | str, *, clean: bool = False) -> list[Path]:
         """Write what is selected, less what is deleted of it, as plain 3DGS PLYs.

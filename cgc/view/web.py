@@ -30,7 +30,7 @@ MOST_SPLATS = 600_000
 """Gaussians that a browser is sent at most; clicks, pictures and exports are of all of them."""
 GROUPS = (
     ("isolate", "hide", "show all"), ("delete", "undo", "redo"), ("coarser", "finer", "objects"),
-    ("boxes", "axes", "deselect"), ("picture", "export"),
+    ("boxes", "axes", "deselect"), ("picture", "export", "save"),
 )  # fmt: skip
 NOTHING = "—"
 SIDE = 160
