@@ -639,10 +639,11 @@ def report(work: Workspace) -> str:
                     objects.append(ReportObject(segment.id, image))
                 bar.advance()
     data = ReportData(
-        title=Path(run.source.scene).name,
+        title=run.root.name,
         subtitle=f"{len(work.scene.views)} views, {len(work.train_views)} learned from",
         facts=headline(run.stats),
-        warnings=[*work.scene.notes, *find_warnings(run.stats)],
+        warnings=find_warnings(run.stats),
+        notes=work.scene.notes,
         views=views,
         objects=objects,
         segments=[_segment_row(s) for s in table],

@@ -76,6 +76,7 @@ def full_report(text: str = "a cup") -> ReportData:
         subtitle=text,
         facts={"Things mIoU": "0.81", text: text},
         warnings=[text],
+        notes=[text],
         views=[
             ReportView(text, "test", picture(), picture(seed=1), picture(seed=2), psnr=28.125),
             ReportView("left/001.jpg", text, picture(), picture(), None),
@@ -107,7 +108,7 @@ def test_report_shows_everything(tmp_path):
     ):  # fmt: skip
         assert shown in page.text, shown
     headings = re.findall(r"<h2>([^<]*?) ?<", write(tmp_path, full_report()))
-    wanted = ["Warnings", "Views", "Objects", "Segments", "Picture quality", "a cup", "Time and memory"]
+    wanted = ["Warnings", "Notes", "Views", "Objects", "Segments", "Picture quality", "a cup", "Time and memory"]
     assert headings == wanted
     assert ("span", {"class": "swatch", "style": "background:#ff0010"}) in page.tags
 

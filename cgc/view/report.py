@@ -109,13 +109,14 @@ class ReportData:
     """All that a report shows; an empty part is left out.
 
     `facts` are the key numbers, label -> text, the most telling first; `seconds` are wall times a stage;
-    `warnings` are whole sentences; `settings` may be nested.
+    `warnings` and `notes` (what was done to the photos, say) are whole sentences; `settings` may be nested.
     """
 
     title: str
     subtitle: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
     views: Sequence[ReportView] = ()
     objects: Sequence[ReportObject] = ()
     levels: Sequence[ReportLevel] = ()
@@ -141,7 +142,8 @@ def write_report(path: Path | str, report: ReportData) -> None:
         _cost(report.seconds, report.peak_rss_bytes),
         _settings(report.settings),
     ]
-    body = "\n".join([_header(report), _warnings(report.warnings), *sections])
+    asides = [_aside("Warnings", report.warnings), _aside("Notes", report.notes)]
+    body = "\n".join([_header(report), *asides, *sections])
     write_text(path, _PAGE.format(title=escape(report.title), style=STYLE, body=body))
 
 
@@ -182,9 +184,9 @@ def _columns(tiles: int) -> int:
     return min((5, 6, 4), key=lambda columns: -tiles % columns)
 
 
-def _warnings(warnings: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(w)}</li>" for w in warnings)
-    return f'<aside class="warnings"><h2>Warnings</h2><ul>{items}</ul></aside>' if items else ""
+def _aside(title: str, sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(s)}</li>" for s in sentences)
+    return f'<aside class="{title.lower()}"><h2>{title}</h2><ul>{items}</ul></aside>' if items else ""
 
 
 def _views(views: Sequence[ReportView]) -> str:

@@ -35,12 +35,12 @@ section { margin-top: 56px; }
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere;
 }
 
-.warnings {
-  margin-top: 24px; padding: 16px 20px; border-radius: 12px;
-  background: var(--warn-page); border: 1px solid var(--warn-line);
+aside {
+  margin-top: 24px; padding: 16px 20px; border-radius: 12px; background: var(--card); border: 1px solid var(--line);
 }
-.warnings h2 { font-size: 15px; margin: 0 0 4px; }
-.warnings ul { margin: 0; padding-left: 20px; overflow-wrap: anywhere; }
+aside.warnings { background: var(--warn-page); border-color: var(--warn-line); }
+aside h2 { font-size: 15px; margin: 0 0 4px; }
+aside ul { margin: 0; padding-left: 20px; overflow-wrap: anywhere; }
 
 figure { margin: 0; }
 figure img, figure > div {
