@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ import torch
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.features.files import read_tensors
-from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.base import NEAR, NEAR_OF_EXTENT, Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import CAMERAS, RunFolder, open_run
 from cgc.scene.cameras import read_camera_file
@@ -33,7 +35,7 @@ def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentat
     kept serve. InputError where the folder is no run, is not clustered yet, or is broken.
     """
     if (Path(path) / FACTS).is_file():
-        return _load_saved(Path(path), rasterizer or CpuRasterizer())
+        return _load_saved(Path(path), rasterizer)
     run = open_run(Path(path))
     run.require("cluster")
     tree, features = load_hierarchy(run.root), _features(run)
@@ -52,9 +54,15 @@ def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentat
             )
         features = None if features is None else features[torch.from_numpy(origin)]
         tree = tree.follow(origin, labels)
-    context = _context(run, rasterizer or CpuRasterizer(), tree, n_original)
+    context = _context(run, rasterizer or _rasterizer(run.stats), tree, n_original)
     made = Segmentation(replace(splats, features=features), labels, confidences, tree, context=context)
     return track(made, None if sharpened is None else sharpened.origin)
+
+
+def _rasterizer(facts: Mapping[str, Any]) -> CpuRasterizer:
+    """A rasteriser whose near plane suits the extent among what is known of a scene."""
+    extent = facts.get("extent")
+    return CpuRasterizer(near=NEAR_OF_EXTENT * extent if isinstance(extent, float) and extent > 0 else NEAR)
 
 
 def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_original: int) -> Context:
@@ -69,14 +77,15 @@ def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_o
         hierarchy=tree,
         background=torch.ones(3) if run.settings.train.background == "white" else None,
         blended=run.settings.cluster.masks != "labels",
-        source={"run": str(run.root.resolve()), "n_original": n_original},
+        source={"run": str(run.root.resolve()), "n_original": n_original, "extent": run.stats.get("extent")},
         n_original=n_original,
     )
 
 
-def _load_saved(folder: Path, rasterizer: Rasterizer) -> Segmentation:
+def _load_saved(folder: Path, rasterizer: Rasterizer | None) -> Segmentation:
     """Open what was saved, with the views of its run where that is still there."""
     saved = load_saved(folder)
+    rasterizer = rasterizer or _rasterizer(saved.source)
     source, n = saved.source.get("run"), saved.source.get("n_original")
     n_original = n if isinstance(n, int) and n > 0 else len(saved.segmentation.splats)
     context = Context(rasterizer=rasterizer, source=dict(saved.source), n_original=n_original)

@@ -40,7 +40,7 @@ from cgc.files import sha256, write_beside
 from cgc.masks.id_maps import MaskSet, disagree, read_id_map, read_mask_folder, resize_nearest, write_id_map
 from cgc.neighbours import nearest_in
 from cgc.progress import console, progress_bar, short_time
-from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.base import NEAR_OF_EXTENT, Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import CAMERAS, STEPS, TRAINED_FEATURES, RunFolder, Source, create_run, open_run
 from cgc.scene.cameras import write_cameras
@@ -89,7 +89,6 @@ class Workspace:
     def __init__(self, run: RunFolder, *, quiet: bool = False, scene: Scene | None = None) -> None:
         self.run = run
         self.quiet = quiet
-        self.rasterizer: Rasterizer = CpuRasterizer()
         if scene is not None:
             self.scene = scene
 
@@ -97,6 +96,11 @@ class Workspace:
     def scene(self) -> Scene:
         """The scene, checked to be the one the run was made from."""
         return self.run.read_scene(quiet=self.quiet)
+
+    @cached_property
+    def rasterizer(self) -> Rasterizer:
+        """What makes the pictures, with a near plane that suits the scene's unit of length."""
+        return CpuRasterizer(near=NEAR_OF_EXTENT * self.scene.extent)
 
     @property
     def train_views(self) -> list[int]:
@@ -254,6 +258,7 @@ def train(work: Workspace) -> str:
         companion = JointFeatures(work.train_id_maps(), run.settings.joint, run.settings.train.steps)
     if run.source.splats:
         splats, cap = read_ply(run.source.splats), None
+        splats = replace(splats, means=(splats.means.double() - torch.tensor(work.scene.origin)).float())
         said = f"{len(splats):,} Gaussians taken from {run.source.splats}"
     else:
         splats, trained = train_splats(
@@ -274,7 +279,7 @@ def train(work: Workspace) -> str:
         with write_beside(run.root / "extras.npz") as path:
             np.savez_compressed(path, **splats.extras)  # pyright: ignore[reportArgumentType]
     work.splats = splats
-    run.finish("train", time.perf_counter() - start, gaussians=len(splats), max_gaussians=cap)
+    run.finish("train", time.perf_counter() - start, gaussians=len(splats), max_gaussians=cap, extent=work.scene.extent)
     shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # what they would resume is done
     return f"{said}: {target}"
 

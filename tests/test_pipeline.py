@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from rich.console import Console
 from tiny import NAMES, SETTINGS, cameras, clumps, make_scene, snapshot
 
 from cgc import pipeline, progress
+from cgc.api import load
 from cgc.appearance import trainer
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map, write_id_map
@@ -24,6 +27,7 @@ from cgc.progress import progress_bar
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, Source, create_run, open_run
 from cgc.segmentation.labels import render_labels
+from cgc.segmentation.pictures import id_map
 from cgc.segmentation.segments import Segmentation, load_labels, load_table
 from cgc.settings import LIMITS, PRESETS, ClusterSettings, RunSettings, SceneSettings, check, from_json, to_json
 from cgc.splats.ply import read_ply, write_ply
@@ -91,6 +95,28 @@ def test_a_run_leaves_every_file_of_the_design(tiny_run, tiny_scene):
     assert present == {"cameras.json", "config.json", "scene.json", "stats.json", "splats.ply", "features.safetensors",
                        "segments.npz", "segments.json", "segments", "sharpened.npz", "masks", "weights",
                        "report"}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", [2.0**-12, 2.0**12])
+def test_labels_do_not_depend_on_the_unit_of_length(tiny_scene, tmp_path, unit):
+    """Those of structure from motion are arbitrary; by a power of two, nothing is even rounded otherwise."""
+    splats, _ = clumps()
+    scene = Path(shutil.copytree(tiny_scene, tmp_path / "scene"))
+    model = pycolmap.Reconstruction(str(scene / "sparse/0"))
+    model.transform(pycolmap.Sim3d(unit, pycolmap.Rotation3d(), np.zeros(3)))
+    model.write_text(str(scene / "sparse/0"))
+    write_ply(tmp_path / "plain.ply", splats)
+    scaled = replace(splats, means=splats.means * unit, log_scales=splats.log_scales + math.log(unit))
+    write_ply(tmp_path / "scaled.ply", scaled)
+    outs = [tmp_path / "plain", tmp_path / "scaled"]
+    for place, out in zip((tiny_scene, scene), outs):
+        run_all(place, out, SETTINGS, masks=place / "masks", splats=tmp_path / f"{out.name}.ply", quiet=True)
+    plain, other = (load_labels(out)[0] for out in outs)
+    assert plain.max() == 7 and (plain == other).mean() > 0.99
+    assert stats(outs[1])["miou_things"] == pytest.approx(stats(outs[0])["miou_things"], abs=0.01)
+    shown = load(outs[1])
+    assert shown.context.rasterizer.near == pytest.approx(unit * load(outs[0]).context.rasterizer.near, rel=1e-4)
+    assert (id_map(shown, shown.camera(NAMES[0])) == read_id_map(outs[1] / f"masks/{STEMS[0]}.png")).mean() > 0.99
 
 
 def test_masks_cover_every_view_with_ids_that_are_labels(tiny_run):

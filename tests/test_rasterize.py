@@ -16,6 +16,7 @@ from torch import Tensor
 from cgc.errors import InputError
 from cgc.geometry import covariances
 from cgc.rasterize.base import Contributions, Rasterizer
+from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -377,6 +378,29 @@ def test_layouts_and_dtypes_do_not_matter(rasterizer: Rasterizer, scene: tuple[S
     assert torch.equal(expected.values, got.values)
 
 
+# ---------------------------------------------------------------------------------------------- units of length
+
+
+@pytest.mark.parametrize("unit", [2.0**-12, 2.0**12])
+def test_a_scene_looks_alike_in_any_unit(unit: float, generator: torch.Generator) -> None:
+    """Scenes, cameras and the near plane scaled by one power of two: the same picture."""
+    splats, camera = join(edge_cases()["across the near plane"](), make_splats(60, generator)), make_camera()
+    values = torch.rand(len(splats), 3, generator=generator)
+    viewmat = camera.viewmat.clone()
+    viewmat[:3, 3] *= unit
+    there = replace(camera, viewmat=viewmat)
+    scaled = replace(splats, means=splats.means * unit, log_scales=(splats.scales * unit).log())
+    plain, other = CpuRasterizer(near=0.25), CpuRasterizer(near=0.25 * unit)
+    pictures = [plain.render(splats, values, [camera]), other.render(scaled, values, [there])]
+    assert torch.equal(pictures[0].radii > 0, pictures[1].radii > 0)
+    torch.testing.assert_close(pictures[0].values, pictures[1].values, atol=1e-5, rtol=0)
+    weights = [plain.contributions(splats, camera), other.contributions(scaled, there)]
+    torch.testing.assert_close(*(w.matmul(values) for w in weights), atol=1e-5, rtol=0)
+    seen = CpuRasterizer(near=1.0).render(splats, values, [camera]).radii[0, :, 0] > 0
+    depths = splats.means @ camera.viewmat[2, :3] + camera.viewmat[2, 3]
+    assert seen.any() and bool((depths[seen] >= 1.0).all()) and bool((pictures[0].radii[0, :, 0] > 0)[depths < 1].any())
+
+
 # ------------------------------------------------------------------------------------------- hostile geometry
 
 
@@ -680,8 +704,6 @@ def test_half_weights(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tenso
 
 def test_bands_give_the_same_picture(generator: torch.Generator) -> None:
     """With too little memory for all pairs, tile rows are done in turn: same values, same gradients."""
-    from cgc.rasterize.cpu import CpuRasterizer
-
     splats, camera = make_splats(400, generator, opacity=1.0), make_camera(90, 70)
     values = torch.randn(400, 7, generator=generator)
     whole = everything(CpuRasterizer(), splats, camera, values)

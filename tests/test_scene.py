@@ -21,7 +21,7 @@ from cgc.scene import lens as lenses
 from cgc.scene.binary import _PARAMETERS
 from cgc.scene.cameras import up_of
 from cgc.scene.images import check_images, load_image
-from cgc.scene.read import fingerprint, read_scene
+from cgc.scene.read import fingerprint, read_cameras, read_scene
 from cgc.scene.types import Camera, Lens
 from cgc.settings import SceneSettings
 
@@ -103,6 +103,32 @@ def test_reads_poses_intrinsics_and_points(tmp_path, text):
     assert scene.points.dtype == np.float32 and scene.point_colors.dtype == np.uint8
     assert scene.points[:, 0].tolist() == [0, 1, 2] and scene.point_colors[:, 0].tolist() == [0, 10, 20]
     assert scene.notes == () and scene.model_path == root / "sparse/0"
+
+
+@pytest.mark.parametrize("read", [read_scene, read_cameras])
+def test_a_model_far_from_its_origin_is_brought_there(tmp_path, read):
+    """Georeferenced models have coordinates of millions; float32 would round their places to half a unit."""
+    far = np.array([512_345.123, -4_812_345.877, 250.25])
+    roots = [make_scene(tmp_path / name) for name in ("near", "far")]
+    model = make_model()
+    turn = pycolmap.Rotation3d(np.array([0.1, 0.2, 0.3, 0.9]) / np.linalg.norm([0.1, 0.2, 0.3, 0.9]))
+    model.transform(pycolmap.Sim3d(1.0, turn, np.zeros(3)))
+    model.write_binary(str(roots[0] / "sparse/0"))
+    model.transform(pycolmap.Sim3d(1.0, pycolmap.Rotation3d(), far))
+    model.write_binary(str(roots[1] / "sparse/0"))
+    if read is read_cameras:
+        near, shown = ({n: c.position for n, c in read(root).items()} for root in roots)
+        apart = torch.stack([shown[n] - near[n] for n in near])
+        assert float(apart.std(0).max()) < 1e-5 and float(apart.abs().max()) < 3
+        return
+    near, shown = (read(root) for root in roots)
+    origin = np.array(shown.origin)
+    assert near.origin == (0, 0, 0) and near.notes == () and "far from its origin" in shown.notes[0]
+    assert np.abs(far - origin).max() < 3 and shown.extent == pytest.approx(near.extent, rel=1e-5)
+    np.testing.assert_allclose(shown.points + origin - far, near.points, atol=1e-5)
+    for a, b in zip(near.views, shown.views):
+        np.testing.assert_allclose(b.camera.position.numpy() + origin - far, a.camera.position, atol=1e-5)
+        np.testing.assert_array_equal(b.camera.viewmat[:3, :3], a.camera.viewmat[:3, :3])
 
 
 def test_projects_as_pycolmap_does(tmp_path):

@@ -23,6 +23,11 @@ from cgc.rasterize.sparse import Csr, Product, drop_empty_columns, take_rows, tr
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
+NEAR = 0.01
+"""World units: Gaussians nearer to a camera's plane are not in its picture, unless a rasteriser is told otherwise."""
+NEAR_OF_EXTENT = 0.006
+"""The same of a scene's extent, so that a scene is seen alike in any unit."""
+
 
 @dataclass(frozen=True)
 class Render:

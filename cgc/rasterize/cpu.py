@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from cgc.errors import InputError
 from cgc.kernels import spread, thread_count
-from cgc.rasterize.base import Contributions, Render
+from cgc.rasterize.base import NEAR, Contributions, Render
 from cgc.rasterize.bins import TILE, Bins, Spans, bands, bin_gaussians, find_spans
 from cgc.rasterize.blend import GROUP, MOMENTS, STRIPS, blend, blend_backward, gather_gradients, pack_values
 from cgc.rasterize.checks import check_cameras, check_groups, check_indices, check_splats, check_values
@@ -46,13 +46,13 @@ def _matrix(tensor: Tensor) -> np.ndarray:
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, means, quats, scales, viewmat, opacities, K, width, height):
+    def forward(ctx: Any, means, quats, scales, viewmat, opacities, K, width, height, near):
         n = means.shape[0]
         arrays = [_array(t) for t in (means, quats, scales)]
         means2d, ellipses = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32)
         depths, radii = np.empty(n, np.float32), np.empty((n, 2), np.int32)
         ctx.camera = (_matrix(viewmat), _matrix(K), float(width), float(height))
-        spread(project, *arrays, _array(opacities), *ctx.camera, means2d, ellipses, depths, radii)
+        spread(project, *arrays, _array(opacities), *ctx.camera, float(near), means2d, ellipses, depths, radii)
         ctx.arrays = (*arrays, ellipses, radii)
         radii_tensor = torch.from_numpy(radii)
         ctx.mark_non_differentiable(radii_tensor)
@@ -71,7 +71,7 @@ class _Project(torch.autograd.Function):
         v_viewmat = torch.zeros(4, 4)
         v_viewmat[:3] = torch.from_numpy(v_view.sum(0))
         made = (torch.from_numpy(v) for v in (v_means, v_quats, v_scales))
-        return *made, v_viewmat, None, None, None, None
+        return *made, v_viewmat, None, None, None, None, None
 
 
 class _Blend(torch.autograd.Function):
@@ -123,11 +123,13 @@ class _Blend(torch.autograd.Function):
 class CpuRasterizer:
     """The `Rasterizer` of machines without a GPU; exact, deterministic, parallel over tiles.
 
-    memory_limit: bytes that the entries of one `contributions` may take, and the pairs of one picture.
+    memory_limit: bytes that the entries of one `contributions` may take, and the pairs of one picture. near: world
+    units; Gaussians nearer to a camera's plane than this are not in its picture.
     """
 
-    def __init__(self, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(self, memory_limit: int = MEMORY_LIMIT, *, near: float = NEAR) -> None:
         self.entry_limit = self.pair_limit = memory_limit
+        self.near = near
 
     def render(
         self,
@@ -144,7 +146,7 @@ class CpuRasterizer:
         check_values(values, len(splats), len(cameras), backgrounds)
         scales, opacities = splats.scales, splats.opacities
         projected: list[Any] = [
-            _Project.apply(splats.means, splats.quats, scales, c.viewmat, opacities, c.K, c.width, c.height)
+            _Project.apply(splats.means, splats.quats, scales, c.viewmat, opacities, c.K, c.width, c.height, self.near)
             for c in cameras
         ]
         all_means2d = _stack([p[0] for p in projected])  # blended from here, so that its gradient can be kept
@@ -218,7 +220,7 @@ class CpuRasterizer:
         with torch.no_grad():
             opacities = splats.opacities
             means2d, ellipses, z, radii = _Project.apply(
-                splats.means, splats.quats, splats.scales, camera.viewmat, opacities, camera.K, width, height
+                splats.means, splats.quats, splats.scales, camera.viewmat, opacities, camera.K, width, height, self.near
             )  # pyright: ignore[reportGeneralTypeIssues]
         arrays = [_array(t) for t in (means2d, ellipses, opacities, z)]
         if 0 < len(wanted) <= FEW:

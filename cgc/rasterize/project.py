@@ -19,7 +19,7 @@ from cgc.kernels import kernel
 
 DILATION = 0.3
 ALPHA_MIN = 1.0 / 255.0
-NEAR, FAR = 0.01, 1e10
+FAR = 1e10
 POSE_CHUNKS = 64  # pose gradients are summed in this many fixed pieces: the same bits for any number of threads
 
 
@@ -60,10 +60,12 @@ def _half_covariance(V, R, s, P):
 
 
 @kernel
-def project(worker, workers, means, quats, scales, opacities, view, K, width, height, means2d, ellipses, depths, radii):
+def project(
+    worker, workers, means, quats, scales, opacities, view, K, width, height, near, means2d, ellipses, depths, radii
+):
     """Project N Gaussians; fills means2d [N, 2], ellipses [N, 3], depths [N], radii [N, 2] (0 = not in the picture).
 
-    A Gaussian is in the picture if it is past the near plane and the box around {alpha >= 1/255} meets the image.
+    A Gaussian is in the picture if it is not before depth `near` and the box around {alpha >= 1/255} meets the image.
     """
     n = means.shape[0]
     for chunk in range(worker, POSE_CHUNKS, workers):
@@ -75,7 +77,7 @@ def project(worker, workers, means, quats, scales, opacities, view, K, width, he
             x, y, z = np.float64(means[i, 0]), np.float64(means[i, 1]), np.float64(means[i, 2])
             pz = view[2, 0] * x + view[2, 1] * y + view[2, 2] * z + view[2, 3]
             depths[i] = pz
-            if not (NEAR <= pz <= FAR) or not opacities[i] >= ALPHA_MIN:
+            if not (near <= pz <= FAR) or not opacities[i] >= ALPHA_MIN:
                 continue
             px = view[0, 0] * x + view[0, 1] * y + view[0, 2] * z + view[0, 3]
             py = view[1, 0] * x + view[1, 1] * y + view[1, 2] * z + view[1, 3]

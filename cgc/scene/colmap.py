@@ -59,10 +59,10 @@ def _shot(image: pycolmap.Image) -> Shot:
 
 
 def _points(model: pycolmap.Reconstruction) -> tuple[np.ndarray, np.ndarray]:
-    """Return the points that two images or more see, [M, 3] float32, and colours [M, 3] uint8, by id."""
+    """Return the points that two images or more see, [M, 3], and colours [M, 3] uint8, by id."""
     by_id = sorted(model.points3D.items(), key=lambda item: item[0])  # pycolmap's order is a hash map's
     kept = [point for _, point in by_id if point.track.length() >= 2]
     points = np.array([p.xyz for p in kept], np.float64).reshape(-1, 3)
     colors = np.array([p.color for p in kept], np.uint8).reshape(-1, 3)
     finite = np.isfinite(points).all(1) & (np.abs(points).max(1, initial=0) < np.finfo(np.float32).max)
-    return points[finite].astype(np.float32), colors[finite]
+    return points[finite], colors[finite]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cgc.errors import InputError
 from cgc.scene.lens import intrinsics
-from cgc.scene.types import Lens
+from cgc.scene.types import Lens, extent_of
 
 LARGEST = 1e12  # poses and parameters beyond this are damage, and would overflow in float32
+FAR_OFF = 1000.0  # times the extent: float32, which splats are kept in, rounds places so far from 0 by 1e-4 of it
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Model:
-    """Shots, points [M, 3], their colours [M, 3] uint8, the folder names start from, the model's path."""
+    """Shots, points [M, 3] float64, their colours [M, 3] uint8, the folder names start from, the model's path."""
 
     shots: list[Shot]
     points: np.ndarray
@@ -35,8 +37,30 @@ class Model:
 
 
 def no_points() -> tuple[np.ndarray, np.ndarray]:
-    """Return empty points [0, 3] float32 and colours [0, 3] uint8."""
-    return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+    """Return empty points [0, 3] and colours [0, 3] uint8."""
+    return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
+
+
+def find_origin(model: Model) -> np.ndarray:
+    """Return where the origin of the model's world should be [3]: amid its cameras if they are far off, else 0.
+
+    Numbers are round where that moves it by less than the extent.
+    """
+    centres = np.stack([-shot.viewmat[:3, :3].T @ shot.viewmat[:3, 3] for shot in model.shots])
+    middle, extent = centres.mean(0), extent_of(centres)
+    far = np.abs(middle).max() > FAR_OFF * extent
+    return middle.round(-math.floor(math.log10(extent))) if far else np.zeros(3)
+
+
+def moved(model: Model, origin: np.ndarray) -> Model:
+    """Return the model in a world whose origin is at `origin` [3]."""
+
+    def move(shot: Shot) -> Shot:
+        viewmat = shot.viewmat.copy()
+        viewmat[:3, 3] += viewmat[:3, :3] @ origin
+        return replace(shot, viewmat=viewmat)
+
+    return replace(model, shots=[move(shot) for shot in model.shots], points=model.points - origin)
 
 
 def check_model(model: Model) -> None:

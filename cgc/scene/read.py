@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cgc.errors import InputError
@@ -16,7 +17,7 @@ from cgc.files import sha256
 from cgc.scene.colmap import find_colmap, read_colmap
 from cgc.scene.images import find_images, read_header
 from cgc.scene.lens import intrinsics, is_pinhole, resized, undistorted
-from cgc.scene.model import Model, Shot, check_model
+from cgc.scene.model import Model, Shot, check_model, find_origin, moved
 from cgc.scene.transforms import TRANSFORMS, find_transforms, read_transforms
 from cgc.scene.types import Camera, Lens, Scene, View
 from cgc.scene.undistort import Distorted, undistort_photos
@@ -62,9 +63,17 @@ def read_scene(
     check_model(model)
     model.shots.sort(key=lambda shot: shot.name)
     notes: list[str] = []
+    if (origin := find_origin(model)).any():
+        model = moved(model, origin)
+        less = ", ".join(f"{x:.12g}" for x in origin)
+        notes.append(
+            "the model lies so far from its origin that single precision, which splats are kept in, cannot tell near "
+            f"places apart: all coordinates of the run are the model's less ({less})"
+        )
     photos = _find_photos(model, settings.downscale, notes)
     views = _make_views(photos, settings, root, cache, quiet, notes)
-    return Scene(root, tuple(views), model.points, model.point_colors, model.path, tuple(notes))
+    points = model.points.astype(np.float32)
+    return Scene(root, tuple(views), points, model.point_colors, model.path, tuple(notes), tuple(origin.tolist()))
 
 
 def read_cameras(
@@ -77,6 +86,7 @@ def read_cameras(
     """
     settings, model = settings or SceneSettings(), _read_model(Path(root))
     check_model(model)
+    model = moved(model, find_origin(model))
     full_names = {os.path.splitext(name)[0]: name for name in sizes or ()}
     cameras = {}
     for shot in sorted(model.shots, key=lambda shot: shot.name):

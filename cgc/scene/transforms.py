@@ -120,11 +120,11 @@ def _lens(values: dict[str, Any], image: Path | None) -> Lens:
 
 
 def _read_points(path: Path, where: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the point cloud that `where` names: points [M, 3] float32 and colours [M, 3] uint8."""
+    """Read the point cloud that `where` names: points [M, 3] and colours [M, 3] uint8."""
     try:
         vertices = ply.read_vertices(path, ply.read_header(path))
         with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is dropped below
-            points = np.stack([vertices[axis] for axis in "xyz"], 1).astype(np.float32)
+            points = np.stack([vertices[axis] for axis in "xyz"], 1).astype(np.float64)
             colors = np.full((len(points), 3), 128, np.uint8)
             if {"red", "green", "blue"} <= set(vertices.dtype.names or ()):
                 colors = np.stack([vertices[c] for c in ("red", "green", "blue")], 1).astype(np.uint8)

@@ -97,7 +97,10 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """Views sorted by name, and the model's sparse points: `points` [M, 3], `point_colors` [M, 3] uint8."""
+    """Views sorted by name, and the model's sparse points: `points` [M, 3], `point_colors` [M, 3] uint8.
+
+    `origin` is where the scene's origin lies in the model's world: not at 0 where that is too far off for float32.
+    """
 
     root: Path
     views: tuple[View, ...]
@@ -105,6 +108,7 @@ class Scene:
     point_colors: np.ndarray
     model_path: Path | None = None
     notes: tuple[str, ...] = field(default=())
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def split(self, test_every: int) -> tuple[list[int], list[int]]:
         """Return (train, test) view indices; every `test_every`-th from the first is for testing; 0: none."""
@@ -115,6 +119,9 @@ class Scene:
     @property
     def extent(self) -> float:
         """1.1 times the radius of the camera centres about their mean: the length every setting is relative to."""
-        centres = np.stack([v.camera.position.cpu().numpy() for v in self.views]).astype(float)
-        radius = float(np.linalg.norm(centres - centres.mean(0), axis=1).max())
-        return max(radius * 1.1, 1e-6)
+        return extent_of(np.stack([v.camera.position.cpu().numpy() for v in self.views]).astype(float))
+
+
+def extent_of(centres: np.ndarray) -> float:
+    """Return 1.1 times the radius of camera centres [C, 3] about their mean, more than 0."""
+    return max(1.1 * float(np.linalg.norm(centres - centres.mean(0), axis=1).max()), 1e-6)

@@ -46,6 +46,8 @@ UNSEEN = 0.1
 """Of less than this share seen the colour tells nothing."""
 BARE = 0.2
 """What has this share of the weight that it would have on its own is plainly seen: others take its colour."""
+NEAR = 5e-3
+"""Of the median depth before a camera: what is nearer is not in its picture."""
 MIN_MASS = 0.5
 """Pixels that a Gaussian must weigh once the object is gone for its colour to matter."""
 
@@ -122,9 +124,10 @@ def _alone(splats: Splats, cameras: Sequence[Camera]) -> np.ndarray:
         view, K = camera.viewmat.double().cpu(), camera.K.double().cpu()
         place = splats.means.double().cpu() @ view[:3, :3].T + view[:3, 3]
         x, y, z = place.unbind(1)
-        z = z.clamp_min(1e-2)
+        near = NEAR * z.clamp_min(0).median()
+        in_front, z = z > near, z.where(z > near, 1.0)
         u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
-        inside = (place[:, 2] > 1e-2) & (u > 0) & (u < camera.width) & (v > 0) & (v < camera.height)
+        inside = in_front & (u > 0) & (u < camera.width) & (v > 0) & (v < camera.height)
         J = torch.zeros(len(place), 2, 3, dtype=torch.float64)
         J[:, 0, 0], J[:, 0, 2] = K[0, 0] / z, -K[0, 0] * x / z**2
         J[:, 1, 1], J[:, 1, 2] = K[1, 1] / z, -K[1, 1] * y / z**2
