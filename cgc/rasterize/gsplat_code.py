@@ -1,0 +1,96 @@
+"""Load gsplat's CUDA code: the only place that does, when first asked, quietly, and with a reason where it cannot.
+
+gsplat comes as source. Where no built copy is found its import builds one, which takes minutes and is kept in torch's
+extension folder (TORCH_EXTENSIONS_DIR, or ~/.cache/torch_extensions).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+import warnings
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from cgc.errors import InputError
+
+BUILT_FOR = "1.5"
+"""The gsplat whose functions are called."""
+
+
+def load_gsplat() -> ModuleType:
+    """Return gsplat's module of CUDA functions; InputError with the reason where they cannot be had.
+
+    The reason is kept: a build that failed is not tried again by the same process.
+    """
+    found = _attempt()
+    if isinstance(found, str):
+        raise InputError(f"gsplat's CUDA code cannot be used: {found}; or work on the CPU")
+    return found
+
+
+def why_not() -> str:
+    """Return why gsplat's CUDA code cannot be used, and what to do; "" where it can. Builds it where need be."""
+    found = _attempt()
+    return found if isinstance(found, str) else ""
+
+
+@cache
+def _attempt() -> ModuleType | str:
+    """Return the module, or why there is none."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                code = import_module("gsplat.cuda._backend")._C
+                functions = import_module("gsplat.cuda._wrapper")
+            except ModuleNotFoundError as error:
+                return f"the package {error.name} is missing: pip install 'gsplat>={BUILT_FOR}'"
+            except Exception as error:  # whatever a compiler, a loader or a changed torch may raise
+                return explain(error)
+    if code is None:
+        return f"there is no CUDA compiler to build it with: {toolkit()}"
+    return functions
+
+
+def toolkit() -> str:
+    """Say what has to be installed to build extensions of this torch."""
+    version = torch.version.cuda
+    needed = f"the CUDA toolkit {version.partition('.')[0]} (nvcc, as torch {torch.__version__} has CUDA {version})"
+    return f"install {needed if version else 'a torch with CUDA, its toolkit'} and a C++ compiler"
+
+
+def explain(error: Exception) -> str:
+    """Say in a clause what an error of building or loading the code means, and what to do."""
+    text = str(error)
+    if "mismatches the version" in text:
+        found = re.search(r"detected CUDA version \(([\d.]+)\)", text)
+        has = f"nvcc is of CUDA {found[1]}" if found else "nvcc is of another CUDA than torch"
+        return f"{has}: {toolkit()}"
+    if "CUDA_HOME" in text:
+        return f"the CUDA toolkit is not found: {toolkit()}, and set CUDA_HOME to its folder"
+    if "inja is required" in text:
+        return "ninja is missing: pip install ninja"
+    if not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        return f"there is no C++ compiler to build it with: {toolkit()}"
+    if isinstance(error, ImportError):
+        return (
+            f"its built copy does not load ({_line(text)}): delete the folder gsplat_cuda in torch's extension folder "
+            "(~/.cache/torch_extensions) and try again"
+        )
+    return f"building it failed ({_line(text)}): {toolkit()}, and see it fail with VERBOSE=1 python -c 'import {_HOME}'"
+
+
+_HOME = "gsplat.cuda._backend"
+
+
+def _line(text: str) -> str:
+    """Return the line of a compiler's output that says most."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    wrong = [line for line in lines if re.search(r"\berror\b[:\s]", line, re.IGNORECASE)]
+    return ([*wrong[1:2], *wrong, *lines] or ["no reason given"])[0][:200]
