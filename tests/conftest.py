@@ -37,8 +37,11 @@ def backend(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         from gsplat_stand_in import standing_in
 
         monkeypatch.setattr("cgc.rasterize.base.kernels_serve", lambda device: False)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # its tensors are small
         with standing_in():
             yield "stand-in"
+        torch.set_num_threads(threads)
     else:
         yield "cpu"
 

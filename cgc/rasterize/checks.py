@@ -45,9 +45,7 @@ def check_cameras(cameras: Sequence[Camera], *, finite: bool = True) -> None:
                 check_finite(name, matrix)
 
 
-def check_values(
-    values: Tensor, n: int, cameras: int, backgrounds: Tensor | None, *, finite: bool = True
-) -> None:
+def check_values(values: Tensor, n: int, cameras: int, backgrounds: Tensor | None, *, finite: bool = True) -> None:
     """Raise ValueError unless `values` and `backgrounds` fit N Gaussians and C cameras and are finite."""
     if values.ndim not in (2, 3) or list(values.shape[:-1]) not in ([n], [cameras, n]):
         raise ValueError(
