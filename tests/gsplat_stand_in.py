@@ -225,7 +225,7 @@ def tiles(
     offsets: Tensor, ids: Tensor, width: int, height: int, size: int, of: tuple[Tensor, ...], block_range: range | None
 ) -> Iterator[Tile]:
     """Yield the tiles whose lists (of a range of blocks of tile^2 Gaussians) are not empty."""
-    n_images, tile_rows, tile_columns = offsets.shape
+    _, tile_rows, tile_columns = offsets.shape
     bounds = [*offsets.flatten().tolist(), len(ids)]
     for number in range(offsets.numel()):
         begin, end = bounds[number], bounds[number + 1]

@@ -11,7 +11,6 @@ from cgc.errors import InputError
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
-
 GEOMETRY = ("means", "quats", "log_scales", "logit_opacities")
 
 

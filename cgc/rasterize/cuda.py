@@ -15,6 +15,7 @@ Inputs may lie anywhere: they are brought to the backend's device, where results
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -35,11 +36,10 @@ from cgc.rasterize.checks import (
 )
 from cgc.rasterize.gsplat_code import load_gsplat
 from cgc.rasterize.project import DILATION, FAR, NEAR
-from cgc.rasterize.rows import Lists, rows_of_pixels
+from cgc.rasterize.rows import TILE, Keep, Lists, Shown, rows_of_pixels
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
-TILE = 16
 CHANNELS = 32
 """Channels of one call; gsplat's gradient with more needs more shared memory than many cards have."""
 MEMORY_LIMIT = 4 << 30
@@ -114,14 +114,17 @@ class CudaRasterizer:
     ) -> Contributions:
         """See `Rasterizer.contributions`."""
         check_weights(heaviest, dtype)
-        return self._rows(splats, camera, pixels, min_weight=min_weight, heaviest=heaviest, dtype=dtype)
+        keep = Keep(min_weight, heaviest, dtype, memory_limit=self.memory_limit)
+        return self._rows(splats, camera, pixels, keep, len(splats))
 
     def group_contributions(
         self, splats: Splats, camera: Camera, groups: Tensor, pixels: Tensor | None = None
     ) -> Contributions:
         """See `GroupRasterizer.group_contributions`; a row's groups come by rising number."""
         check_groups(groups, len(splats))
-        return self._rows(splats, camera, pixels, groups=groups.detach().to(self.device, torch.int64))
+        keep = Keep(groups=groups.detach().to(self.device, torch.int64), memory_limit=self.memory_limit)
+        made = self._rows(splats, camera, pixels, keep, int(groups.max()) + 1 if len(groups) else 0)
+        return replace(made, remainder=None)
 
     @torch.no_grad()
     def transpose_product(self, splats: Splats, camera: Camera, x: Tensor) -> Tensor:
@@ -214,31 +217,17 @@ class CudaRasterizer:
         return images[0] if len(images) == 1 else torch.cat(images, 3), alphas[0]
 
     @torch.no_grad()
-    def _rows(
-        self,
-        splats: Splats,
-        camera: Camera,
-        pixels: Tensor | None,
-        *,
-        min_weight: float = 0.0,
-        heaviest: int = 0,
-        dtype: torch.dtype = torch.float32,
-        groups: Tensor | None = None,
-    ) -> Contributions:
+    def _rows(self, splats: Splats, camera: Camera, pixels: Tensor | None, keep: Keep, columns: int) -> Contributions:
         width, height = self._check_cameras(splats, [camera])
         if pixels is not None:
             check_indices("pixels", pixels, width * height)
             pixels = pixels.detach().to(self.device, torch.int64)
         scene, lists = self._project_and_list(splats, [camera])
-        indptr, ids, weights, left_out = rows_of_pixels(
-            self._gsplat, lists, scene.means2d, scene.conics, scene.opacities, width, height, TILE, pixels,
-            min_weight=min_weight, heaviest=heaviest, dtype=dtype, groups=groups, memory_limit=self.memory_limit,
-        )  # fmt: skip
-        columns = len(splats) if groups is None else int(groups.max()) + 1 if len(groups) else 0
+        shown = Shown(scene.means2d, scene.conics, scene.opacities, lists, width, height)
+        indptr, ids, weights, left_out = rows_of_pixels(self._gsplat, shown, pixels, keep)
         if pixels is None:
             pixels = torch.arange(width * height, device=self.device)
-        remainder = left_out if groups is None else None
-        return Contributions(indptr, ids, weights, pixels, width, height, columns, remainder=remainder)
+        return Contributions(indptr, ids, weights, pixels, width, height, columns, remainder=left_out)
 
 
 def _chunks(channels: int) -> list[tuple[int, int]]:

@@ -106,10 +106,14 @@ def thin(entries: Entries, runs: Runs, min_weight: float, heaviest: int) -> tupl
     return entries.keep(kept), left_out
 
 
-def merge(entries: Entries, groups: Tensor, n_groups: int) -> Entries:
+def merge(entries: Entries, groups: Tensor) -> Entries:
     """Return one entry for each group [N] int64 that a pixel meets, by rising number: the weight of all of its own."""
-    keys, order = torch.sort(entries.pixels * max(n_groups, 1) + groups[entries.ids], stable=True)
+    if not len(entries.ids):
+        return entries
+    of_entries = groups[entries.ids]
+    n_groups = int(of_entries.max()) + 1
+    keys, order = torch.sort(entries.pixels * n_groups + of_entries, stable=True)
     keys, counts = torch.unique_consecutive(keys, return_counts=True)
     numbers = torch.repeat_interleave(torch.arange(len(keys), device=keys.device), counts, output_size=len(order))
     sums = totals(entries.weights[order], find_runs(numbers, len(keys)))
-    return Entries(keys % max(n_groups, 1), keys // max(n_groups, 1), sums)
+    return Entries(keys % n_groups, keys // n_groups, sums)

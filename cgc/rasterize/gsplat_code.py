@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import os
 import re
 import shutil
 import warnings
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -21,6 +24,8 @@ from cgc.errors import InputError
 
 BUILT_FOR = "1.5"
 """The gsplat whose functions are called."""
+_HOME = "gsplat.cuda._backend"
+"""The module that loads or builds them when it is imported."""
 
 
 def load_gsplat() -> ModuleType:
@@ -43,19 +48,37 @@ def why_not() -> str:
 @cache
 def _attempt() -> ModuleType | str:
     """Return the module, or why there is none."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                code = import_module("gsplat.cuda._backend")._C
-                functions = import_module("gsplat.cuda._wrapper")
-            except ModuleNotFoundError as error:
-                return f"the package {error.name} is missing: pip install 'gsplat>={BUILT_FOR}'"
-            except Exception as error:  # whatever a compiler, a loader or a changed torch may raise
-                return explain(error)
+    with contextlib.ExitStack() as quietly:
+        quietly.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        quietly.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        quietly.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        _point_to_toolkit()
+        try:
+            code = import_module(_HOME)._C
+            functions = import_module("gsplat.cuda._wrapper")
+        except ModuleNotFoundError as error:
+            return f"the package {error.name} is missing: pip install 'gsplat>={BUILT_FOR}'"
+        except Exception as error:  # whatever a compiler, a loader or a changed torch may raise
+            return explain(error)
     if code is None:
         return f"there is no CUDA compiler to build it with: {toolkit()}"
     return functions
+
+
+def _point_to_toolkit() -> None:
+    """Set CUDA_HOME where it is not set and torch would guess wrong: from an nvcc that is a script or a link."""
+    if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    nvcc = shutil.which("nvcc")
+    guesses = [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1]] if nvcc else []
+    for folder in (*guesses, Path("/usr/local/cuda")):
+        if (folder / "bin" / "nvcc").exists() and (folder / "include" / "cuda_runtime.h").exists():
+            if folder != next(iter(guesses), None):
+                os.environ["CUDA_HOME"] = str(folder)
+                import_module("torch.utils.cpp_extension").CUDA_HOME = str(folder)
+            return
 
 
 def toolkit() -> str:
@@ -72,7 +95,7 @@ def explain(error: Exception) -> str:
         found = re.search(r"detected CUDA version \(([\d.]+)\)", text)
         has = f"nvcc is of CUDA {found[1]}" if found else "nvcc is of another CUDA than torch"
         return f"{has}: {toolkit()}"
-    if "CUDA_HOME" in text:
+    if "CUDA_HOME" in text or "cuda_runtime.h: No such file" in text:
         return f"the CUDA toolkit is not found: {toolkit()}, and set CUDA_HOME to its folder"
     if "inja is required" in text:
         return "ninja is missing: pip install ninja"
@@ -84,9 +107,6 @@ def explain(error: Exception) -> str:
             "(~/.cache/torch_extensions) and try again"
         )
     return f"building it failed ({_line(text)}): {toolkit()}, and see it fail with VERBOSE=1 python -c 'import {_HOME}'"
-
-
-_HOME = "gsplat.cuda._backend"
 
 
 def _line(text: str) -> str:

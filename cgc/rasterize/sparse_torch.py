@@ -42,19 +42,18 @@ def transpose(matrix: Csr, columns: int) -> Csr:
     return Csr(start, rows[order], matrix.weights[order])
 
 
-def entries_of_rows(indptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indptr [R+1] of these rows [R] int64, in this order, repeats and all, and the places of their entries."""
-    counts = indptr.diff()[rows]
-    new = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    entries = int(new[-1])
-    shift = torch.repeat_interleave(indptr[rows] - new[:-1], counts, output_size=entries)
-    return new, shift + torch.arange(entries, device=indptr.device)
-
-
 def take_rows(matrix: Csr, rows: Tensor) -> Csr:
     """Return the matrix of these rows [R] int64, in this order, repeats and all."""
-    indptr, places = entries_of_rows(matrix.indptr, rows)
+    counts = matrix.indptr.diff()[rows]
+    indptr, places = places_of(matrix.indptr[rows], counts)
     return Csr(indptr, matrix.ids[places], matrix.weights[places])
+
+
+def places_of(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indptr [R+1] of rows of so many entries [R], and where these lie, [E], from where each row starts."""
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    shift = torch.repeat_interleave(starts - indptr[:-1], counts)
+    return indptr, shift + torch.arange(len(shift), device=shift.device)
 
 
 def drop_empty_columns(matrix: Csr, columns: int) -> tuple[Csr, Tensor]:
