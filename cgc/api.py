@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from cgc.clustering.hierarchy import Hierarchy
+from cgc.device import choose, rasterizer_for
 from cgc.errors import InputError
 from cgc.features.files import read_tensors
 from cgc.rasterize.base import Rasterizer
-from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import CAMERAS, RunFolder, open_run
 from cgc.scene.cameras import read_camera_file
 from cgc.scene.types import Camera, Scene
@@ -25,15 +25,16 @@ from cgc.segmentation.segments import Segmentation, load_hierarchy, load_labels,
 from cgc.splats.ply import read_ply
 
 
-def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentation:
+def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | None = None) -> Segmentation:
     """Open a run folder that is clustered, with the splats that it shows: sharpened where it has come that far.
 
     Or what `Segmentation.save` has left, which has the views of the run that it is from, while that is there.
     The scene is not looked at until a view is asked for by name; where it is gone by then, the cameras that the run has
-    kept serve. InputError where the folder is no run, is not clustered yet, or is broken.
+    kept serve. device: where pictures are made: auto, cpu, cuda or cuda:1; `rasterizer` is taken in its place.
+    InputError where the folder is no run, is not clustered yet, or is broken, and where the device cannot be had.
     """
     if (Path(path) / FACTS).is_file():
-        return _load_saved(Path(path), rasterizer or CpuRasterizer())
+        return _load_saved(Path(path), rasterizer or rasterizer_for(choose(device)[0]))
     run = open_run(Path(path))
     run.require("cluster")
     tree, features = load_hierarchy(run.root), _features(run)
@@ -52,7 +53,7 @@ def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentat
             )
         features = None if features is None else features[torch.from_numpy(origin)]
         tree = tree.follow(origin, labels)
-    context = _context(run, rasterizer or CpuRasterizer(), tree, n_original)
+    context = _context(run, rasterizer or rasterizer_for(choose(device)[0]), tree, n_original)
     made = Segmentation(replace(splats, features=features), labels, confidences, tree, context=context)
     return track(made, None if sharpened is None else sharpened.origin)
 

@@ -12,9 +12,11 @@ import logging
 import os
 import re
 import shutil
+import sys
 import warnings
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +45,16 @@ def why_not() -> str:
     """Return why gsplat's CUDA code cannot be used, and what to do; "" where it can. Builds it where need be."""
     found = _attempt()
     return found if isinstance(found, str) else ""
+
+
+def is_built() -> bool:
+    """Say whether a built copy is there, so that loading takes seconds and not minutes."""
+    if _HOME in sys.modules or _attempt.cache_info().currsize or find_spec("gsplat.csrc"):
+        return True
+    with contextlib.suppress(Exception):  # a private function of torch: without it, it is as if nothing were built
+        folder = Path(import_module("torch.utils.cpp_extension")._get_build_directory("gsplat_cuda", False))
+        return any((folder / f"gsplat_cuda.{suffix}").exists() for suffix in ("so", "lib", "pyd"))
+    return False
 
 
 @cache
@@ -77,15 +89,17 @@ def _point_to_toolkit() -> None:
         if (folder / "bin" / "nvcc").exists() and (folder / "include" / "cuda_runtime.h").exists():
             if folder != next(iter(guesses), None):
                 os.environ["CUDA_HOME"] = str(folder)
-                import_module("torch.utils.cpp_extension").CUDA_HOME = str(folder)
+                vars(import_module("torch.utils.cpp_extension"))["CUDA_HOME"] = str(folder)
             return
 
 
 def toolkit() -> str:
     """Say what has to be installed to build extensions of this torch."""
     version = torch.version.cuda
-    needed = f"the CUDA toolkit {version.partition('.')[0]} (nvcc, as torch {torch.__version__} has CUDA {version})"
-    return f"install {needed if version else 'a torch with CUDA, its toolkit'} and a C++ compiler"
+    if version is None:
+        return "install a torch with CUDA, the CUDA toolkit of its version and a C++ compiler"
+    major = version.partition(".")[0]
+    return f"install the CUDA toolkit {major} (nvcc; torch {torch.__version__} has CUDA {version}) and a C++ compiler"
 
 
 def explain(error: Exception) -> str:
