@@ -66,7 +66,8 @@ def _attempt() -> ModuleType | str:
         quietly.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        _point_to_toolkit()
+        if _HOME not in sys.modules:
+            _point_to_toolkit()
         try:
             code = import_module(_HOME)._C
             functions = import_module("gsplat.cuda._wrapper")
