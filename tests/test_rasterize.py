@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cgc.errors import InputError
 from cgc.geometry import covariances
-from cgc.rasterize.base import Contributions, Rasterizer
+from cgc.rasterize.base import Contributions, Rasterizer, group_contributions, transpose_product
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
@@ -695,6 +695,76 @@ def test_half_weights(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tenso
     assert half.weights.dtype == torch.float16 and torch.equal(half.ids, full.ids)
     assert torch.equal(half.weights, full.weights.half())
     torch.testing.assert_close(half.matmul(values), full.matmul(values), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 40])
+def test_votes_are_w_transposed_times_pixels(
+    rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor], generator: torch.Generator, columns: int
+) -> None:
+    """W^T x, whether the backend stores W for it or not; no graph."""
+    splats, camera, _ = scene
+    x = torch.rand(45 * 34, columns, generator=generator).requires_grad_()
+    made = transpose_product(rasterizer, splats, camera, x)
+    expected = dense(rasterizer.contributions(splats, camera)).T @ x.detach().double()
+    assert made.shape == (120, columns) and not made.requires_grad
+    assert relative(made, expected) < 1e-5 * slack(rasterizer)[1]
+    with pytest.raises(ValueError, match=r"x must be \[1530, M\], a row for each pixel, got \[1529, "):
+        transpose_product(rasterizer, splats, camera, x[1:])
+
+
+def test_groups_sum_their_gaussians(
+    rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor], generator: torch.Generator
+) -> None:
+    """W onehot(groups), of all pixels and of some; a group that nobody is in is an empty column."""
+    splats, camera, _ = scene
+    groups = torch.randint(6, (120,), generator=generator)
+    groups[groups == 2] = 3
+    expected = dense(rasterizer.contributions(splats, camera)) @ torch.nn.functional.one_hot(groups, 6).double()
+    for pixels in (None, torch.tensor([1500, 3, 700, 3])):
+        made = group_contributions(rasterizer, splats, camera, groups, pixels)
+        assert made.n_gaussians == 6 and made.remainder is None
+        rows = expected if pixels is None else expected[pixels]
+        torch.testing.assert_close(dense(made), rows, rtol=0, atol=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False")
+def test_inputs_may_lie_elsewhere(generator: torch.Generator) -> None:
+    """Splats, cameras and values on the CPU: results on the GPU, gradients where the inputs are."""
+    from cgc.rasterize.cuda import CudaRasterizer
+
+    splats, camera = leaves(make_splats(120, generator), torch.device("cpu")), make_camera()
+    values, rasterizer = torch.randn(120, 3, generator=generator), CudaRasterizer("cuda")
+    render = rasterizer.render(splats, values, [camera])
+    assert render.values.is_cuda and render.means2d.is_cuda
+    render.values.sum().backward()
+    assert splats.means.grad is not None and splats.means.grad.any() and not splats.means.grad.is_cuda
+    W = rasterizer.contributions(splats, camera, torch.tensor([3, 500]))
+    assert W.weights.is_cuda and not W.matmul(values).is_cuda and W.matmul(values.cuda()).is_cuda
+    assert rasterizer.transpose_product(splats, camera, torch.ones(37 * 29, 2)).is_cuda
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False")
+def test_a_picture_waits_for_the_device_once(generator: torch.Generator) -> None:
+    """To learn how many pairs there are; the check for NaN is read then, too. Gradients do not wait."""
+    import warnings
+
+    from cgc.rasterize.cuda import CudaRasterizer
+
+    splats, camera = leaves(make_splats(500, generator), torch.device("cuda")), make_camera().to("cuda")
+    values, background = torch.randn(500, 7, device="cuda"), torch.ones(7, device="cuda")
+    rasterizer = CudaRasterizer("cuda")
+    rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)  # loads what is lazy
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waited:
+            warnings.simplefilter("always")
+            render = rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)
+            render.values.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waited) == 1, [str(w.message) for w in waited]
 
 
 # ----------------------------------------------------------------------------------------- bounds on memory

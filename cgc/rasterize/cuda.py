@@ -179,8 +179,8 @@ class CudaRasterizer:
         if not len(splats):  # gsplat divides by their number: one that is not seen stands for none
             given = (means, quats, scales, opacities)
             means, quats, scales, opacities = (torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in given)
-        identity = quats.new_tensor([1.0, 0.0, 0.0, 0.0])
-        quats = torch.where((quats == 0).all(1, keepdim=True), identity, quats)  # gsplat divides by the norm
+        zero = (quats == 0).all(1, keepdim=True)  # gsplat divides by the norm; here it is the identity
+        quats = torch.where(zero, torch.nn.functional.pad(zero.to(quats.dtype), (0, 3)), quats)
         radii, means2d, depths, conics, _ = self._gsplat.fully_fused_projection(
             means, None, quats, scales, viewmats, Ks, width, height, eps2d=DILATION, near_plane=NEAR, far_plane=FAR,
             opacities=opacities.detach(),
