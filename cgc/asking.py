@@ -63,7 +63,7 @@ def query(
                          "--similar and --text")  # fmt: skip
     if not_clicks and not clicks:
         raise InputError("--not-click says where the object is not; say where it is with --click")
-    seg = _open(folder, device, quiet=as_json)
+    seg = _open(folder, device, quiet=as_json or device == "auto")  # a table that others may read
     seg = seg.at_level(level) if level is not None else seg
     notes: list[str] = []
     facts: list[dict[str, Any]] = []

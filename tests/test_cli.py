@@ -200,9 +200,9 @@ def test_what_is_computed_on_is_said_once(own_run, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["render", str(own_run), "--device", "cpu"]) == 0
     assert capsys.readouterr().out.count("device: cpu (as asked)") == 1
-    assert main(["query", str(own_run)]) == 0
-    assert capsys.readouterr().out.startswith("device: cpu (torch")
-    assert main(["query", str(own_run), "--json"]) == 0
+    assert main(["query", str(own_run), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("device: cpu (as asked)")
+    assert main(["query", str(own_run), "--json", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith("[")
     assert main(["render", str(own_run), "--quiet"]) == 0
     assert "device" not in capsys.readouterr().out
