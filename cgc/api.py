@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from cgc.clustering.hierarchy import Hierarchy
+from cgc.device import choose, rasterizer_for
 from cgc.errors import InputError
 from cgc.features.files import read_tensors
 from cgc.rasterize.base import NEAR, NEAR_OF_EXTENT, Rasterizer
-from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import CAMERAS, RunFolder, open_run
 from cgc.scene.cameras import read_camera_file
 from cgc.scene.types import Camera, Scene
@@ -27,15 +27,16 @@ from cgc.segmentation.segments import Segmentation, load_hierarchy, load_labels,
 from cgc.splats.ply import read_ply
 
 
-def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentation:
+def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | None = None) -> Segmentation:
     """Open a run folder that is clustered, with the splats that it shows: sharpened where it has come that far.
 
     Or what `Segmentation.save` has left, which has the views of the run that it is from, while that is there.
     The scene is not looked at until a view is asked for by name; where it is gone by then, the cameras that the run has
-    kept serve. InputError where the folder is no run, is not clustered yet, or is broken.
+    kept serve. device: where pictures are made: auto, cpu, cuda or cuda:1; `rasterizer` is taken in its place.
+    InputError where the folder is no run, is not clustered yet, or is broken, and where the device cannot be had.
     """
     if (Path(path) / FACTS).is_file():
-        return _load_saved(Path(path), rasterizer)
+        return _load_saved(Path(path), device, rasterizer)
     run = open_run(Path(path))
     run.require("cluster")
     tree, features = load_hierarchy(run.root), _features(run)
@@ -54,15 +55,16 @@ def load(path: Path | str, *, rasterizer: Rasterizer | None = None) -> Segmentat
             )
         features = None if features is None else features[torch.from_numpy(origin)]
         tree = tree.follow(origin, labels)
-    context = _context(run, rasterizer or _rasterizer(run.stats), tree, n_original)
+    context = _context(run, rasterizer or _rasterizer(device, run.stats), tree, n_original)
     made = Segmentation(replace(splats, features=features), labels, confidences, tree, context=context)
     return track(made, None if sharpened is None else sharpened.origin)
 
 
-def _rasterizer(facts: Mapping[str, Any]) -> CpuRasterizer:
-    """A rasteriser whose near plane suits the extent among what is known of a scene."""
+def _rasterizer(device: str, facts: Mapping[str, Any]) -> Rasterizer:
+    """The rasteriser of a device, with a near plane that suits the extent among what is known of a scene."""
     extent = facts.get("extent")
-    return CpuRasterizer(near=NEAR_OF_EXTENT * extent if isinstance(extent, float) and extent > 0 else NEAR)
+    near = NEAR_OF_EXTENT * extent if isinstance(extent, float) and extent > 0 else NEAR
+    return rasterizer_for(choose(device)[0], near=near)
 
 
 def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_original: int) -> Context:
@@ -82,10 +84,10 @@ def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_o
     )
 
 
-def _load_saved(folder: Path, rasterizer: Rasterizer | None) -> Segmentation:
+def _load_saved(folder: Path, device: str, rasterizer: Rasterizer | None) -> Segmentation:
     """Open what was saved, with the views of its run where that is still there."""
     saved = load_saved(folder)
-    rasterizer = rasterizer or _rasterizer(saved.source)
+    rasterizer = rasterizer or _rasterizer(device, saved.source)
     source, n = saved.source.get("run"), saved.source.get("n_original")
     n_original = n if isinstance(n, int) and n > 0 else len(saved.segmentation.splats)
     context = Context(rasterizer=rasterizer, source=dict(saved.source), n_original=n_original)

@@ -11,18 +11,28 @@ from typing import Any
 import numpy as np
 
 from cgc.api import load
+from cgc.device import choose
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map
 from cgc.progress import console
 from cgc.segmentation.export import FORMATS, Export, job_of
 from cgc.segmentation.export import export as write_formats
 from cgc.segmentation.objects import Object
+from cgc.segmentation.segmentation import Segmentation
 from cgc.view.frames import screenshot
 from cgc.view.shots import parse_size
 from cgc.view.turntable import export_turntables
 
 TAKEN_OUT: dict[str, Callable[[Export, Path], list[Path]]] = {**FORMATS, "turntable": export_turntables}
 """What `cgc export --format` writes, by name."""
+
+
+def _open(folder: Path, device: str, *, quiet: bool = False) -> Segmentation:
+    """Open a run, or what was saved of one, on a device; say on which."""
+    found, why = choose(device, None if quiet else console.print)
+    if not quiet:
+        console.print(why)
+    return load(folder, device=str(found))
 
 
 # --- ask --------------------------------------------------------------------------------------------------
@@ -43,6 +53,7 @@ def query(
     most: int,
     level: float | None,
     as_json: bool,
+    device: str = "auto",
 ) -> None:
     """Print the objects that one question finds; without a question, all of them."""
     asked = [bool(clicks), bool(point), bool(ray), bool(box), rect is not None, mask is not None, similar is not None,
@@ -52,7 +63,8 @@ def query(
                          "--similar and --text")  # fmt: skip
     if not_clicks and not clicks:
         raise InputError("--not-click says where the object is not; say where it is with --click")
-    seg = load(folder).at_level(level) if level is not None else load(folder)
+    seg = _open(folder, device, quiet=as_json or device == "auto")  # a table that others may read
+    seg = seg.at_level(level) if level is not None else seg
     notes: list[str] = []
     facts: list[dict[str, Any]] = []
     if clicks:
@@ -172,12 +184,13 @@ def view(
     size: str | None,
     level: float | None,
     out: Path | None,
+    device: str = "auto",
 ) -> None:
     """Show a segmentation in a window, in a browser, or in one picture."""
     if picture and web:
         raise InputError("--screenshot writes one picture and --web serves pages; give one of them")
     shape = None if size is None else parse_size(size)
-    seg = load(folder)
+    seg = _open(folder, device)
     if picture:
         console.print(f"{screenshot(seg, picture, mode or 'segments', camera, shape, level)}")
     elif web:
@@ -207,9 +220,10 @@ def edit(
     keep: Sequence[int],
     remove: Sequence[int],
     halo: bool,
+    device: str = "auto",
 ) -> None:
     """Change a segmentation in the order of the arguments, save it in `out`, and say what was done."""
-    seg = start = load(folder)
+    seg = start = _open(folder, device)
     for word in rename:
         which, name = _assignment(word, "--rename", "ID=NAME")
         seg = seg.rename(which, name)
@@ -292,12 +306,14 @@ def export(
     formats: Sequence[str],
     level: float | None,
     quiet: bool,
+    device: str = "auto",
 ) -> None:
     """Write some formats of some objects (none: all that are shown) into a folder, by default export/ beside them."""
     names = [name for word in formats for name in word.split(",") if name] or ["ply"]
     if unknown := [name for name in names if name not in TAKEN_OUT]:
         raise InputError(f"there is no format {unknown[0]!r} to export; choose from {', '.join(TAKEN_OUT)}")
-    seg = load(folder).at_level(level) if level is not None else load(folder)
+    seg = _open(folder, device, quiet=quiet)
+    seg = seg.at_level(level) if level is not None else seg
     job, target = job_of(seg, list(objects) or None), out or folder / "export"
     paths = write_formats(job, target, [n for n in names if n in FORMATS]) if set(names) & set(FORMATS) else []
     for name in names:

@@ -38,6 +38,7 @@ from cgc.settings import (
 )
 
 Preset = Literal["quick", "short", "default", "full", "paper"]
+Device = Annotated[str, arg(metavar="auto|cpu|cuda|cuda:N")]
 RunArgument = Annotated[Path, arg(metavar="RUN", help="The run folder; the name alone, without --out, will do.")]
 
 
@@ -56,6 +57,8 @@ class Demo:
     sharpen: SharpenSettings = field(default_factory=SharpenSettings)
     quiet: bool = False
     """Show no progress."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Run:
     sharpen: SharpenSettings = field(default_factory=SharpenSettings)
     quiet: bool = False
     """Show no progress."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ class Train:
     train: OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
     quiet: bool = False
     """Show no progress."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,8 @@ class Lift:
     lift: OmitArgPrefixes[LiftSettings] = field(default_factory=LiftSettings)
     quiet: bool = False
     """Show no progress."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,8 @@ class Cluster:
     cluster: OmitArgPrefixes[ClusterSettings] = field(default_factory=ClusterSettings)
     quiet: bool = False
     """Show no progress."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +184,8 @@ class Sharpen:
     sharpen: OmitArgPrefixes[SharpenSettings] = field(default_factory=SharpenSettings)
     quiet: bool = False
     """Show no progress."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +197,8 @@ class Render:
     """Only write id maps of this level of the hierarchy, 0 (wholes) to 1 (smallest parts), into masks_at_LEVEL/."""
     quiet: bool = False
     """Show no progress."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +218,8 @@ class Export:
     --format into segments_at_LEVEL/."""
     quiet: bool = False
     """Show no progress."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +251,8 @@ class Query:
     """Ask at this level of the hierarchy, 0 (wholes) to 1 (smallest parts)."""
     json: bool = False
     """Print JSON."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +282,8 @@ class Edit:
     """Remove these."""
     halo: bool = True
     """Remove what else shows that they were there, and colour what they hid like what is beside it."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +293,8 @@ class Report:
     out: RunArgument
     quiet: bool = False
     """Show no progress."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +306,8 @@ class Eval:
     settings: OmitArgPrefixes[EvalSettings] = field(default_factory=EvalSettings)
     quiet: bool = False
     """Show no tables, only where the results lie."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +340,8 @@ class View:
     """The level of the hierarchy, 0 (wholes) to 1 (smallest parts)."""
     out: Path | None = None
     """Where pictures and exports are saved (default: view/ in the run)."""
+    device: Device = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 COMMANDS = {
@@ -396,19 +423,21 @@ def _call(config: object) -> None:
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:
-        case Demo(out, _, train, lift, cluster, joint, sharpen, quiet):
+        case Demo(out, _, train, lift, cluster, joint, sharpen, quiet, device):
             scene = pipeline.demo_scene()
             settings = RunSettings(SceneSettings(), train, lift, cluster, joint, sharpen)
-            pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet)
-        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, quiet):
+            pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet, device=device)
+        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, quiet, device):
             from cgc import prepare
 
             settings = RunSettings(scene, train, lift, cluster, joint, sharpen)
             out = out or _default_out(folder)
             prepare.check_given(folder, settings, masks, splats, out)
             folder = prepare.scene_of(folder, quiet=quiet)
-            given = {"none": None, "auto": partial(prepare.masks_of, quiet=quiet)}.get(masks, Path(masks))
-            pipeline.run_all(folder, out, settings, masks=given, splats=splats, quiet=quiet)
+            given = {"none": None, "auto": partial(prepare.masks_of, quiet=quiet, device=device)}.get(
+                masks, Path(masks)
+            )
+            pipeline.run_all(folder, out, settings, masks=given, splats=splats, quiet=quiet, device=device)
         case Reconstruct(photos, out, settings, quiet):
             from cgc import prepare
 
@@ -422,23 +451,23 @@ def _call(config: object) -> None:
                 source=config.source, form=config.format, resize=config.resize, tracked=config.tracked,
                 preview=config.preview, overwrite=config.overwrite, quiet=config.quiet,
             )  # fmt: skip
-        case Train(out, Path() as folder, _, train, quiet) if not (out / "scene.json").exists():
+        case Train(out, Path() as folder, _, train, quiet, device) if not (out / "scene.json").exists():
             settings = RunSettings(train=train)
-            pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet)
-        case Train(out, folder, _, train, quiet):
-            pipeline.run_step(out, "train", scene=folder, train=train, quiet=quiet)
-        case Lift(out, masks, lift, quiet):
-            pipeline.run_step(out, "lift", lift=lift, masks=masks, quiet=quiet)
-        case Cluster(out, cluster, quiet):
-            pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet)
-        case Sharpen(out, sharpen, quiet):
-            pipeline.run_step(out, "sharpen", sharpen=sharpen, quiet=quiet)
-        case Export(out, objects, formats, to, level, quiet) if objects or formats or to or _is_saved(out):
+            pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet, device=device)
+        case Train(out, folder, _, train, quiet, device):
+            pipeline.run_step(out, "train", scene=folder, train=train, quiet=quiet, device=device)
+        case Lift(out, masks, lift, quiet, device):
+            pipeline.run_step(out, "lift", lift=lift, masks=masks, quiet=quiet, device=device)
+        case Cluster(out, cluster, quiet, device):
+            pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet, device=device)
+        case Sharpen(out, sharpen, quiet, device):
+            pipeline.run_step(out, "sharpen", sharpen=sharpen, quiet=quiet, device=device)
+        case Export(out, objects, formats, to, level, quiet, device) if objects or formats or to or _is_saved(out):
             from cgc import asking
 
-            asking.export(out, to, objects=objects, formats=formats, level=level, quiet=quiet)
-        case Export(out, level=None, quiet=quiet):
-            pipeline.run_step(out, "export", quiet=quiet)
+            asking.export(out, to, objects=objects, formats=formats, level=level, quiet=quiet, device=device)
+        case Export(out, level=None, quiet=quiet, device=device):
+            pipeline.run_step(out, "export", quiet=quiet, device=device)
         case Query():
             from cgc import asking
 
@@ -446,6 +475,7 @@ def _call(config: object) -> None:
                 config.run, clicks=config.click, not_clicks=config.not_click, point=config.point or (),
                 ray=config.ray or (), box=config.box or (), rect=config.rect, mask=config.mask, similar=config.similar,
                 text=config.text, most=config.most, level=config.level, as_json=config.json,
+                device=config.device,
             )  # fmt: skip
         case View():
             from cgc import asking
@@ -453,6 +483,7 @@ def _call(config: object) -> None:
             asking.view(
                 config.run, picture=config.screenshot, web=config.web, port=config.port, host=config.host,
                 mode=config.mode, camera=config.camera, size=config.size, level=config.level, out=config.out,
+                device=config.device,
             )  # fmt: skip
         case Edit():
             from cgc import asking
@@ -460,16 +491,18 @@ def _call(config: object) -> None:
             asking.edit(
                 config.run, config.out, rename=config.rename, recolor=config.recolor, merge=config.merge,
                 split=config.split, scale=config.scale, rotate=config.rotate, move=config.move, keep=config.keep,
-                remove=config.remove, halo=config.halo,
+                remove=config.remove, halo=config.halo, device=config.device,
             )  # fmt: skip
-        case Render(out, float() as level, quiet) | Export(out, level=float() as level, quiet=quiet):
-            pipeline.run_at(out, type(config).__name__.lower(), level, quiet=quiet)
-        case Render(out, _, quiet) | Report(out, quiet):
-            pipeline.run_step(out, type(config).__name__.lower(), quiet=quiet)
-        case Eval(runs, settings, quiet):
+        case Render(out, float() as level, quiet, device) | Export(
+            out, level=float() as level, quiet=quiet, device=device
+        ):
+            pipeline.run_at(out, type(config).__name__.lower(), level, quiet=quiet, device=device)
+        case Render(out, _, quiet, device) | Report(out, quiet, device):
+            pipeline.run_step(out, type(config).__name__.lower(), quiet=quiet, device=device)
+        case Eval(runs, settings, quiet, device):
             from cgc.scoring.evaluate import evaluate
 
-            evaluate(runs, settings, quiet=quiet)
+            evaluate(runs, settings, quiet=quiet, device=device)
         case Info(out):
             pipeline.info(out)
         case _:

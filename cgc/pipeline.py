@@ -27,6 +27,7 @@ from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import Columns, mask_columns, side_by_side, with_wholes
 from cgc.clustering.vote import NOISE
+from cgc.device import Lever, choose, out_of_memory, rasterizer_for
 from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
 from cgc.evaluation.pictures import psnr, ssim
@@ -41,7 +42,6 @@ from cgc.masks.id_maps import MaskSet, disagree, read_id_map, read_mask_folder, 
 from cgc.neighbours import nearest_in
 from cgc.progress import console, progress_bar, short_time
 from cgc.rasterize.base import NEAR_OF_EXTENT, Rasterizer
-from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import CAMERAS, STEPS, TRAINED_FEATURES, RunFolder, Source, create_run, open_run
 from cgc.scene.cameras import write_cameras
 from cgc.scene.images import check_images, load_image
@@ -86,11 +86,21 @@ from cgc.view.report import (
 class Workspace:
     """An opened run and what its steps share."""
 
-    def __init__(self, run: RunFolder, *, quiet: bool = False, scene: Scene | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, *, quiet: bool = False, scene: Scene | None = None, device: str = "auto"
+    ) -> None:
         self.run = run
         self.quiet = quiet
+        self.asked_device = device
         if scene is not None:
             self.scene = scene
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute, chosen when it is first needed; says which and why."""
+        found, why = choose(self.asked_device, self.say)
+        self.say(why)
+        return found
 
     @cached_property
     def scene(self) -> Scene:
@@ -100,7 +110,7 @@ class Workspace:
     @cached_property
     def rasterizer(self) -> Rasterizer:
         """What makes the pictures, with a near plane that suits the scene's unit of length."""
-        return CpuRasterizer(near=NEAR_OF_EXTENT * self.scene.extent)
+        return rasterizer_for(self.device, near=NEAR_OF_EXTENT * self.scene.extent)
 
     @property
     def train_views(self) -> list[int]:
@@ -215,11 +225,25 @@ class Workspace:
         if parallel.here()[1] > 1:
             with parallel.first_before_others():
                 scene = self.scene
+                _ = self.device  # what has to be built for it is built once
             identity = replace(self.run.source, fingerprint=fingerprint(scene)).scene_identity()
             parallel.check_same(settings=_short_hash(to_json(self.run.settings)), scene=_short_hash(identity))
 
     def do(self, step: str) -> str:
         """Do a step and return what is to be said of it: in all processes, or in the first while the others wait."""
+        with out_of_memory(step, lambda: self._levers(step)):
+            return self._do(step)
+
+    def _levers(self, step: str) -> list[Lever]:
+        """What a step's memory grows with, on a GPU."""
+        own = {
+            "train": Lever("--train.max-gaussians", self.run.settings.train.max_gaussians),
+            "lift": Lever("--lift.pixels-per-view", self.run.settings.lift.pixels_per_view),
+        }
+        side = max(max(view.camera.width, view.camera.height) for view in self.scene.views)
+        return [*(own[name] for name in own if name == step), Lever("--max-side", side, 2)]
+
+    def _do(self, step: str) -> str:
         said = ""
         if step in SHARED:
             said = FUNCTIONS[step](self)
@@ -844,11 +868,12 @@ def run_all(
     masks: Path | Callable[[Scene], Path] | None,
     splats: Path | None,
     quiet: bool = False,
+    device: str = "auto",
 ) -> RunFolder:
     """Do every step that is not done yet, and say where the result lies; without masks the run ends with the splats.
 
-    masks: their folder, or what makes one where the run has none yet. Everything that is given is checked before
-    anything is written.
+    masks: their folder, or what makes one where the run has none yet. device: see `cgc.device.choose`.
+    Everything that is given is checked before anything is written.
     """
     check(settings)
     with parallel.first_before_others():
@@ -859,7 +884,7 @@ def run_all(
         splats=str(splats.resolve()) if splats else None,
         fingerprint=fingerprint(scene),
     )
-    work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene)
+    work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene, device=device)
     run = work.run
     work.meet()
     notes = list(scene.notes)
@@ -896,7 +921,14 @@ def run_all(
 
 
 def run_step(
-    out: Path, step: str, *, quiet: bool = False, scene: Path | None = None, masks: Path | None = None, **changed: Any
+    out: Path,
+    step: str,
+    *,
+    quiet: bool = False,
+    scene: Path | None = None,
+    masks: Path | None = None,
+    device: str = "auto",
+    **changed: Any,
 ) -> RunFolder:
     """Do one step of an existing run again, with settings `changed` (train=, lift=, cluster=, joint= or sharpen=).
 
@@ -907,7 +939,7 @@ def run_step(
     check(run.settings)
     if masks is not None:
         run.source = replace(run.source, masks=str(masks.resolve()))
-    work = Workspace(run, quiet=quiet)
+    work = Workspace(run, quiet=quiet, device=device)
     if scene is not None:
         run.source = replace(run.source, scene=str(scene.resolve()))
         with parallel.first_before_others():
@@ -924,9 +956,9 @@ def run_step(
 LEVELS: dict[str, Callable[[Workspace, float], str]] = {"render": render_at, "export": export_at}
 
 
-def run_at(out: Path, step: str, level: float, *, quiet: bool = False) -> None:
+def run_at(out: Path, step: str, level: float, *, quiet: bool = False, device: str = "auto") -> None:
     """Render or export what the hierarchy of a run shows at a level, beside what the steps have left."""
-    work = Workspace(open_run(out), quiet=quiet)
+    work = Workspace(open_run(out), quiet=quiet, device=device)
     work.meet()
     if step == "render" or parallel.is_first():
         work.say(f"{step}: {LEVELS[step](work, level)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -65,11 +65,11 @@ def choose_recipe(settings: MaskSettings, sam: SegmentAnything, regions: RegionM
 
 def _why_sam(sam: SegmentAnything) -> str:
     """Say why Segment Anything can be used at once; "" where it cannot."""
-    import torch
+    from cgc.device import see
 
     if sam.checkpoint is not None or (cache_folder() / OFFICIAL[sam.model].name).is_file():
         return "its weights are here"
-    return "there is a GPU" if torch.cuda.is_available() else ""
+    return "there is a GPU" if see(sam.device)[0].type == "cuda" else ""
 
 
 def make(
@@ -208,10 +208,10 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
     return np.array(image)
 
 
-def masks_of(scene: Scene, *, quiet: bool = False) -> Path:
+def masks_of(scene: Scene, *, quiet: bool = False, device: str = "auto") -> Path:
     """Return the folder of a scene's own masks; they are made, or finished, in the usual way where need be."""
     folder = scene.root / "masks"
-    usual = MaskSettings(), SAM_PRESETS["default"], REGION_PRESETS["default"]
+    usual = MaskSettings(), replace(SAM_PRESETS["default"], device=device), REGION_PRESETS["default"]
     if is_made(folder):
         if is_finished(folder, scene.views):
             if not quiet:

@@ -151,7 +151,8 @@ def test_a_run_takes_its_folders_and_scene_settings(called):
         == 0
     )
     ((_, (_, out, settings), given),) = called
-    assert out == Path("o") and given == {"masks": Path("m"), "splats": Path("p.ply"), "quiet": True}
+    usual = {"quiet": True, "device": "auto"}
+    assert out == Path("o") and given == {"masks": Path("m"), "splats": Path("p.ply"), **usual}
     assert (settings.scene.downscale, settings.scene.max_side, settings.scene.test_every) == (4, 300, 5)
 
 
@@ -166,11 +167,45 @@ def test_steps_take_the_run_alone_or_as_out_and_start_from_its_settings(place, o
     assert main(["info", *place]) == 0
     steps = [(a[1], k) for name, a, k in called if name == "run_step"]
     assert {a[0] for _, a, _ in called} == {own_run}
-    assert steps[0] == ("train", {"scene": None, "train": replace(SETTINGS.train, sh_degree=1), "quiet": False})
-    assert steps[1] == ("lift", {"lift": replace(SETTINGS.lift, dim=5), "masks": Path("m"), "quiet": False})
-    assert steps[2] == ("cluster", {"cluster": replace(SETTINGS.cluster, revote=0), "quiet": False})
-    assert steps[3] == ("sharpen", {"sharpen": replace(SETTINGS.sharpen, weight=2.0), "quiet": False})
+    usual = {"quiet": False, "device": "auto"}
+    assert steps[0] == ("train", {"scene": None, "train": replace(SETTINGS.train, sh_degree=1), **usual})
+    assert steps[1] == ("lift", {"lift": replace(SETTINGS.lift, dim=5), "masks": Path("m"), **usual})
+    assert steps[2] == ("cluster", {"cluster": replace(SETTINGS.cluster, revote=0), **usual})
+    assert steps[3] == ("sharpen", {"sharpen": replace(SETTINGS.sharpen, weight=2.0), **usual})
     assert [s for s, _ in steps[4:]] == ["render", "export", "report"] and called[-1][0] == "info"
+
+
+@pytest.mark.parametrize("step", ["train", "lift", "cluster", "sharpen", "render", "export", "report", "run", "demo"])
+def test_the_device_reaches_the_pipeline(step, own_run, tiny_scene, called):
+    where = {"run": [str(tiny_scene), "--out", str(own_run)], "demo": ["--out", str(own_run)]}.get(step, [str(own_run)])
+    assert main([step, *where, "--device", "cuda:1"]) == 0
+    assert called[0][2]["device"] == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["query", "--click", "a.jpg,1,2"], ["view", "--screenshot", "p.png"], ["edit", "--out", "new", "--remove", "1"],
+     ["export", "--format", "ply"], ["eval"], ["render"], ["render", "--level", "0.5"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_device_that_is_not_there_is_refused(words, own_run, refused, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    said = refused(words[0], own_run, *words[1:], "--device", "cuda", may_leave=["cameras.json"])
+    assert "cuda was asked for, but torch sees no CUDA device; check that `nvidia-smi` lists one" in said
+    assert "where auto, cpu, cuda or cuda:1 was expected" in refused(words[0], own_run, *words[1:], "--device", "gpu")
+
+
+def test_what_is_computed_on_is_said_once(own_run, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["render", str(own_run), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.count("device: cpu (as asked)") == 1
+    assert main(["query", str(own_run), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("device: cpu (as asked)")
+    assert main(["query", str(own_run), "--json", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("[")
+    assert main(["render", str(own_run), "--quiet"]) == 0
+    assert "device" not in capsys.readouterr().out
 
 
 def test_run_again_keeps_the_runs_settings_unless_a_preset_is_asked_for(own_run, called):

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import snapshot
 
@@ -57,9 +58,11 @@ def test_auto_says_what_it_takes_and_what_would_be_better(scene, capsys, monkeyp
     (tmp_path / "empty" / "sam_vit_h_4b8939.pth").write_bytes(b"")
     recipe, said = prepare.choose_recipe(MaskSettings(), SegmentAnything(), RegionMerging())
     assert recipe.facts["generator"] == "sam" and "weights are here" in said
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("cgc.device.see", lambda text: (torch.device("cuda:0" if text == "auto" else "cpu"), ""))
     _, said = prepare.choose_recipe(MaskSettings(), SegmentAnything(model="vit_b"), RegionMerging())
     assert "there is a GPU" in said
+    _, said = prepare.choose_recipe(MaskSettings(), SegmentAnything(model="vit_b", device="cpu"), RegionMerging())
+    assert "needs no weights" in said
 
 
 def test_presets_and_settings_reach_the_record(scene):

@@ -15,13 +15,21 @@ from torch import Tensor
 
 from cgc.errors import InputError
 from cgc.geometry import covariances
-from cgc.rasterize.base import Contributions, Rasterizer
+from cgc.rasterize.base import Contributions, Rasterizer, group_contributions, transpose_product
 from cgc.rasterize.cpu import CpuRasterizer
+from cgc.rasterize.cuda import CudaRasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
 VALUE_TOLERANCE = 1e-5  # of values of about 1
 GRADIENT_TOLERANCE = 1e-5  # of the largest entry
+SLACK = {"cpu": (1, 1), "stand-in": (5, 50), "cuda": (15, 150)}
+"""What the tolerances are multiplied by: of laws, where both sides are rounded alike, and against float64.
+
+gsplat works in float32: it recovers the transmittance by division in gradients, and inverts the covariances of needles
+and of what is cut by the near plane with what cancellation leaves. The stand-in shows that much; the compiled code is
+allowed three times as much for its fast approximations.
+"""
 RAW = ("means", "quats", "log_scales", "logit_opacities")
 
 
@@ -81,6 +89,13 @@ def leaf_camera(camera: Camera, device: torch.device) -> Camera:
     return Camera(camera.viewmat.to(device).requires_grad_(), camera.K.to(device), camera.width, camera.height)
 
 
+def slack(rasterizer: Rasterizer) -> tuple[int, int]:
+    """The entry of SLACK of a backend."""
+    if isinstance(rasterizer, CpuRasterizer):
+        return SLACK["cpu"]
+    return SLACK["cuda" if getattr(rasterizer, "device", torch.device("cpu")).type == "cuda" else "stand-in"]
+
+
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference over the largest entry of the reference."""
     error = (ours.detach().cpu().double() - theirs.detach()).abs()
@@ -106,7 +121,7 @@ def compare(
     tolerance: float = GRADIENT_TOLERANCE,
 ) -> None:
     """Hold values, alphas, depths, and the gradient of a random sum of them, against the reference."""
-    g = torch.Generator().manual_seed(seed)
+    g, loose = torch.Generator().manual_seed(seed), slack(rasterizer)[1]
     n, camera_count, size = len(splats), len(cameras), (cameras[0].height, cameras[0].width)
     values, backgrounds = torch.randn(n, channels, generator=g), torch.randn(channels, generator=g)
     on_values, on_alphas = (
@@ -137,9 +152,10 @@ def compare(
             getattr(got, name).cpu().double()[clear],
             getattr(expected, name)[clear],
             rtol=0,
-            atol=VALUE_TOLERANCE,
+            atol=loose * VALUE_TOLERANCE,
         )
-    torch.testing.assert_close(got.depths.cpu().double()[solid], expected.depths[solid], rtol=1e-5, atol=1e-5)
+    near = loose * 1e-5
+    torch.testing.assert_close(got.depths.cpu().double()[solid], expected.depths[solid], rtol=near, atol=near)
     if got.means2d.requires_grad:
         got.means2d.retain_grad()
     clear_, solid_ = clear.to(device), solid.to(device)
@@ -157,7 +173,7 @@ def compare(
     )
     pairs["means2d"] = (got.means2d.grad, expected.means2d.grad)
     errors = {k: relative(*pairs[k]) for k in gradients}
-    assert max(errors.values()) < tolerance, errors
+    assert max(errors.values()) < loose * tolerance, errors
 
 
 # --------------------------------------------------------------------------------- values and gradients, held
@@ -225,7 +241,7 @@ def test_finite_differences_of_the_reference(
         "viewmat": our_camera.viewmat.grad,
         "backgrounds": our_background.grad,
     }
-    step = 1e-6
+    step, near = 1e-6, slack(rasterizer)[0]
     with torch.no_grad():
         for name, whole in inputs.items():
             entries = torch.randperm(whole.numel() if name != "viewmat" else 12, generator=generator)[:6]
@@ -236,7 +252,7 @@ def test_finite_differences_of_the_reference(
                     moved[entry] += sign * step
                     ends.append(float(loss(inputs | {name: moved.reshape(whole.shape)})))
                 slope, largest = (ends[0] - ends[1]) / (2 * step), float(grads[name].abs().max())
-                assert abs(float(grads[name].reshape(-1)[entry]) - slope) < 2e-5 * largest + 1e-6, (
+                assert abs(float(grads[name].reshape(-1)[entry]) - slope) < near * (2e-5 * largest + 1e-6), (
                     name,
                     entry,
                 )
@@ -264,7 +280,8 @@ def test_ones_render_to_alpha(rasterizer: Rasterizer, scene: tuple[Splats, Camer
     """What is blended and what is let through make one."""
     splats, camera, values = scene
     render = rasterizer.render(splats, torch.ones_like(values), [camera])
-    torch.testing.assert_close(render.values, render.alphas[..., None].expand(-1, -1, -1, 5), rtol=0, atol=2e-6)
+    alphas = render.alphas[..., None].expand(-1, -1, -1, 5)
+    torch.testing.assert_close(render.values, alphas, rtol=0, atol=2e-6 * slack(rasterizer)[0])
     assert render.alphas.min() >= 0 and 0.9 < render.alphas.max() <= 1
 
 
@@ -285,7 +302,8 @@ def test_order_of_gaussians_does_not_matter(
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=2e-6)
     assert torch.equal(a.radii[:, shuffle], b.radii) and torch.equal(a.means2d[:, shuffle], b.means2d)
     for name in RAW:
-        assert relative(getattr(a_splats, name).grad[shuffle], getattr(b_splats, name).grad.cpu()) < 1e-5, name
+        error = relative(getattr(a_splats, name).grad[shuffle], getattr(b_splats, name).grad.cpu())
+        assert error < 1e-5 * slack(rasterizer)[0], name
 
 
 def test_backgrounds_fill_what_is_left(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor]) -> None:
@@ -296,7 +314,7 @@ def test_backgrounds_fill_what_is_left(rasterizer: Rasterizer, scene: tuple[Spla
     for given in (backgrounds[0], backgrounds):
         filled = rasterizer.render(splats, values, [camera, camera], backgrounds=given).values
         expected = plain.values + (1 - plain.alphas)[..., None] * given.reshape(-1, 1, 1, 5)
-        torch.testing.assert_close(filled, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(filled, expected, rtol=0, atol=1e-6 * slack(rasterizer)[0])
 
 
 def test_batch_equals_single_calls(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor]) -> None:
@@ -332,7 +350,8 @@ def test_depth_of_a_flat_wall(rasterizer: Rasterizer, device: torch.device, gene
     render = rasterizer.render(splats, splats.means, [camera], depth=True)
     assert render.depths is not None
     hit = render.alphas > 0
-    torch.testing.assert_close(render.depths[hit], torch.full_like(render.depths[hit], 2.5), rtol=2e-5, atol=0)
+    flat, near = torch.full_like(render.depths[hit], 2.5), 2e-5 * slack(rasterizer)[0]
+    torch.testing.assert_close(render.depths[hit], flat, rtol=near, atol=0)
     assert not render.depths[~hit].any() and hit.any()
     assert rasterizer.render(splats, splats.means, [camera]).depths is None
 
@@ -382,21 +401,27 @@ def test_layouts_and_dtypes_do_not_matter(rasterizer: Rasterizer, scene: tuple[S
 
 
 @pytest.mark.parametrize("unit", [2.0**-12, 2.0**12])
-def test_a_scene_looks_alike_in_any_unit(unit: float, generator: torch.Generator) -> None:
+def test_a_scene_looks_alike_in_any_unit(rasterizer: Rasterizer, unit: float, generator: torch.Generator) -> None:
     """Scenes, cameras and the near plane scaled by one power of two: the same picture."""
+
+    def with_near(near: float) -> Rasterizer:
+        if isinstance(rasterizer, CpuRasterizer):
+            return CpuRasterizer(near=near)
+        return CudaRasterizer(rasterizer.device, near=near)  # pyright: ignore[reportAttributeAccessIssue]
+
     splats, camera = join(edge_cases()["across the near plane"](), make_splats(60, generator)), make_camera()
     values = torch.rand(len(splats), 3, generator=generator)
     viewmat = camera.viewmat.clone()
     viewmat[:3, 3] *= unit
     there = replace(camera, viewmat=viewmat)
     scaled = replace(splats, means=splats.means * unit, log_scales=(splats.scales * unit).log())
-    plain, other = CpuRasterizer(near=0.25), CpuRasterizer(near=0.25 * unit)
+    plain, other = with_near(0.25), with_near(0.25 * unit)
     pictures = [plain.render(splats, values, [camera]), other.render(scaled, values, [there])]
     assert torch.equal(pictures[0].radii > 0, pictures[1].radii > 0)
     torch.testing.assert_close(pictures[0].values, pictures[1].values, atol=1e-5, rtol=0)
     weights = [plain.contributions(splats, camera), other.contributions(scaled, there)]
     torch.testing.assert_close(*(w.matmul(values) for w in weights), atol=1e-5, rtol=0)
-    seen = CpuRasterizer(near=1.0).render(splats, values, [camera]).radii[0, :, 0] > 0
+    seen = with_near(1.0).render(splats, values, [camera]).radii[0, :, 0] > 0
     depths = splats.means @ camera.viewmat[2, :3] + camera.viewmat[2, 3]
     assert seen.any() and bool((depths[seen] >= 1.0).all()) and bool((pictures[0].radii[0, :, 0] > 0)[depths < 1].any())
 
@@ -610,7 +635,8 @@ def test_contributions_match_the_reference(rasterizer: Rasterizer, scene: tuple[
     assert W.weights.dtype == torch.float32 and (W.width, W.height, W.n_gaussians) == (45, 34, 120)
     got, clear = dense(W), theirs.clear
     assert clear.float().mean() > 0.95 and torch.equal((got > 0)[clear], (expected > 0)[clear])
-    torch.testing.assert_close(got[clear], expected[clear], rtol=1e-5, atol=1e-7)
+    near = slack(rasterizer)[0]
+    torch.testing.assert_close(got[clear], expected[clear], rtol=near * 1e-5, atol=near * 1e-7)
     depths = reference.project(double(splats.to("cpu")), double_camera(camera.to("cpu"))).depths.detach()
     same_row = W.rows.cpu().diff() == 0
     assert (depths[W.ids.cpu().long()].diff()[same_row] > 0).all()
@@ -620,9 +646,10 @@ def test_w_times_values_is_the_render(rasterizer: Rasterizer, scene: tuple[Splat
     """W @ values = render(values), and rows of W sum to alpha."""
     splats, camera, values = scene
     W, render = rasterizer.contributions(splats, camera), rasterizer.render(splats, values, [camera])
-    torch.testing.assert_close(W.matmul(values).reshape(34, 45, 5), render.values[0], rtol=0, atol=5e-6)
+    near = slack(rasterizer)[0]
+    torch.testing.assert_close(W.matmul(values).reshape(34, 45, 5), render.values[0], rtol=0, atol=near * 5e-6)
     alphas = W.matmul(torch.ones_like(values[:, :1]))
-    torch.testing.assert_close(alphas.reshape(34, 45), render.alphas[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(alphas.reshape(34, 45), render.alphas[0], rtol=0, atol=near * 2e-6)
 
 
 def rows_of(W: Contributions) -> list[tuple[list[int], list[float]]]:
@@ -675,7 +702,8 @@ def test_remainder_is_what_is_left_out(rasterizer: Rasterizer, scene: tuple[Spla
         W = rasterizer.contributions(splats, camera, **options)
         assert W.remainder is not None
         kept = torch.zeros(len(W)).index_add(0, W.rows.cpu(), W.weights.cpu())
-        torch.testing.assert_close(kept + W.remainder.cpu(), alphas.detach().cpu(), rtol=0, atol=2e-6)
+        near = 2e-6 * slack(rasterizer)[0]
+        torch.testing.assert_close(kept + W.remainder.cpu(), alphas.detach().cpu(), rtol=0, atol=near)
         assert bool((W.remainder > 0).any()) == bool(options)
 
 
@@ -699,6 +727,76 @@ def test_half_weights(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tenso
     torch.testing.assert_close(half.matmul(values), full.matmul(values), rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("columns", [1, 3, 40])
+def test_votes_are_w_transposed_times_pixels(
+    rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor], generator: torch.Generator, columns: int
+) -> None:
+    """W^T x, whether the backend stores W for it or not; no graph."""
+    splats, camera, _ = scene
+    x = torch.rand(45 * 34, columns, generator=generator).requires_grad_()
+    made = transpose_product(rasterizer, splats, camera, x)
+    expected = dense(rasterizer.contributions(splats, camera)).T @ x.detach().double()
+    assert made.shape == (120, columns) and not made.requires_grad
+    assert relative(made, expected) < 1e-5 * slack(rasterizer)[1]
+    with pytest.raises(ValueError, match=r"x must be \[1530, M\], a row for each pixel, got \[1529, "):
+        transpose_product(rasterizer, splats, camera, x[1:])
+
+
+def test_groups_sum_their_gaussians(
+    rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor], generator: torch.Generator
+) -> None:
+    """W onehot(groups), of all pixels and of some; a group that nobody is in is an empty column."""
+    splats, camera, _ = scene
+    groups = torch.randint(6, (120,), generator=generator)
+    groups[groups == 2] = 3
+    expected = dense(rasterizer.contributions(splats, camera)) @ torch.nn.functional.one_hot(groups, 6).double()
+    for pixels in (None, torch.tensor([1500, 3, 700, 3])):
+        made = group_contributions(rasterizer, splats, camera, groups, pixels)
+        assert made.n_gaussians == 6 and made.remainder is None
+        rows = expected if pixels is None else expected[pixels]
+        torch.testing.assert_close(dense(made), rows, rtol=0, atol=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False")
+def test_inputs_may_lie_elsewhere(generator: torch.Generator) -> None:
+    """Splats, cameras and values on the CPU: results on the GPU, gradients where the inputs are."""
+    from cgc.rasterize.cuda import CudaRasterizer
+
+    splats, camera = leaves(make_splats(120, generator), torch.device("cpu")), make_camera()
+    values, rasterizer = torch.randn(120, 3, generator=generator), CudaRasterizer("cuda")
+    render = rasterizer.render(splats, values, [camera])
+    assert render.values.is_cuda and render.means2d.is_cuda
+    render.values.sum().backward()
+    assert splats.means.grad is not None and splats.means.grad.any() and not splats.means.grad.is_cuda
+    W = rasterizer.contributions(splats, camera, torch.tensor([3, 500]))
+    assert W.weights.is_cuda and not W.matmul(values).is_cuda and W.matmul(values.cuda()).is_cuda
+    assert rasterizer.transpose_product(splats, camera, torch.ones(37 * 29, 2)).is_cuda
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False")
+def test_a_picture_waits_for_the_device_once(generator: torch.Generator) -> None:
+    """To learn how many pairs there are; the check for NaN is read then, too. Gradients do not wait."""
+    import warnings
+
+    from cgc.rasterize.cuda import CudaRasterizer
+
+    splats, camera = leaves(make_splats(500, generator), torch.device("cuda")), make_camera().to("cuda")
+    values, background = torch.randn(500, 7, device="cuda"), torch.ones(7, device="cuda")
+    rasterizer = CudaRasterizer("cuda")
+    rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)  # loads what is lazy
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waited:
+            warnings.simplefilter("always")
+            render = rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)
+            render.values.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waited) == 1, [str(w.message) for w in waited]
+
+
 # ----------------------------------------------------------------------------------------- bounds on memory
 
 
@@ -717,8 +815,6 @@ def test_bands_give_the_same_picture(generator: torch.Generator) -> None:
 
 def test_contributions_past_the_memory_limit_are_refused(scene: tuple[Splats, Camera, Tensor]) -> None:
     """One sentence that says what to do; fewer entries still fit."""
-    from cgc.rasterize.cpu import CpuRasterizer
-
     splats, camera, _ = scene
     rasterizer = CpuRasterizer(memory_limit=60_000)
     with pytest.raises(InputError, match=r"1,530 pixels need more than .* ask for fewer pixels"):
@@ -810,13 +906,17 @@ def test_same_bits_twice(rasterizer: Rasterizer, generator: torch.Generator, dev
     splats, camera = make_splats(2000, generator, opacity=1.0).to(device), make_camera(90, 70).to(device)
     values = torch.randn(2000, 7, generator=generator).to(device)
     first, second = (everything(rasterizer, splats, camera, values) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second)) and len(first) == 17
+    assert len(first) == len(second) == 17
+    for number, (a, b) in enumerate(zip(first, second)):
+        if device.type == "cuda" and 8 <= number < 14:  # gsplat sums gradients by atomics
+            assert relative(a, b.cpu().double()) < 1e-4, number
+        else:
+            assert torch.equal(a, b), number
 
 
 def test_same_bits_for_any_number_of_threads(generator: torch.Generator) -> None:
     """The work is cut into fixed pieces, not into as many as there are threads."""
     from cgc.kernels import threads
-    from cgc.rasterize.cpu import CpuRasterizer
 
     splats, camera = make_splats(2000, generator, opacity=1.0), make_camera(90, 70)
     values, made = torch.randn(2000, 7, generator=generator), []

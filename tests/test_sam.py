@@ -387,19 +387,6 @@ def test_settings_out_of_bounds_are_said(model, changes, said):
         replaced(LOOSE, **changes).load(model)
 
 
-def test_a_device_that_is_not_there_is_said(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert sam_generator.find_device("auto") == torch.device("cpu")
-    with pytest.raises(InputError, match="no CUDA here"):
-        sam_generator.find_device("cuda:1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert sam_generator.find_device("auto") == torch.device("cuda")
-    assert sam_generator.find_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(InputError, match="only 2"):
-        sam_generator.find_device("cuda:2")
-
-
 def test_presets_are_valid_and_the_bare_settings_are_the_default():
     for preset in PRESETS.values():
         preset.check()

@@ -69,8 +69,8 @@ class SegmentAnything:
     pixel); 0: never. The model itself sees 1024 pixels of a photo, and of a crop."""
     half: bool = True
     """Half precision, on CUDA only: faster, and in less memory."""
-    device: Annotated[str, arg(prefix_name=False)] = "auto"
-    """Where it runs: auto (CUDA if there is any), cpu, cuda, cuda:1, ..."""
+    device: Annotated[str, arg(prefix_name=False, metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
     def load(self, model: Any = None, *, quiet: bool = False) -> SamGenerator:
         """Load the model once and return what makes masks: `generator(image [H, W, 3] uint8) -> ImageMasks`.

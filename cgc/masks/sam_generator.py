@@ -12,7 +12,6 @@ P points, M masks, H W image size.
 from __future__ import annotations
 
 import contextlib
-import re
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +28,12 @@ from segment_anything.utils.amg import (
 )
 from torchvision.ops import nms
 
+from cgc.device import see
 from cgc.errors import InputError
 from cgc.masks import checkpoints
 from cgc.masks.image_masks import ImageMasks, decode, encode
 from cgc.masks.tidy import remove_small_regions, resize_counts
+from cgc.progress import console
 
 if TYPE_CHECKING:
     from cgc.masks.sam import SegmentAnything
@@ -67,7 +68,9 @@ class SamGenerator:
     @classmethod
     def load(cls, settings: SegmentAnything, model: Any = None, *, quiet: bool = False) -> SamGenerator:
         """Build the model with its weights, or take `model`, and bring it to the settings' device."""
-        device = find_device(settings.device)
+        device, why = see(settings.device)
+        if not quiet:
+            console.print(why)
         if model is None:
             path = settings.checkpoint or checkpoints.fetch(checkpoints.OFFICIAL[settings.model], quiet=quiet)
             kind, model = checkpoints.build(path)
@@ -108,21 +111,6 @@ class SamGenerator:
         if (high, wide) != (height, width):
             counts = [resize_counts(c, high, wide, height, width) for c in counts]
         return ImageMasks.from_counts(counts, height, width, scores)
-
-
-def find_device(text: str) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda` or `cuda:1` names; InputError where it is not there."""
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
-        raise InputError(f"the device is {text!r} where auto, cpu, cuda or cuda:1 was expected; correct it")
-    device = torch.device(text)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"the device {text} was asked for, but there is no CUDA here; give auto or cpu")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(f"the device {text} was asked for, but there are only {count} of them; count from 0")
-    return device
 
 
 class _PointGrid(SamAutomaticMaskGenerator):

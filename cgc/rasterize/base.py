@@ -5,21 +5,19 @@ as gsplat does it: EWA projection with 0.3 px dilation, alpha = min(0.999, o exp
 skipped, a pixel stops before its transmittance would fall to 1e-4. w_i = alpha_i T_i is the blending weight.
 """
 
-# pyright: reportCallIssue=false
-# (numba changes the signatures of what it compiles)
-
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from cgc.rasterize.checks import check_indices
-from cgc.rasterize.sparse import Csr, Product, drop_empty_columns, take_rows, transpose
+from cgc.rasterize import sparse, sparse_torch
+from cgc.rasterize.checks import check_indices, check_pixel_rows
+from cgc.rasterize.sparse_types import Csr
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -70,47 +68,58 @@ class Contributions:
     @property
     def rows(self) -> Tensor:
         """The row of each entry, [nnz] int64."""
-        counts = self.indptr[1:] - self.indptr[:-1]
-        return torch.repeat_interleave(torch.arange(len(self), device=self.ids.device), counts)
+        return sparse_torch.rows_of(self.indptr.to(self.ids.device), len(self.ids))
+
+    @property
+    def for_kernels(self) -> bool:
+        """Say whether the CPU kernels work on it; torch does elsewhere."""
+        return kernels_serve(self.ids.device)
 
     @cached_property
     def by_pixel(self) -> Csr:
-        """W as arrays, a row a pixel, in float32."""
-        weights = self.weights.detach().to("cpu", torch.float32)
-        return Csr(self.indptr.cpu().numpy(), self.ids.cpu().numpy(), weights.numpy())
+        """W, a row a pixel, in float32: arrays for the kernels, or tensors where it is on a GPU."""
+        indptr, ids, weights = self.indptr.detach(), self.ids.detach(), self.weights.detach().to(torch.float32)
+        return Csr(indptr.numpy(), ids.numpy(), weights.numpy()) if self.for_kernels else Csr(indptr, ids, weights)
 
     @cached_property
     def by_gaussian(self) -> Csr:
         """The transpose of W, a row a Gaussian; made on first use and kept."""
-        return transpose(self.by_pixel, self.n_gaussians) if self.transposed is None else self.transposed
+        if self.transposed is not None:
+            return self.transposed
+        transpose: Any = sparse.transpose if self.for_kernels else sparse_torch.transpose
+        return transpose(self.by_pixel, self.n_gaussians)
 
     def matmul(self, values: Tensor) -> Tensor:
-        """Return W @ values, [N, D] -> [P, D] float32, differentiable: what `render` gives at the pixels."""
+        """Return W @ values, [N, D] -> [P, D] float32, differentiable: what `render` gives at the pixels.
+
+        Computed where W is; the result is where `values` are.
+        """
         _check_rows("values", values, self.n_gaussians, "Gaussians")
-        return Product.apply(values, self, False)  # pyright: ignore[reportReturnType]
+        return _Product.apply(values, self, False)  # pyright: ignore[reportReturnType]
 
     def transpose_matmul(self, x: Tensor) -> Tensor:
         """Return W^T @ x, [P, M] -> [N, M] float32, differentiable: pixels summed into Gaussians."""
         _check_rows("x", x, len(self), "pixels")
-        return Product.apply(x, self, True)  # pyright: ignore[reportReturnType]
+        return _Product.apply(x, self, True)  # pyright: ignore[reportReturnType]
 
     def select(self, rows: Tensor) -> Contributions:
         """Return the sub-matrix of these rows: indices [R] in any order, repeats allowed, or a mask [P]."""
         if rows.dtype == torch.bool and rows.shape == self.pixels.shape:
             rows = rows.nonzero()[:, 0]
-        rows = rows.detach().cpu()
+        rows = rows.detach()
         check_indices("rows", rows, len(self))
-        rows = rows.long().contiguous()
-        indptr, ids, weights = (torch.from_numpy(a).to(self.ids.device) for a in take_rows(self.by_pixel, rows.numpy()))
-        rows = rows.to(self.pixels.device)
-        remainder = None if self.remainder is None else self.remainder[rows]
+        rows = rows.to(self.ids.device, torch.int64).contiguous()
+        if self.for_kernels:
+            taken = Csr(*(torch.from_numpy(a) for a in sparse.take_rows(self.by_pixel, rows.numpy())))
+        else:
+            taken = sparse_torch.take_rows(self.by_pixel, rows)
         return replace(
             self,
-            indptr=indptr,
-            ids=ids,
-            weights=weights.to(self.weights.dtype),
+            indptr=taken.indptr,
+            ids=taken.ids,
+            weights=taken.weights.to(self.weights.dtype),
             pixels=self.pixels[rows],
-            remainder=remainder,
+            remainder=None if self.remainder is None else self.remainder[rows],
             transposed=None,
         )
 
@@ -119,10 +128,35 @@ class Contributions:
 
         What works on the result costs by what the pixels show, not by the number of Gaussians.
         """
-        matrix, kept = drop_empty_columns(self.by_pixel, self.n_gaussians)
-        ids = torch.from_numpy(matrix.ids).to(self.ids.device)
-        made = replace(self, ids=ids, n_gaussians=len(kept), transposed=None)
-        return made, torch.from_numpy(kept).to(self.ids.device)
+        if self.for_kernels:
+            matrix, kept = sparse.drop_empty_columns(self.by_pixel, self.n_gaussians)
+            ids, kept = torch.from_numpy(matrix.ids), torch.from_numpy(kept)
+        else:
+            matrix, kept = sparse_torch.drop_empty_columns(self.by_pixel, self.n_gaussians)
+            ids = matrix.ids
+        return replace(self, ids=ids, n_gaussians=len(kept), transposed=None), kept
+
+
+def kernels_serve(device: torch.device) -> bool:
+    """Say whether products with a matrix on this device are made by the CPU kernels (sparse.py)."""
+    return device.type == "cpu"
+
+
+class _Product(torch.autograd.Function):
+    """W x, or W^T x if `flip`: [N, D] -> [P, D] or [P, M] -> [N, M]; the gradient is the other of the two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, contributions: Contributions, flip: bool) -> Tensor:
+        ctx.contributions, ctx.flip = contributions, flip
+        matrix = contributions.by_gaussian if flip else contributions.by_pixel
+        given = x.detach().to(contributions.ids.device, torch.float32).contiguous()
+        if contributions.for_kernels:
+            return torch.from_numpy(sparse.product(matrix, given.numpy())).to(x.device)
+        return sparse_torch.multiply(matrix, given).to(x.device)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Product.apply(v, ctx.contributions, not ctx.flip), None, None  # pyright: ignore[reportReturnType]
 
 
 def _check_rows(name: str, x: Tensor, rows: int, of: str) -> None:
@@ -178,6 +212,23 @@ class GroupRasterizer(Protocol):
     ) -> Contributions:
         """Return W onehot(groups) of `pixels` [P] (None: all), a column a group; groups [N] are numbered from 0."""
         ...
+
+
+@runtime_checkable
+class VoteRasterizer(Protocol):
+    """A rasteriser that sums pixels into Gaussians without storing the weights."""
+
+    def transpose_product(self, splats: Splats, camera: Camera, x: Tensor) -> Tensor:
+        """Return W^T x of a whole picture, [H * W, M] -> [N, M] float32; x has a row a pixel, in their order."""
+        ...
+
+
+def transpose_product(rasterizer: Rasterizer, splats: Splats, camera: Camera, x: Tensor) -> Tensor:
+    """Return W^T x of a whole picture, [H * W, M] -> [N, M] float32, by any rasteriser; x is not differentiated."""
+    check_pixel_rows(x, camera)
+    if isinstance(rasterizer, VoteRasterizer):
+        return rasterizer.transpose_product(splats, camera, x)
+    return rasterizer.contributions(splats, camera).transpose_matmul(x.detach())
 
 
 def group_contributions(

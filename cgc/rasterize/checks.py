@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,19 +11,21 @@ from cgc.errors import InputError
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
+GEOMETRY = ("means", "quats", "log_scales", "logit_opacities")
 
-def check_splats(splats: Splats) -> None:
+
+def check_splats(splats: Splats, *, finite: bool = True) -> None:
     """Raise ValueError unless the geometry of `splats` has its shapes and is finite."""
     n = len(splats)
-    shapes = {"means": [n, 3], "quats": [n, 4], "log_scales": [n, 3], "logit_opacities": [n]}
-    for name, shape in shapes.items():
+    for name, shape in zip(GEOMETRY, ([n, 3], [n, 4], [n, 3], [n])):
         tensor = getattr(splats, name)
         if list(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape} for {n} Gaussians, got {list(tensor.shape)}")
-        check_finite(name, tensor)
+        if finite:
+            check_finite(name, tensor)
 
 
-def check_cameras(cameras: Sequence[Camera]) -> None:
+def check_cameras(cameras: Sequence[Camera], *, finite: bool = True) -> None:
     """Raise ValueError unless there are cameras, of one image size that is not zero, with finite matrices."""
     sizes = sorted({(c.width, c.height) for c in cameras})
     if not sizes:
@@ -39,17 +40,19 @@ def check_cameras(cameras: Sequence[Camera]) -> None:
             matrix = getattr(camera, name)
             if list(matrix.shape) != shape:
                 raise ValueError(f"{name} of a camera must be {shape}, got {list(matrix.shape)}")
-            check_finite(name, matrix)
+            if finite:
+                check_finite(name, matrix)
 
 
-def check_values(values: Tensor, n: int, cameras: int, backgrounds: Tensor | None) -> None:
+def check_values(values: Tensor, n: int, cameras: int, backgrounds: Tensor | None, *, finite: bool = True) -> None:
     """Raise ValueError unless `values` and `backgrounds` fit N Gaussians and C cameras and are finite."""
     if values.ndim not in (2, 3) or list(values.shape[:-1]) not in ([n], [cameras, n]):
         raise ValueError(
             f"values must be [{n}, D] or [{cameras}, {n}, D] for {n} Gaussians and {cameras} cameras, "
             f"got {list(values.shape)}"
         )
-    check_finite("values", values)
+    if finite:
+        check_finite("values", values)
     if backgrounds is not None:
         channels = values.shape[-1]
         if list(backgrounds.shape) not in ([channels], [cameras, channels]):
@@ -57,7 +60,21 @@ def check_values(values: Tensor, n: int, cameras: int, backgrounds: Tensor | Non
                 f"backgrounds must be [{channels}] or [{cameras}, {channels}] for {channels} channels and "
                 f"{cameras} cameras, got {list(backgrounds.shape)}"
             )
-        check_finite("backgrounds", backgrounds)
+        if finite:
+            check_finite("backgrounds", backgrounds)
+
+
+def check_weights(heaviest: int, dtype: torch.dtype) -> None:
+    """Raise ValueError unless the weights of `contributions` can be kept so."""
+    if heaviest < 0 or dtype not in (torch.float32, torch.float16):
+        raise ValueError(f"heaviest >= 0 and dtype float32 or float16 expected, got {heaviest} and {dtype}")
+
+
+def check_pixel_rows(x: Tensor, camera: Camera) -> None:
+    """Raise ValueError unless `x` has a row for each pixel of the camera's image."""
+    pixels = camera.width * camera.height
+    if x.ndim != 2 or x.shape[0] != pixels:
+        raise ValueError(f"x must be [{pixels}, M], a row for each pixel, got {list(x.shape)}")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -72,19 +89,22 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_groups(groups: np.ndarray, n: int) -> None:
+def check_groups(groups: Tensor, n: int) -> None:
     """Raise ValueError unless `groups` gives each of N Gaussians a whole number from 0."""
-    if groups.shape != (n,) or not np.issubdtype(groups.dtype, np.integer):
-        got = f"{list(groups.shape)} of {groups.dtype}"
+    if groups.shape != (n,) or not _are_whole(groups):
+        got = f"{list(groups.shape)} of {str(groups.dtype).removeprefix('torch.')}"
         raise ValueError(f"groups must be a whole number for each of {n} Gaussians, got {got}")
-    if n and groups.min() < 0:
-        raise ValueError(f"groups must be numbered from 0, got {groups.min()}")
+    if n and int(groups.min()) < 0:
+        raise ValueError(f"groups must be numbered from 0, got {int(groups.min())}")
+
+
+def _are_whole(numbers: Tensor) -> bool:
+    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
 
 
 def check_indices(name: str, indices: Tensor, end: int) -> None:
     """Raise ValueError unless `indices` is a list of whole numbers from 0 to `end` - 1."""
-    whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
-    if indices.ndim != 1 or not whole:
+    if indices.ndim != 1 or not _are_whole(indices):
         got = f"{list(indices.shape)} of {indices.dtype}"
         raise ValueError(f"{name} must be a list of whole numbers, got {got}")
     if len(indices):

@@ -24,7 +24,7 @@ from cgc.kernels import spread, thread_count
 from cgc.rasterize.base import NEAR, Contributions, Render
 from cgc.rasterize.bins import TILE, Bins, Spans, bands, bin_gaussians, find_spans
 from cgc.rasterize.blend import GROUP, MOMENTS, STRIPS, blend, blend_backward, gather_gradients, pack_values
-from cgc.rasterize.checks import check_cameras, check_groups, check_indices, check_splats, check_values
+from cgc.rasterize.checks import check_cameras, check_groups, check_indices, check_splats, check_values, check_weights
 from cgc.rasterize.project import POSE_CHUNKS, project, project_backward
 from cgc.rasterize.weights import copy_rows, order_pixels, weights_of_tiles
 from cgc.scene.types import Camera
@@ -189,8 +189,7 @@ class CpuRasterizer:
         dtype: torch.dtype = torch.float32,
     ) -> Contributions:
         """See `Rasterizer.contributions`."""
-        if heaviest < 0 or dtype not in (torch.float32, torch.float16):
-            raise ValueError(f"heaviest >= 0 and dtype float32 or float16 expected, got {heaviest} and {dtype}")
+        check_weights(heaviest, dtype)
         wanted, spans = self._spans_at(splats, camera, pixels)
         made = _weigh(spans, camera.width, wanted.numpy(), min_weight, heaviest, self.entry_limit)
         indptr, ids, weights, remainder = (torch.from_numpy(v) for v in made)
@@ -201,8 +200,8 @@ class CpuRasterizer:
         self, splats: Splats, camera: Camera, groups: Tensor, pixels: Tensor | None = None
     ) -> Contributions:
         """See `GroupRasterizer.group_contributions`."""
+        check_groups(groups, len(splats))
         group_of = groups.detach().cpu().numpy()
-        check_groups(group_of, len(splats))
         wanted, spans = self._spans_at(splats, camera, pixels)
         made = _weigh(spans, camera.width, wanted.numpy(), 0.0, 0, self.entry_limit, group_of)
         indptr, ids, weights, _ = (torch.from_numpy(v) for v in made)

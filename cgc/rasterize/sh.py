@@ -1,7 +1,8 @@
 """Colours of Gaussians seen from a camera: spherical harmonics with their gradient in one pass, on the CPU.
 
-Equal to `geometry.sh_to_rgb` (same basis, same clamp), several times faster. Notation: d the unit direction
-from the camera to a Gaussian, Y_k(d) the basis (DC first), colour = max(0, 1/2 + sum_k Y_k(d) sh_k).
+Equal to `geometry.sh_to_rgb` (same basis, same clamp), several times faster; tensors elsewhere go there.
+Notation: d the unit direction from the camera to a Gaussian, Y_k(d) the basis (DC first), colour =
+max(0, 1/2 + sum_k Y_k(d) sh_k).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cgc.geometry import _C1, _C2, _C3, SH_C0
+from cgc.geometry import _C1, _C2, _C3, SH_C0, sh_to_rgb
 from cgc.kernels import kernel, spread
 from cgc.splats.types import Splats
 
@@ -136,6 +137,9 @@ def sh_colors(means: Tensor, dc: Tensor, rest: Tensor, camera_position: Tensor, 
     if (degree + 1) ** 2 - 1 > rest.shape[1]:
         needed = (degree + 1) ** 2 - 1
         raise ValueError(f"degree {degree} needs {needed} terms above the DC one, got {rest.shape[1]}")
+    if means.device.type != "cpu":
+        directions = means - camera_position.detach().to(means)
+        return sh_to_rgb(torch.cat([dc[:, None], rest], 1), directions, degree)
     return _ViewColors.apply(means, dc, rest, camera_position, degree)  # pyright: ignore[reportReturnType]
 
 

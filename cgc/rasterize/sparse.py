@@ -1,5 +1,7 @@
 """Products with a sparse matrix in CSR form, its transpose, its rows, its columns: the time of feature learning.
 
+These are the kernels of matrices on the CPU; `sparse_torch.py` has the same for those on a GPU.
+
 Notation: R rows, E entries, D channels; a row's entries are indptr[row] to indptr[row + 1]. A worker has a run of rows
 with an equal share of the work (a row costs one, an entry costs one). A row is summed in float32, in the order of its
 entries: the bits do not depend on the number of threads. W^T x is the same kernel on the transpose, which a counting
@@ -11,26 +13,12 @@ sort makes once: no atomics.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
-
 import numpy as np
-import torch
 from numba import float32 as f
-from torch import Tensor
 
 from cgc.kernels import kernel, spread
 from cgc.rasterize.lanes import fma, load, splat, store
-
-if TYPE_CHECKING:
-    from cgc.rasterize.base import Contributions
-
-
-class Csr(NamedTuple):
-    """A sparse matrix: indptr [R+1] int64, ids [E] int32 (columns), weights [E] float32."""
-
-    indptr: np.ndarray
-    ids: np.ndarray
-    weights: np.ndarray
+from cgc.rasterize.sparse_types import Csr
 
 
 @kernel
@@ -108,6 +96,13 @@ def _take_rows(worker, workers, indptr, ids, weights, rows, new_indptr, new_ids,
             new_ids[to + e], new_weights[to + e] = ids[begin + e], weights[begin + e]
 
 
+def product(matrix: Csr, x: np.ndarray) -> np.ndarray:
+    """Return the matrix times x [columns, D] float32, [R, D]."""
+    out = np.empty((len(matrix.indptr) - 1, x.shape[1]), np.float32)
+    spread(multiply, *matrix, x.ravel(), x.shape[1], out.ravel())
+    return out
+
+
 def transpose(matrix: Csr, columns: int) -> Csr:
     """Return the transpose of a matrix of `columns` columns; the entries of a row keep their order."""
     start = np.zeros(columns + 1, np.int64)
@@ -132,20 +127,3 @@ def drop_empty_columns(matrix: Csr, columns: int) -> tuple[Csr, np.ndarray]:
     kept = np.flatnonzero(present).astype(np.int32)
     numbers[kept] = np.arange(len(kept))
     return Csr(matrix.indptr, numbers[matrix.ids], matrix.weights), kept
-
-
-class Product(torch.autograd.Function):
-    """W x, or W^T x if `flip`: [N, D] -> [P, D] or [P, M] -> [N, M]; the gradient is the other of the two."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, contributions: Contributions, flip: bool) -> Tensor:
-        ctx.contributions, ctx.flip = contributions, flip
-        matrix = contributions.by_gaussian if flip else contributions.by_pixel
-        array = x.detach().to("cpu", torch.float32).contiguous().numpy()
-        out = np.empty((len(matrix.indptr) - 1, array.shape[1]), np.float32)
-        spread(multiply, *matrix, array.ravel(), array.shape[1], out.ravel())
-        return torch.from_numpy(out).to(x.device)
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Product.apply(v, ctx.contributions, not ctx.flip), None, None  # pyright: ignore[reportReturnType]

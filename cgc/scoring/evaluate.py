@@ -20,7 +20,7 @@ from cgc.scoring.runs import Run
 from cgc.settings import EvalSettings
 
 
-def evaluate(runs: Sequence[Path], settings: EvalSettings, *, quiet: bool = False) -> list[Path]:
+def evaluate(runs: Sequence[Path], settings: EvalSettings, *, quiet: bool = False, device: str = "auto") -> list[Path]:
     """Score runs, or the masks of `settings.predictions`; print the numbers, return the summaries that were written.
 
     Everything is scored before anything is written.
@@ -31,7 +31,7 @@ def evaluate(runs: Sequence[Path], settings: EvalSettings, *, quiet: bool = Fals
         raise InputError(
             f"the predictions {settings.predictions} do not exist; expected a folder of masks or id maps (PNG)"
         )
-    opened = [Run(Workspace(open_run(root), quiet=quiet)) for root in runs]
+    opened = [Run(Workspace(open_run(root), quiet=quiet, device=device)) for root in runs]
     out = settings.out or (opened[0].root / "eval" if len(opened) == 1 else None)
     if out is None:
         raise InputError("there is no one run to write the results into; say where with --out DIR")

@@ -1,0 +1,178 @@
+"""Where to compute: the device that is asked for or found, its rasteriser, and what to do when its memory is full.
+
+`auto` takes CUDA where torch sees a device and gsplat's CUDA code loads or can be built, else the CPU; which of them,
+and why, is one line to print.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from cgc.errors import InputError
+from cgc.rasterize import gsplat_code
+from cgc.rasterize.base import NEAR, Rasterizer
+from cgc.rasterize.cpu import CpuRasterizer
+
+CPU = torch.device("cpu")
+WEIGHTS_SHARE = 8
+"""The weights of one view may take one part in so many of a device's memory."""
+
+
+def choose(text: str = "auto", say: Callable[[str], None] | None = None) -> tuple[torch.device, str]:
+    """Return the device to compute on that `text` names (auto, cpu, cuda, cuda:1, ...), and a line that says why.
+
+    say: told once where gsplat's code has to be built first, which takes minutes. InputError where what was asked for
+    cannot be had.
+    """
+    device, why = see(text)
+    if device == CPU:
+        return device, why
+    if say and not gsplat_code.is_built():
+        say("gsplat's CUDA code is built now, once for this torch; that takes some minutes")
+    trouble = gsplat_code.why_not()
+    if not trouble:
+        return device, why
+    if text == "auto":
+        name = torch.cuda.get_device_name(device)
+        return CPU, f"device: cpu ({name} is here, but gsplat's CUDA code cannot be used: {trouble})"
+    raise InputError(
+        f"{text} was asked for, but gsplat's CUDA code cannot be used: {trouble}; or compute on the CPU, with cpu"
+    )
+
+
+def see(text: str = "auto") -> tuple[torch.device, str]:
+    """Do as `choose`, for what needs torch alone and not the rasteriser."""
+    if text == "cpu":
+        return CPU, "device: cpu (as asked)"
+    if not re.fullmatch(r"auto|cuda(:\d{1,3})?", text):
+        raise InputError(f"the device is {text!r} where auto, cpu, cuda or cuda:1 was expected; correct it")
+    trouble = _no_cuda()
+    if not trouble:
+        device = _numbered(text)
+        trouble = _no_answer(device)
+        if not trouble:
+            facts = torch.cuda.get_device_properties(device)
+            return device, f"device: {device} ({facts.name}, {facts.total_memory / 2**30:.0f} GB)"
+    if text == "auto":
+        return CPU, f"device: cpu ({trouble.partition(';')[0]})"
+    raise InputError(f"{text} was asked for, but {trouble}, or compute on the CPU, with cpu")
+
+
+def _no_cuda() -> str:
+    """Return why torch has no CUDA device, and what to do; "" where it has one."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install a build with it (see pytorch.org)"
+    said = ""
+    with warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available() and torch.cuda.device_count():
+            return ""
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            said = str(error)
+    said += " ".join(str(w.message) for w in noticed)
+    if "too old" in said:
+        needs = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+        return f"the NVIDIA driver is too old for {needs}; update the driver, or install a torch of an older CUDA"
+    return "torch sees no CUDA device; check that `nvidia-smi` lists one and that CUDA_VISIBLE_DEVICES does not hide it"
+
+
+def _numbered(text: str) -> torch.device:
+    """Return the device with its number; InputError where there are fewer."""
+    count = torch.cuda.device_count()
+    index = int(text.partition(":")[2]) if ":" in text else torch.cuda.current_device()
+    if index >= count:
+        there = "there is 1 CUDA device, cuda:0" if count == 1 else f"there are {count}, cuda:0 to cuda:{count - 1}"
+        raise InputError(f"{text} was asked for, but {there}; name one of them, or compute on the CPU, with cpu")
+    return torch.device("cuda", index)
+
+
+def _no_answer(device: torch.device) -> str:
+    """Return why a device that is there cannot be used, and what to do; "" where it can."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an old device is warned of; whether it works is tried
+            float(torch.ones(1, device=device) + 1)
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
+        return f"{device} cannot be used ({reason}); see with `nvidia-smi` what fills or holds it, take another"
+    return ""
+
+
+def rasterizer_for(device: torch.device | str, *, near: float = NEAR, check: bool = True) -> Rasterizer:
+    """Return the rasteriser of a device; InputError where gsplat's CUDA code cannot be had.
+
+    near: world units; Gaussians nearer to a camera's plane than this are not in its picture.
+    check: look for NaN and infinite numbers in every input, which on a GPU can be left out where speed matters.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        return CpuRasterizer(near=near)
+    from cgc.rasterize.cuda import CudaRasterizer
+
+    limit = torch.cuda.get_device_properties(device).total_memory // WEIGHTS_SHARE
+    return CudaRasterizer(device, memory_limit=limit, near=near, check=check)
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A setting that memory grows with: what it is called, what it is, and with which power of it memory grows."""
+
+    name: str
+    value: float
+    power: float = 1.0
+
+    def lowered(self, factor: float) -> str:
+        """Say what to lower it to so that memory shrinks by this factor, in two figures."""
+        least = self.value * factor ** (1 / self.power)
+        step = 10 ** (len(str(int(max(least, 1)))) - 2)
+        return f"{self.name} from {self.value:,.0f} to about {max(int(least / step) * step, 1):,.0f}"
+
+
+@contextmanager
+def out_of_memory(
+    doing: str, levers: Callable[[], Sequence[Lever]] = tuple, *, kept: str = "what was done before is kept"
+) -> Iterator[None]:
+    """Turn a GPU's running out of memory inside the block into an InputError that says what to lower, and to what.
+
+    doing: what ran out ("training"); levers: asked for then what its memory grows with. How much is too much is
+    estimated from what torch says: it held so much and asked for so much more than it could have.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        wanted, there = _sizes(str(error))
+        factor = 0.9 * there / wanted if 0 < there < wanted else 0.7
+        sizes = f": it needs more than {_gb(wanted)} where {_gb(there)} are to be had" if 0 < there < wanted else ""
+        advice = [f"lower {lever.lowered(factor)}" for lever in levers()]
+        advice += ["end other programs that use the GPU", "compute on the CPU, with --device cpu"]
+        raise InputError(f"{doing} ran out of the GPU's memory{sizes}; {', or '.join(advice)}; {kept}") from error
+
+
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def _sizes(text: str) -> tuple[float, float]:
+    """Return the bytes that torch wanted to hold, and those it could have, from what it says; 0 where it does not."""
+
+    def read(pattern: str) -> float:
+        found = re.search(pattern.replace("SIZE", r"([\d.]+) (bytes|[KMGT]iB)"), text)
+        return float(found[1]) * _UNITS[found[2]] if found else 0.0
+
+    asked, held = read("Tried to allocate SIZE"), read("SIZE is allocated by PyTorch")
+    free, reserved = read("of which SIZE is free"), read("SIZE is reserved by PyTorch but unallocated")
+    return asked + held, free + held + reserved
+
+
+def _gb(size: float) -> str:
+    return f"{size / 2**30:.3g} GB"

@@ -1,0 +1,263 @@
+"""Choosing where to compute: what is found, what is refused and in which words, and memory that runs out."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cgc.device import Lever, choose, out_of_memory, rasterizer_for, see
+from cgc.errors import InputError
+from cgc.rasterize import gsplat_code
+from cgc.rasterize.base import GroupRasterizer, VoteRasterizer
+from cgc.rasterize.cpu import CpuRasterizer
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were two cards that work, and gsplat's code."""
+    facts = SimpleNamespace(name="NVIDIA H100", total_memory=79 * 2**30 + 5)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name, value in {
+        "is_available": True, "device_count": 2, "current_device": 0, "get_device_properties": facts,
+        "get_device_name": "NVIDIA H100",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr("cgc.device._no_answer", lambda device: "")
+    monkeypatch.setattr(gsplat_code, "why_not", lambda: "")
+    monkeypatch.setattr(gsplat_code, "is_built", lambda: True)
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this torch had CUDA but saw no card."""
+
+    def init() -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+
+
+def test_the_cpu_can_always_be_had(no_card: None) -> None:
+    """As asked, or as all there is; its rasteriser needs no gsplat."""
+    assert choose("cpu") == (torch.device("cpu"), "device: cpu (as asked)")
+    assert choose() == (torch.device("cpu"), "device: cpu (torch sees no CUDA device)")
+    assert isinstance(rasterizer_for("cpu"), CpuRasterizer)
+
+
+def test_cards_are_taken_by_number(cards: None) -> None:
+    """auto and cuda are the current one; a line names it."""
+    line = "device: cuda:0 (NVIDIA H100, 79 GB)"
+    assert choose() == choose("cuda") == choose("cuda:0") == (torch.device("cuda", 0), line)
+    assert choose("cuda:1") == (torch.device("cuda", 1), line.replace(":0", ":1"))
+    with pytest.raises(InputError, match=r"cuda:2 was asked for, but there are 2, cuda:0 to cuda:1; name one"):
+        choose("cuda:2")
+
+
+def test_one_card_alone(cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names it."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="there is 1 CUDA device, cuda:0; name"):
+        see("cuda:1")
+
+
+@pytest.mark.parametrize("text", ["tpu", "cuda:", "cuda:x", "cuda:-1", "", "CPU", "cuda:1234"])
+def test_other_words_are_refused(text: str) -> None:
+    """With what was expected."""
+    with pytest.raises(InputError, match="where auto, cpu, cuda or cuda:1 was expected"):
+        choose(text)
+
+
+def test_no_card_is_said(no_card: None) -> None:
+    """With where to look, and the way out."""
+    with pytest.raises(InputError, match=r"cuda was asked for, but torch sees no CUDA device; check.*nvidia-smi.*cpu"):
+        choose("cuda")
+
+
+def test_an_old_driver_is_said(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether torch raises or warns of it; the warning itself stays inside."""
+    old = "The NVIDIA driver on your system is too old (found version 11040)."
+
+    def init() -> None:
+        raise RuntimeError(old)
+
+    def warn() -> bool:
+        warnings.warn(f"CUDA initialization: {old}", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    assert "driver is too old for torch" in choose()[1]
+    with pytest.raises(InputError, match=r"driver is too old for torch .* \(CUDA 13.0\); update the driver"):
+        choose("cuda")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", warn)
+    assert "driver is too old for torch" in choose()[1]
+
+
+def test_a_torch_without_cuda_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another build that is needed."""
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "is built without CUDA" in choose()[1]
+    with pytest.raises(InputError, match="is built without CUDA; install a build with it"):
+        choose("cuda:1")
+
+
+def test_a_card_that_does_not_answer_is_said(cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full or a foreign one: its own first line is quoted, and auto goes on without it."""
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+    def ones(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device.\nMore words")
+
+    monkeypatch.setattr("cgc.device.torch.ones", ones)
+    assert "cuda:0 cannot be used (CUDA error: no kernel image is available" in choose()[1]
+    with pytest.raises(InputError, match=r"no kernel image is available for execution on the device\); see"):
+        choose("cuda")
+
+
+def test_gsplat_decides_over_a_card(cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its code, auto takes the CPU and says so; cuda is refused with the reason. Building is announced."""
+    monkeypatch.setattr(gsplat_code, "why_not", lambda: "there is no CUDA compiler to build it with: install it")
+    monkeypatch.setattr(gsplat_code, "is_built", lambda: False)
+    said: list[str] = []
+    device, line = choose("auto", said.append)
+    assert device.type == "cpu" and "NVIDIA H100 is here, but gsplat's CUDA code cannot be used: there is no" in line
+    assert said == ["gsplat's CUDA code is built now, once for this torch; that takes some minutes"]
+    with pytest.raises(InputError, match="cuda was asked for, but gsplat's CUDA code cannot be used: there is no CUDA"):
+        choose("cuda")
+    assert see("cuda")[0] == torch.device("cuda", 0)  # what needs torch alone
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("The detected CUDA version (12.4) mismatches the version that was used to compile"),
+            "nvcc is of CUDA 12.4: install the CUDA toolkit 13",
+        ),
+        (OSError("CUDA_HOME environment variable is not set."), "and set CUDA_HOME to its folder"),
+        (RuntimeError("x\nfatal error: cuda_runtime.h: No such file or directory"), "set CUDA_HOME"),
+        (RuntimeError("Ninja is required to load C++ extensions"), "pip install ninja"),
+        (ImportError("gsplat_cuda.so: undefined symbol: _ZN2at"), "its built copy does not load .*delete the folder"),
+        (
+            RuntimeError("Error building extension 'gsplat_cuda': [1/2] nvcc\nx.cu(3): error: expected a ';'\nninja"),
+            r"building it failed \(x.cu\(3\): error: expected a ';'\)",
+        ),
+    ],
+)
+def test_errors_of_building_become_a_clause(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing, and what to do."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(gsplat_code.shutil, "which", lambda name: f"/usr/bin/{name}")
+    clause = gsplat_code.explain(error)
+    assert re.search(said, clause), clause
+    assert "\n" not in clause
+
+
+def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ninja says of it."""
+    monkeypatch.setattr(gsplat_code.shutil, "which", lambda name: None)
+    assert "there is no C++ compiler" in gsplat_code.explain(RuntimeError("ninja: build stopped"))
+
+
+def test_loading_is_tried_once_and_quiet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """gsplat prints, warns and gives None where there is no toolkit: one sentence is what is left of it."""
+    tries: list[str] = []
+
+    def imported(name: str) -> object:
+        tries.append(name)
+        print("[yellow]gsplat: No CUDA toolkit found. gsplat will be disabled.[/yellow]")
+        warnings.warn("TORCH_CUDA_ARCH_LIST is not set", stacklevel=1)
+        return SimpleNamespace(_C=None)
+
+    monkeypatch.setattr(gsplat_code, "import_module", imported)
+    monkeypatch.setattr(gsplat_code, "_point_to_toolkit", lambda: None)
+    gsplat_code._attempt.cache_clear()
+    for _ in range(2):
+        with pytest.raises(InputError, match="gsplat's CUDA code cannot be used: there is no CUDA compiler"):
+            gsplat_code.load_gsplat()
+    gsplat_code._attempt.cache_clear()
+    assert tries.count("gsplat.cuda._backend") == 1 and capfd.readouterr() == ("", "")
+
+
+def test_a_missing_gsplat_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With how to get it."""
+
+    def imported(name: str) -> object:
+        raise ModuleNotFoundError("No module named 'gsplat'", name="gsplat")
+
+    monkeypatch.setattr(gsplat_code, "_point_to_toolkit", lambda: None)
+    monkeypatch.setattr(gsplat_code, "import_module", imported)
+    gsplat_code._attempt.cache_clear()
+    assert gsplat_code.why_not() == "the package gsplat is missing: pip install 'gsplat>=1.5'"
+    gsplat_code._attempt.cache_clear()
+
+
+def test_an_nvcc_that_is_a_script_does_not_mislead(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes the folder above nvcc's for the toolkit; where a link leads elsewhere, CUDA_HOME is set."""
+    toolkit, script = tmp_path / "cuda-13", tmp_path / "local" / "bin" / "nvcc"
+    for path in (toolkit / "bin" / "nvcc", toolkit / "include" / "cuda_runtime.h"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    script.parent.mkdir(parents=True)
+    script.symlink_to(toolkit / "bin" / "nvcc")
+    extension = SimpleNamespace(CUDA_HOME="wrong")
+    monkeypatch.setattr(gsplat_code, "import_module", lambda name: extension)
+    monkeypatch.setenv("CUDA_HOME", "")
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(gsplat_code.shutil, "which", lambda name: str(toolkit / "bin" / "nvcc"))
+    gsplat_code._point_to_toolkit()
+    assert extension.CUDA_HOME == "wrong"  # torch finds it by itself
+    monkeypatch.setattr(gsplat_code.shutil, "which", lambda name: str(script))
+    gsplat_code._point_to_toolkit()
+    assert extension.CUDA_HOME == str(toolkit) == gsplat_code.os.environ["CUDA_HOME"]
+
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.69 GiB of which 1.00 GiB is "
+    "free. Including non-PyTorch memory, this process has 22.00 GiB memory in use. Of the allocated memory 21.00 GiB "
+    "is allocated by PyTorch, and 512.00 MiB is reserved by PyTorch but unallocated."
+)
+
+
+def test_memory_that_runs_out_says_what_to_lower() -> None:
+    """23 GB were wanted where 22.5 could be had; a tenth is left for what moves."""
+    levers = [Lever("--train.max-gaussians", 2_000_000), Lever("--max-side", 1600, 2)]
+    with pytest.raises(InputError) as caught, out_of_memory("training", lambda: levers):
+        raise torch.OutOfMemoryError(FULL)
+    said = str(caught.value)
+    assert "training ran out of the GPU's memory: it needs more than 23 GB where 22.5 GB are to be had" in said
+    assert "lower --train.max-gaussians from 2,000,000 to about 1,700,000" in said
+    assert "lower --max-side from 1,600 to about 1,500" in said and "--device cpu; what was done before is kept" in said
+
+
+def test_memory_of_another_wording(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without numbers a guess; other errors pass as they are."""
+    said = "ran out of the GPU's memory; lower --x from 100 to about 70, or end"
+    with pytest.raises(InputError, match=said), out_of_memory("it", lambda: [Lever("--x", 100)]):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(KeyError), out_of_memory("it"):
+        raise KeyError("x")
+
+
+def test_protocols_of_the_backends(backend: str, rasterizer: object) -> None:
+    """Who sums groups and votes as it goes."""
+    assert isinstance(rasterizer, GroupRasterizer)
+    assert isinstance(rasterizer, VoteRasterizer) == (backend != "cpu")
+
+
+def test_help_loads_no_torch() -> None:
+    """`cgc --help` stays as light as it was: the device is a word to it."""
+    code = "import sys; import cgc.cli; assert not {'torch', 'gsplat'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code], check=True)
