@@ -14,6 +14,7 @@ from numba import float32 as f
 from torch import Tensor
 
 from cgc import parallel
+from cgc.device_neighbours import nearest_others_on_device
 from cgc.errors import InputError
 from cgc.features.batches import Batch, Elsewhere
 from cgc.features.device_batches import DeviceBatch
@@ -23,6 +24,7 @@ from cgc.features.views import Views
 from cgc.kernels import kernel, spread
 from cgc.neighbours import build_tree, nearest_others
 from cgc.progress import progress_bar
+from cgc.rasterize.checks import check_finite
 from cgc.settings import LiftSettings
 
 LOOK = 50
@@ -30,8 +32,14 @@ LOOK = 50
 
 
 def nearest_neighbours(points: Tensor, k: int) -> Tensor:
-    """Return the k true nearest neighbours of each point, itself excluded, [N, min(k, N-1)] int64, nearest first."""
-    array = points.detach().cpu().numpy()
+    """Return the k true nearest neighbours of each point, itself excluded, [N, min(k, N-1)] int64, nearest first.
+
+    They are found where the points are.
+    """
+    if points.device.type != "cpu":
+        check_finite("positions", points)
+        return nearest_others_on_device(points.detach(), k)[0]
+    array = points.detach().numpy()
     if not np.isfinite(array).all():
         raise InputError("positions hold NaN or infinity where finite numbers were expected; export the splats again")
     return torch.from_numpy(nearest_others(build_tree(array), k)[0])
@@ -163,8 +171,20 @@ def _average(worker, workers, features, neighbours, weights, averages):
 
 def smooth_features(features: Tensor, neighbours: Tensor, mass: Tensor) -> Tensor:
     """Average unit features over each Gaussian and its neighbours, weighted by visible mass; unit again, [N, D]."""
+    if features.device.type != "cpu":
+        return smooth_on_device(features, neighbours, mass)
     unit = torch.nn.functional.normalize(features, dim=-1).contiguous()
     averages = torch.empty_like(unit)
     weights = (mass + 1e-6).to(unit.dtype)
     spread(_average, *(t.numpy() for t in (unit, neighbours, weights, averages)))
     return averages
+
+
+@torch.no_grad()
+def smooth_on_device(features: Tensor, neighbours: Tensor, mass: Tensor) -> Tensor:
+    """Do as `smooth_features` with tensor operations, a neighbour at a time: 4 D B a Gaussian besides the result."""
+    weighted = torch.nn.functional.normalize(features, dim=-1) * (mass + 1e-6)[:, None]
+    averages = weighted.clone()
+    for k in range(neighbours.shape[1]):
+        averages += weighted[neighbours[:, k]]
+    return torch.nn.functional.normalize(averages, dim=-1)
