@@ -190,8 +190,8 @@ def nearest_points_on_device(
     With `within` [Q], only points nearer than that count; with labels [N] of the points, only those of another label
     than others [Q]. Where there is none, the number is -1, the distance `within` or infinite. All pairs are looked at,
     by a product, |p|^2 / 2 - q p; what its rounding leaves undecided among the nearest few is decided by differences.
-    Memory: 12 B for each of 67 million pairs. FLOPs: 2 Q N D, for 1 million queries among 12,000 points in 16 dimensions
-    0.4 Tera; 50 GB are written, and read some six times by the selection: 0.1 s on an H100, estimated, not measured.
+    Memory: 12 B for each of 67 million pairs. FLOPs: 2 Q N D; 1 million queries among 12,000 points in 16 dimensions
+    take 0.4 T, write 50 GB and read it some six times to select: 0.1 s on an H100, estimated, not measured.
     """
     numbers = torch.full((len(queries),), -1, dtype=torch.int64, device=queries.device)
     distances = torch.full_like(queries[:, 0], torch.inf) if within is None else within.clone()
