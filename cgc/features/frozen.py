@@ -58,7 +58,7 @@ def learn_features(
     generator = torch.Generator().manual_seed(settings.seed)
     start = torch.randn(len(neighbours), settings.dim, generator=generator).mul_(0.1)
     plan = _draw_steps(len(batches), settings, generator)
-    if any(isinstance(batch, DeviceBatch) for batch in batches):
+    if neighbours.device.type != "cpu" or any(isinstance(batch, DeviceBatch) for batch in batches):
         return _learn_on_device(batches, neighbours, start, list(plan), settings, quiet)
     learner = Learner(batches, neighbours, start, settings)
     with progress_bar("features", settings.steps, quiet=quiet) as bar:
