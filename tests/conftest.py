@@ -46,6 +46,14 @@ def backend(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield "cpu"
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def tensors_on(request: Any) -> torch.device:
+    """Where tensors lie, whatever made them; skips, with the reason, where there is no such device."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device: torch.cuda.is_available() is False")
+    return torch.device(request.param)
+
+
 @pytest.fixture
 def device(backend: str) -> torch.device:
     """Where the backend's tensors are."""

@@ -14,9 +14,10 @@ from torch.nn.functional import normalize
 
 from cgc.clustering.cluster import Space, cluster, cluster_ids, cluster_masks, cut_into_pieces
 from cgc.clustering.columns import group_matrix, mask_columns, with_wholes
-from cgc.clustering.density import ERROR, draw_sample, propagate, run_hdbscan
+from cgc.clustering.density import draw_sample, propagate, run_hdbscan
 from cgc.clustering.graph import Counts, core, count_views, join, join_groups
 from cgc.clustering.linkage import spanning_tree
+from cgc.clustering.rows import ERROR
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, compact, cut, revote
 from cgc.errors import InputError
@@ -426,11 +427,11 @@ def test_pieces_lie_within_clusters_and_are_never_crumbs_beside_a_larger_piece()
     labels[:3] = (labels[:3] + 1) % 4  # crumbs: three Gaussians in the cells of others
     labels[3:6] = NOISE
     settings = replace(SETTINGS, pieces=12)
-    pieces = cut_into_pieces(labels, features.numpy(), torch.ones(1000), None, settings)
+    pieces = cut_into_pieces(labels, features, torch.ones(1000), None, settings)
     assert (pieces[3:6] == NOISE).all() and pieces.max() + 1 <= 12 + 4
     for k in range(pieces.max() + 1):
         assert len(np.unique(truth[pieces == k])) == 1
-    again = cut_into_pieces(labels, features.numpy(), torch.ones(1000), None, settings)
+    again = cut_into_pieces(labels, features, torch.ones(1000), None, settings)
     assert np.array_equal(pieces, again)
 
 

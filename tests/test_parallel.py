@@ -318,6 +318,23 @@ def test_features_are_those_of_one_process(group, n_views):
     assert np.allclose(joined.matrix.data, whole.matrix.data, rtol=1e-6, atol=0)  # scipy's order of adding up
 
 
+def learn_on_device(settings, n_views: int) -> dict[str, Any]:
+    """What `DeviceLearner` learns of batches in its layout, on the CPU."""
+    splats, labels = clumps()
+    shots = cameras()[:n_views]
+    maps = [render_labels(splats, labels, camera, CpuRasterizer()).ids for camera in shots]
+    batches = sample_batches(splats, shots, maps, CpuRasterizer(), settings, layout="device", quiet=True)
+    features = learn_features(batches, nearest_neighbours(splats.means, 8), settings, quiet=True)
+    return {"features": features, "mass": visible_mass(batches, len(splats)), "held": len(held(batches))}
+
+
+def test_features_learned_on_devices_are_those_of_one_process(group):
+    one, several = learn_on_device(LIFT, 9), group.call(learn_on_device, LIFT, 9)
+    assert sum(of["held"] for of in several) == one["held"] and one["features"].std() > 0.1
+    for of in several:
+        assert torch.equal(of["features"], one["features"]) and torch.equal(of["mass"], one["mass"])
+
+
 # ---- masks
 
 

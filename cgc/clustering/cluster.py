@@ -19,16 +19,15 @@ from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from cgc import parallel
 from cgc.clustering.columns import Columns
 from cgc.clustering.density import draw_sample, find_clusters
 from cgc.clustering.graph import Counts, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
+from cgc.clustering.rows import rows_of
 from cgc.clustering.space import tidy
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, cut, revote, row_winners
 from cgc.errors import InputError
-from cgc.neighbours import nearest_in
 from cgc.settings import ClusterSettings
 
 FINE = 0.6  # share of the views at which pieces are joined before the masks vote for the first time
@@ -77,9 +76,9 @@ def cluster(
     """
     if not torch.isfinite(features).all():
         raise InputError("features hold NaN or infinity where finite numbers were expected; run `cgc lift` again")
-    seen = _visible(mass)
-    unit = torch.nn.functional.normalize(features, dim=-1).numpy()
-    found = find_clusters(unit, mass, settings)
+    normal, mass = torch.nn.functional.normalize(features, dim=-1), mass.cpu()
+    seen, unit = _visible(mass), normal.cpu().numpy()
+    found = find_clusters(unit, mass, settings, rows_of(normal))
     if found is None:
         raise InputError(
             f"everything is noise: HDBSCAN found no cluster of at least {settings.min_cluster_size} among "
@@ -91,7 +90,7 @@ def cluster(
         labels[found.noise] = NOISE
     labels[~seen] = NOISE
     if settings.join and columns.matrix.nnz:
-        labels = cut_into_pieces(labels, unit, mass, space.places if space else None, settings)
+        labels = cut_into_pieces(labels, normal, mass, space.places if space else None, settings)
         return _joined(labels, columns, mass, settings, found.tree, space)
     for _ in range(settings.revote):
         labels, confidences = _vote(labels, columns, mass)
@@ -107,6 +106,7 @@ def cluster_masks(
     Masks whose Gaussians other views tell apart (of several objects) take no part. Memory: `count_views` of up to 4,000
     masks. InputError where no mask is left.
     """
+    mass, columns = mass.cpu(), columns.on_host()
     _ = _visible(mass)
     held = _held(columns)
     picked = np.sort(np.argsort(-np.asarray(held.sum(axis=0)).ravel(), kind="stable")[:MOST_MASKS])
@@ -154,7 +154,7 @@ def _held(columns: Columns) -> Any:
 
 
 def cut_into_pieces(
-    labels: np.ndarray, unit: np.ndarray, mass: Tensor, places: Tensor | None, settings: ClusterSettings
+    labels: np.ndarray, unit: Tensor, mass: Tensor, places: Tensor | None, settings: ClusterSettings
 ) -> np.ndarray:
     """Cut clusters [N] into compact pieces, [N] from 0: by the cells of k-means on features and positions.
 
@@ -162,13 +162,12 @@ def cut_into_pieces(
     them are one is then counted. K-means is fitted to a sample as HDBSCAN is. Crumbs of a cell stay with its largest
     piece.
     """
-    points = unit if places is None else np.concatenate([unit, SPATIAL * places.numpy()], 1)
-    points = np.ascontiguousarray(points, np.float32)
+    points = (unit if places is None else torch.cat([unit, SPATIAL * places.to(unit.device)], 1)).float().contiguous()
     sample = draw_sample(mass, settings)
-    cells = min(settings.pieces, max(len(sample) // CELL, 1), len(np.unique(points[sample], axis=0)))
-    fitted = KMeans(cells, n_init=1, max_iter=30, random_state=settings.seed).fit(points[sample])  # pyright: ignore
-    centres = np.ascontiguousarray(fitted.cluster_centers_, np.float32)
-    cell = parallel.over_rows(nearest_in, [centres], [points, np.full(len(points), np.inf, np.float32)])[0]
+    drawn = points[torch.from_numpy(sample).to(points.device)].cpu().numpy()
+    cells = min(settings.pieces, max(len(sample) // CELL, 1), len(np.unique(drawn, axis=0)))
+    fitted = KMeans(cells, n_init=1, max_iter=30, random_state=settings.seed).fit(drawn)  # pyright: ignore
+    cell, _ = rows_of(points).nearest(np.ascontiguousarray(fitted.cluster_centers_, np.float32))
     own = labels >= 0
     pieces = np.full(len(labels), NOISE, np.int32)
     pieces[own] = cut(cell[own], labels[own], SMALLEST)
@@ -191,7 +190,7 @@ def _joined(
         labels = join_groups(labels, together, settings.level, confidences)
         labels, confidences = _vote(labels, columns, mass)
     if space is not None:
-        places, neighbours = space.places.numpy().astype(float), space.neighbours.numpy()
+        places, neighbours = space.places.cpu().numpy().astype(float), space.neighbours.cpu().numpy()
         labels = tidy(labels, confidences, places, neighbours, together, settings.level)
     labels, confidences = _finished(labels, confidences, settings)
     return Clustering(labels, confidences, tree, grow(labels, parts, together, settings.level))

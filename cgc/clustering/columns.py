@@ -6,13 +6,17 @@ Everything that masks say of Gaussians is said by these columns: which of them o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from scipy.sparse import coo_matrix, csr_matrix, hstack
 from torch import Tensor
+
+from cgc.clustering.device_columns import DeviceMatrix, Summing
 
 CHUNK = 1 << 24  # entries of W that are turned into columns at once: 200 MB
 
@@ -37,13 +41,13 @@ class Weighing(Protocol):
 
 @dataclass(frozen=True)
 class Columns:
-    """matrix [N, M] float32, sparse: the weight of each Gaussian in the sampled pixels of each mask.
+    """matrix [N, M] float32, sparse: the weight of each Gaussian in the sampled pixels of each mask; or on a device.
 
     views [M] int64, the view of each mask, and ids [M] int64, its id there. Memory: 8 B an entry. `nested` has the
     masks that hold others too, where these are known: it says what is together, the masks alone what is whose.
     """
 
-    matrix: Any  # csr_matrix: its stubs know less than it does
+    matrix: Any  # csr_matrix, whose stubs know less than it does, or a DeviceMatrix
     views: np.ndarray
     ids: np.ndarray
     nested: Columns | None = None
@@ -52,6 +56,15 @@ class Columns:
     def together(self) -> Columns:
         """What says which Gaussians are one thing: the masks, and those that hold them."""
         return self.nested or self
+
+    def under(self, groups: Any) -> np.ndarray:
+        """Return what groups [A, N], a sparse matrix of weights, weigh in each mask, [A, M] float32."""
+        return self.matrix.under(groups) if isinstance(self.matrix, DeviceMatrix) else (groups @ self.matrix).toarray()
+
+    def on_host(self) -> Columns:
+        """Return the columns as the host's matrix."""
+        nested = self.nested.on_host() if self.nested else None
+        return replace(self, matrix=self.matrix.host, nested=nested) if isinstance(self.matrix, DeviceMatrix) else self
 
     @property
     def by_view(self) -> Any:
@@ -79,6 +92,23 @@ def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
     return Columns(total.astype(np.float32), views, ids)
 
 
+def mask_columns_on_device(batches: Iterable[Weighing], n_gaussians: int, device: torch.device) -> Columns:
+    """Do as `mask_columns` where batches are, which are looked at once, one after the other; a view's come together."""
+    summing, keys = Summing(n_gaussians, device), []
+    for view, own in groupby(batches, lambda batch: batch.view):
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        number: dict[int, int] = {}
+        for batch in own:
+            table = torch.tensor([number.setdefault(i, len(number)) for i in batch.mask_ids.tolist()], device=device)
+            gaussians, weights = batch.gaussians[batch.weights.ids.long()], batch.weights.weights
+            parts.append((gaussians, table[batch.masks[batch.weights.rows]], weights))
+        gaussians, masks, weights = (torch.cat(some) for some in zip(*parts))
+        summing.add(gaussians, masks, weights, len(number))
+        keys += [(view, i) for i in number]
+    views, ids = np.array(keys, np.int64).reshape(-1, 2).T
+    return Columns(summing.matrix(), views, ids)
+
+
 def side_by_side(parts: Sequence[Columns]) -> Columns:
     """Put the columns of different views side by side."""
     matrix = hstack([part.matrix for part in parts], format="csr")
@@ -103,7 +133,10 @@ def with_wholes(columns: Columns, wholes: Mapping[int, np.ndarray]) -> Columns:
     shape = (len(columns.views), len(number))
     held = csr_matrix((np.ones(len(index), np.float32), (np.flatnonzero(known), index)), shape=shape)
     views, ids = np.array(list(number), np.int64).T
-    matrix = hstack([columns.matrix, columns.matrix @ held], format="csr")
+    if isinstance(columns.matrix, DeviceMatrix):
+        matrix: Any = replace(columns.matrix, wholes=held)
+    else:
+        matrix = hstack([columns.matrix, columns.matrix @ held], format="csr")
     return replace(columns, nested=Columns(matrix, np.append(columns.views, views), np.append(columns.ids, ids)))
 
 

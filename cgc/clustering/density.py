@@ -15,17 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgc import parallel
 from cgc.clustering.linkage import spanning_tree
+from cgc.clustering.rows import HostRows, Rows
 from cgc.errors import InputError
-from cgc.neighbours import build_tree, nearest_in, nearest_of_another_label, nearest_others, nearest_points
+from cgc.neighbours import build_tree, nearest_others, nearest_points
 from cgc.settings import ClusterSettings
 
 MANY = 20_000  # samples past which all pairs (hdbscan's Prim) take longer than the links of near ones
 GROWTH = 4, 16  # of a sample that is too thin, in turn
 THIN = 4  # times min_cluster_size: it is, where half of its clusters are smaller
 LEFT = 0.05  # share of the visible Gaussians that may lie far from every cluster
-ERROR = 0.05  # that a confidence may have
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,13 @@ class Found:
     tree: dict[str, np.ndarray]
 
 
-def find_clusters(unit: np.ndarray, mass: Tensor, settings: ClusterSettings) -> Found | None:
+def find_clusters(unit: np.ndarray, mass: Tensor, settings: ClusterSettings, rows: Rows | None = None) -> Found | None:
     """Find clusters of unit features [N, D] and label every Gaussian; None if all samples are noise.
 
-    Noise are the samples that are in no cluster: they have the label of the nearest one all the same.
+    Noise are the samples that are in no cluster: they have the label of the nearest one all the same. `rows` are the
+    same features where they are looked up; None: on the CPU.
     """
+    rows = rows or HostRows(unit)
     visible = (mass > 0).numpy()
     noise, far, tree = np.full(len(unit), False), visible, {}
     samples, kinds = np.empty((0, unit.shape[1]), np.float32), np.empty(0, np.int64)
@@ -55,7 +56,7 @@ def find_clusters(unit: np.ndarray, mass: Tensor, settings: ClusterSettings) -> 
         sample, labels = sample[labels >= 0], labels[labels >= 0]
         if not len(sample):
             break
-        found, distances = parallel.over_rows(nearest_in, [unit[sample]], [unit, distances])
+        found, distances = rows.nearest(unit[sample], distances)
         nearest = np.where(found < 0, nearest, found + len(samples))
         reach = np.concatenate([reach, _reach(unit[sample], labels)])
         samples = np.concatenate([samples, unit[sample]])
@@ -65,7 +66,7 @@ def find_clusters(unit: np.ndarray, mass: Tensor, settings: ClusterSettings) -> 
             break
     if not len(samples):
         return None
-    return Found(kinds[nearest], _confidences(unit, samples, kinds, nearest, distances), noise, tree)
+    return Found(kinds[nearest], rows.confidences(samples, kinds, nearest, distances), noise, tree)
 
 
 def _cluster_sample(
@@ -170,29 +171,8 @@ def _import_cuml() -> Any:
 def propagate(unit: np.ndarray, samples: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give each row of unit [N, D] the label of its nearest sample [S, D]; labels [N] and confidences [N].
 
-    Confidence 1 - d1/d2 compares the distances to the nearest sample of its own label and of any other, see ERROR.
+    Confidence 1 - d1/d2 compares the distances to the nearest sample of its own label and of any other, see `Rows`.
     """
+    rows = HostRows(unit)
     nearest, distances = nearest_points(build_tree(samples), unit)
-    return labels[nearest], _confidences(unit, samples, labels, nearest, distances)
-
-
-def _confidences(
-    unit: np.ndarray, samples: np.ndarray, labels: np.ndarray, nearest: np.ndarray, distances: np.ndarray
-) -> np.ndarray:
-    """Return 1 - d1/d2, [N], to within ERROR, of rows of unit whose nearest samples [N] and distances d1 [N] are known.
-
-    d2 lies between two bounds by the triangle inequality: the nearest sample's own d2 less d1, and the distance to the
-    sample that this is from. It is looked for only where the two do not tell.
-    """
-    tree = build_tree(samples)
-    foreign, gaps = nearest_of_another_label(tree, labels, samples, labels)
-    if foreign[0] < 0:  # there is one label only
-        return np.ones(len(unit), np.float32)
-    upper, lower = np.empty(len(unit), np.float32), np.maximum(gaps[nearest] - distances, 1e-9)
-    for a in range(0, len(unit), 65_536):
-        there = slice(a, a + 65_536)
-        upper[there] = np.linalg.norm(unit[there] - samples[foreign[nearest[there]]], axis=1)
-    unsure = np.flatnonzero(distances / lower - distances / np.maximum(upper, 1e-9) > ERROR)
-    own = labels[nearest[unsure]]
-    _, upper[unsure] = nearest_of_another_label(tree, labels, unit[unsure], own, upper[unsure])
-    return 1 - np.minimum(distances / np.maximum(upper, 1e-9), 1)
+    return labels[nearest], rows.confidences(samples, labels, nearest, distances)

@@ -65,7 +65,7 @@ def count_views(columns: Columns, groups: Any) -> Counts:
     Memory: 12 B for each of A x M and 16 for each of A x A.
     """
     by_view = columns.by_view
-    shown = (groups @ columns.matrix).toarray()  # [A, M]
+    shown = columns.under(groups)  # [A, M]
     in_view = shown @ by_view  # [A, V]
     share = (shown / np.maximum(in_view @ by_view.T, 1e-9)) ** SHARPNESS
     share /= np.maximum((share @ by_view) @ by_view.T, 1e-9)

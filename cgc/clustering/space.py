@@ -45,14 +45,14 @@ def tidy(
     own = labels >= 0
     if not own.any() or not neighbours.shape[1]:
         return labels
-    n, k = neighbours.shape
-    near = np.repeat(np.arange(n), k).reshape(n, k)
-    lengths = np.linalg.norm(places[near] - places[neighbours], axis=2)  # [N, k]
+    n = len(neighbours)
+    lengths = np.linalg.norm(places[:, None] - places[neighbours], axis=2)  # [N, k]
     same = own[:, None] & (labels[neighbours] == labels[:, None])
     typical = _medians(labels, lengths, same)  # [labels]
     reach = np.where(own, typical[np.maximum(labels, 0)], 0.0)
     linked = same & (lengths <= STEP * reach[:, None])
-    graph = coo_matrix((np.ones(int(linked.sum()), bool), (near[linked], neighbours[linked])), shape=(n, n))
+    near = np.repeat(np.arange(n), linked.sum(1))
+    graph = coo_matrix((np.ones(len(near), bool), (near, neighbours[linked])), shape=(n, n))
     component = np.where(own, connected_components(graph, directed=False)[1], -1)
     sizes = np.bincount(component[own], minlength=component.max() + 1)
     label_of = np.full(len(sizes), NOISE)
@@ -74,9 +74,13 @@ def _medians(labels: np.ndarray, lengths: np.ndarray, same: np.ndarray) -> np.nd
     rows = np.repeat(labels, lengths.shape[1]).reshape(lengths.shape)[same]
     values = lengths[same]
     medians = np.full(int(labels.max()) + 1, np.median(values) if len(values) else 0.0)
-    order = np.lexsort((values, rows))
-    found, first, counts = np.unique(rows[order], return_index=True, return_counts=True)
-    medians[found] = values[order][first + counts // 2]
+    counts = np.bincount(rows, minlength=len(medians))
+    small = np.uint16 if len(medians) <= 1 << 16 else np.int64  # of two bytes are sorted without comparing
+    grouped = values[np.argsort(rows.astype(small), kind="stable")]
+    ends = np.cumsum(counts)
+    for label in np.flatnonzero(counts):
+        own, middle = grouped[ends[label] - counts[label] : ends[label]], counts[label] // 2
+        medians[label] = np.partition(own, middle)[middle]
     return medians
 
 

@@ -12,6 +12,7 @@ from scipy.sparse import coo_matrix, csr_matrix, diags
 from torch import Tensor
 
 from cgc.clustering.columns import Columns
+from cgc.clustering.device_columns import DeviceMatrix
 
 NOISE = -1
 OWN = 0.1  # of its mass: what a Gaussian's vote for the label it has weighs
@@ -28,14 +29,17 @@ def revote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarr
     shift = labels - lowest  # noise takes part as a label of its own, but is never voted for
     shape = (n, int(shift.max(initial=0)) + 1)
     is_noise = (np.arange(shape[1]) + lowest) == NOISE
-    own = coo_matrix((OWN * mass.numpy() + 1e-9, (np.arange(n), shift)), shape=shape).tocsr()
+    own = OWN * mass.numpy() + 1e-9
     ones: Any = csr_matrix((np.ones(n, np.float32), (shift, np.arange(n))), shape=shape[::-1])
-    shown = (ones @ columns.matrix).toarray().T  # [M, labels]
+    shown = columns.under(ones).T  # [M, labels]
     purity = shown.max(1, initial=0.0, where=~is_noise) / np.maximum(shown.sum(1), 1e-9)
     winner = np.where(is_noise, -1.0, shown).argmax(1)
+    if isinstance(columns.matrix, DeviceMatrix):
+        best, share = columns.matrix.elect(winner, purity**2, shift, own)
+        return (best + lowest).astype(np.int32), share
     masks = np.arange(len(winner))
     ballots: Any = csr_matrix((np.ones(len(masks), np.float32), (masks, winner)), shape=(len(masks), shape[1]))
-    votes = columns.matrix @ diags(purity**2) @ ballots + own
+    votes = columns.matrix @ diags(purity**2) @ ballots + coo_matrix((own, (np.arange(n), shift)), shape=shape).tocsr()
     best, share = _winners(votes.tocsr())
     return (best + lowest).astype(np.int32), share
 

@@ -6,7 +6,7 @@ end in features [N, D].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,19 +14,32 @@ from numba import float32 as f
 from torch import Tensor
 
 from cgc import parallel
+from cgc.device_neighbours import nearest_others_on_device
 from cgc.errors import InputError
+from cgc.features.batches import Batch, Elsewhere
+from cgc.features.device_batches import DeviceBatch
+from cgc.features.device_learner import DeviceLearner
 from cgc.features.rows import Rows
-from cgc.features.samples import Batch, Elsewhere
 from cgc.features.views import Views
 from cgc.kernels import kernel, spread
 from cgc.neighbours import build_tree, nearest_others
 from cgc.progress import progress_bar
+from cgc.rasterize.checks import check_finite
 from cgc.settings import LiftSettings
+
+LOOK = 50
+"""Steps on a device after which the bar's loss is fetched, for which the host waits."""
 
 
 def nearest_neighbours(points: Tensor, k: int) -> Tensor:
-    """Return the k true nearest neighbours of each point, itself excluded, [N, min(k, N-1)] int64, nearest first."""
-    array = points.detach().cpu().numpy()
+    """Return the k true nearest neighbours of each point, itself excluded, [N, min(k, N-1)] int64, nearest first.
+
+    They are found where the points are.
+    """
+    if points.device.type != "cpu":
+        check_finite("positions", points)
+        return nearest_others_on_device(points.detach(), k)[0]
+    array = points.detach().numpy()
     if not np.isfinite(array).all():
         raise InputError("positions hold NaN or infinity where finite numbers were expected; export the splats again")
     return torch.from_numpy(nearest_others(build_tree(array), k)[0])
@@ -39,22 +52,56 @@ def learn_features(
 
     neighbours [N, k] as `nearest_neighbours` gives them. Deterministic for a seed; a Gaussian in no batch keeps the
     small random feature it starts with. A step costs by the pixels and Gaussians of its batches only. Several processes
-    each hold all features and learn alike, and find the gradients of the batches that they hold.
+    each hold all features and learn alike, and find the gradients of the batches that they hold. The features are where
+    the neighbours are: `DeviceBatch`es are learned from by `DeviceLearner`, from the same start and draws.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     start = torch.randn(len(neighbours), settings.dim, generator=generator).mul_(0.1)
+    plan = _draw_steps(len(batches), settings, generator)
+    if neighbours.device.type != "cpu" or any(isinstance(batch, DeviceBatch) for batch in batches):
+        return _learn_on_device(batches, neighbours, start, list(plan), settings, quiet)
     learner = Learner(batches, neighbours, start, settings)
-    order: list[int] = []
     with progress_bar("features", settings.steps, quiet=quiet) as bar:
-        for step in range(settings.steps):
-            views = []
-            for _ in range(settings.views_per_step):
-                order = order or torch.randperm(len(batches), generator=generator).tolist()
-                views.append(batches[order.pop()])
-            draws = torch.rand(settings.anchors, generator=generator).numpy()
-            loss = learner.step(views, draws, settings.lr * 0.1 ** (step / settings.steps))
+        for step, (views, draws) in enumerate(plan):
+            loss = learner.step([batches[k] for k in views], draws.numpy(), _rate(step, settings))
             if step % 10 == 9 or step + 1 == settings.steps:
                 bar.advance(step % 10 + 1, loss=loss)
+    return learner.features
+
+
+def _draw_steps(count: int, settings: LiftSettings, generator: torch.Generator) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield which of `count` batches each step learns from, each as often as the others, and the anchors' draws [A]."""
+    order: list[int] = []
+    for _ in range(settings.steps):
+        views = []
+        for _ in range(settings.views_per_step):
+            order = order or torch.randperm(count, generator=generator).tolist()
+            views.append(order.pop())
+        yield views, torch.rand(settings.anchors, generator=generator)
+
+
+def _rate(step: int, settings: LiftSettings) -> float:
+    return settings.lr * 0.1 ** (step / settings.steps)
+
+
+def _learn_on_device(
+    batches: Sequence[Batch | Elsewhere],
+    neighbours: Tensor,
+    start: Tensor,
+    plan: list[tuple[list[int], Tensor]],
+    settings: LiftSettings,
+    quiet: bool,
+) -> Tensor:
+    """Learn where the neighbours are; what is drawn goes there in one piece, and only the bar's loss comes back."""
+    device = neighbours.device
+    learner = DeviceLearner(neighbours, start.to(device), settings)
+    draws = torch.stack([some for _, some in plan]).to(device) if plan else start
+    rates = torch.tensor([_rate(step, settings) for step in range(settings.steps)]).to(device)
+    with progress_bar("features", settings.steps, quiet=quiet) as bar:
+        for step, (views, _) in enumerate(plan):
+            loss = learner.step([batches[k] for k in views], draws[step], rates[step])
+            if not quiet and (step % LOOK == LOOK - 1 or step + 1 == settings.steps):
+                bar.advance(step % LOOK + 1, loss=float(loss))
     return learner.features
 
 
@@ -124,8 +171,20 @@ def _average(worker, workers, features, neighbours, weights, averages):
 
 def smooth_features(features: Tensor, neighbours: Tensor, mass: Tensor) -> Tensor:
     """Average unit features over each Gaussian and its neighbours, weighted by visible mass; unit again, [N, D]."""
+    if features.device.type != "cpu":
+        return smooth_on_device(features, neighbours, mass)
     unit = torch.nn.functional.normalize(features, dim=-1).contiguous()
     averages = torch.empty_like(unit)
     weights = (mass + 1e-6).to(unit.dtype)
     spread(_average, *(t.numpy() for t in (unit, neighbours, weights, averages)))
     return averages
+
+
+@torch.no_grad()
+def smooth_on_device(features: Tensor, neighbours: Tensor, mass: Tensor) -> Tensor:
+    """Do as `smooth_features` with tensor operations, a neighbour at a time: 4 D B a Gaussian besides the result."""
+    weighted = torch.nn.functional.normalize(features, dim=-1) * (mass + 1e-6)[:, None]
+    averages = weighted.clone()
+    for k in range(neighbours.shape[1]):
+        averages += weighted[neighbours[:, k]]
+    return torch.nn.functional.normalize(averages, dim=-1)

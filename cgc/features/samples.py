@@ -1,16 +1,15 @@
 """The pixels features are learned from: drawn once a view, with the blending weights behind them.
 
-A `Batch` is a few thousand pixels of one view, each inside a mask and off its border, their rows of the contribution
-matrix, and the Gaussians that they show. Everything later (learning, votes, clustering by visible mass) reads these
-rows only, so its cost grows neither with the size of the image nor with the number of Gaussians.
+Everything later (learning, votes, clustering by visible mass) reads the rows of these pixels only, so its cost grows
+neither with the size of the image nor with the number of Gaussians.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +17,11 @@ from torch import Tensor
 
 from cgc import parallel
 from cgc.errors import InputError
+from cgc.features.batches import Batch as Batch
+from cgc.features.batches import Elsewhere as Elsewhere
+from cgc.features.batches import held as held
 from cgc.features.cache import Cache
+from cgc.features.device_batches import DeviceBatch, DevicePool, split_on_device
 from cgc.masks.id_maps import border_mask
 from cgc.progress import progress_bar
 from cgc.rasterize.base import Contributions, Rasterizer
@@ -27,41 +30,9 @@ from cgc.scene.types import Camera
 from cgc.settings import LiftSettings
 from cgc.splats.types import Splats
 
+T = TypeVar("T")
+
 BESIDE = 5  # pixels: how near to a mask's border "border" sampling takes half of its pixels
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sampled pixels of one view, sorted by mask.
-
-    `gaussians` [U] int32, rising, are those that the pixels show, and `weights` the pixels' rows of W with columns 0 to
-    U - 1 in that order; `masks` [P] int64 in [0, len(mask_ids)), `mask_ids` [M] the ids the masks have in the view's
-    id map. Memory: 16 B an entry of W, which is held by pixel and by Gaussian, 24 B a pixel, 12 B a Gaussian of U.
-    """
-
-    view: int
-    gaussians: Tensor
-    weights: Contributions
-    masks: Tensor
-    mask_ids: Tensor
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """How many of the pixels each mask has, [M] int64."""
-        return np.bincount(self.masks.numpy(), minlength=len(self.mask_ids))
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """A batch that another process holds: which one, and how many Gaussians its pixels show."""
-
-    holder: int
-    shown: int
-
-
-def held(batches: Sequence[Batch | Elsewhere]) -> list[Batch]:
-    """Return the batches that this process holds, in their order."""
-    return [batch for batch in batches if isinstance(batch, Batch)]
 
 
 def sample_batches(
@@ -72,27 +43,32 @@ def sample_batches(
     settings: LiftSettings,
     *,
     folder: Path | None = None,
+    layout: Literal["auto", "host", "device"] = "auto",
     quiet: bool = False,
 ) -> list[Batch | Elsewhere]:
     """Draw each view's pixels and keep their blending weights; views without a mask give nothing.
 
-    id_maps: one [H, W] int array a camera, 0 = unassigned, or None. The batches take up to `settings.cache_gb` of
-    memory, what is more lies in a temporary file in `folder` (None: the system's). Of several processes each draws all
-    pixels, so that these are the same for any number of them, and holds the weights of an equal run of the views.
+    id_maps: one [H, W] int array a camera, 0 = unassigned, or None. The pixels are the same for any backend and any
+    number of processes: each of these draws all, and holds the weights of an equal run of the views. layout: "host"
+    makes `Batch`es for the CPU's kernels, of which `settings.cache_gb` lie in memory and the rest in a temporary file
+    in `folder` (None: the system's); "device" makes `DeviceBatch`es on the splats' device, past the limit in memory of
+    the host; "auto" goes by where the splats are.
     """
-    generator = np.random.default_rng(settings.seed)
     rank, size = parallel.here()
+    on_device = layout == "device" or (layout == "auto" and splats.means.device.type != "cpu")
     masked = np.cumsum([id_map is not None for id_map in id_maps])
     made: list[tuple[int, int]] = []  # of each batch the view, and who holds it
+    pool, drawn = DevicePool(settings.cache_gb), _draw_views(id_maps, settings)
     with Cache(settings.cache_gb, folder) as cache, progress_bar("weights", len(cameras), quiet=quiet) as bar:
-        for view, (camera, id_map) in enumerate(zip(cameras, id_maps)):
-            if id_map is not None:
-                parts = _part(id_map, _draw_pixels(id_map, settings, generator), settings)
-                holder = int(masked[view] - 1) * size // int(masked[-1])
-                made += [(view, holder)] * len(parts)
-                if holder == rank and parts:
-                    for batch in _make_batches(view, camera, id_map, parts, splats, rasterizer, settings):
-                        cache.keep(_arrays(batch))
+        for view, parts in enumerate(_ahead(drawn) if on_device else drawn):
+            holder = int(masked[view] - 1) * size // max(int(masked[-1]), 1)
+            made += [(view, holder)] * len(parts)
+            if holder == rank and parts and on_device:
+                for batch in _make_device_batches(view, cameras[view], parts, splats, rasterizer, settings):
+                    pool.keep(batch)
+            elif holder == rank and parts:
+                for batch in _make_batches(view, cameras[view], parts, splats, rasterizer, settings):
+                    cache.keep(_arrays(batch))
             bar.advance(1, batches=len(made))
         if not made:
             raise InputError(
@@ -100,10 +76,35 @@ def sample_batches(
                 "on views that see the splats; check that the masks belong to this scene and that the splats are its "
                 "own"
             )
-        own = iter(cache.groups())
-        batches = [_restore(view, cameras[view], next(own)) if holder == rank else None for view, holder in made]
+        views = [view for view, holder in made if holder == rank]
+        own = iter(pool.batches or [_restore(v, cameras[v], arrays) for v, arrays in zip(views, cache.groups())])
+        batches = [next(own) if holder == rank else None for _, holder in made]
     shown = parallel.add_up(torch.tensor([len(batch.gaussians) if batch else 0 for batch in batches]))
     return [batch or Elsewhere(holder, int(n)) for batch, (_, holder), n in zip(batches, made, shown)]
+
+
+class _Part(NamedTuple):
+    """Pixels of a batch, sorted by mask: pixels [P] and masks [P] int64 in [0, M), and the masks' ids [M] int64."""
+
+    pixels: np.ndarray
+    masks: np.ndarray
+    mask_ids: np.ndarray
+
+
+def _draw_views(id_maps: Sequence[np.ndarray | None], settings: LiftSettings) -> Iterator[list[_Part]]:
+    """Yield what is drawn of each view, none without a map; always the same for a seed."""
+    generator = np.random.default_rng(settings.seed)
+    for id_map in id_maps:
+        yield [] if id_map is None else _part(id_map, _draw_pixels(id_map, settings, generator), settings)
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items, each of which was begun in another thread before the one before it was asked for."""
+    with ThreadPoolExecutor(1, thread_name_prefix="cgc.draw") as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
 
 
 def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
@@ -113,49 +114,65 @@ def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.rando
     n = settings.pixels_per_view
     if len(candidates) <= n or settings.sampling == "uniform":
         return generator.permutation(candidates)[:n]
-    _, index, counts = np.unique(id_map.ravel()[candidates], return_inverse=True, return_counts=True)
-    chance = (1.0 / np.sqrt(counts))[index]
-    # Gumbel keys: the largest n are a weighted draw without replacement, in random order
-    order = np.argsort(-(np.log(chance) + generator.gumbel(size=len(candidates))), kind="stable")
+    # Gumbel keys: the least n are a weighted draw without replacement, in random order
+    keys = -(_log_chances(id_map.ravel()[candidates]) + generator.gumbel(size=len(candidates)))
     if settings.sampling == "mask":
-        return candidates[order[:n]]
+        some = np.flatnonzero(keys <= np.partition(keys, n - 1)[n - 1])  # sorting all of them takes long
+        return candidates[some[np.argsort(keys[some], kind="stable")[:n]]]
+    order = np.argsort(keys, kind="stable")
     beside = border_mask(id_map, BESIDE).ravel()[candidates[order]]
     first = np.flatnonzero(beside)[: n // 2]
     rest = np.delete(order, first)[: n - len(first)]
     return generator.permutation(candidates[np.concatenate([order[first], rest])])
 
 
-def _part(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[np.ndarray]:
+def _log_chances(ids: np.ndarray) -> np.ndarray:
+    """The logarithm of one over the square root of how often its id is there, of each of some ids over 0."""
+    if ids.max() <= len(ids):
+        counts = np.bincount(ids)
+        return np.log(1.0 / np.sqrt(np.maximum(counts, 1)))[ids]
+    _, index, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    return np.log(1.0 / np.sqrt(counts))[index]
+
+
+def _part(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[_Part]:
     """Part a view's pixels into those of each batch, as many each, sorted by mask; none are empty."""
     parts = []
     for part in np.array_split(pixels, max(1, round(len(pixels) / settings.pixels_per_step))):
         of_part = id_map.ravel()[part]
-        ids, counts = np.unique(of_part, return_counts=True)
-        kept = np.isin(of_part, ids[counts >= settings.min_mask_pixels])
-        parts.append(part[kept][np.lexsort((part[kept], of_part[kept]))])
-    return [part for part in parts if len(part)]
+        _, masks, counts = np.unique(of_part, return_inverse=True, return_counts=True)
+        kept = counts[masks] >= settings.min_mask_pixels
+        order = np.lexsort((part[kept], masks[kept]))
+        if len(order):
+            mask_ids, masks = np.unique(of_part[kept][order], return_inverse=True)
+            parts.append(_Part(part[kept][order], masks, mask_ids.astype(np.int64)))
+    return parts
 
 
 def _make_batches(
-    view: int,
-    camera: Camera,
-    id_map: np.ndarray,
-    parts: Sequence[np.ndarray],
-    splats: Splats,
-    rasterizer: Rasterizer,
-    settings: LiftSettings,
+    view: int, camera: Camera, parts: Sequence[_Part], splats: Splats, rasterizer: Rasterizer, settings: LiftSettings
 ) -> Iterator[Batch]:
     """Yield the batches of a view from one pass over its weights."""
-    pixels = np.concatenate(parts)
+    pixels = torch.from_numpy(np.concatenate([part.pixels for part in parts]))
     weights = rasterizer.contributions(
-        splats, camera, torch.from_numpy(pixels), min_weight=settings.min_weight, heaviest=settings.heaviest
+        splats, camera, pixels, min_weight=settings.min_weight, heaviest=settings.heaviest
     )
-    ends = np.cumsum([len(part) for part in parts])
+    ends = np.cumsum([len(part.pixels) for part in parts])
     for part, end in zip(parts, ends):
-        mask_ids, masks = np.unique(id_map.ravel()[part], return_inverse=True)
-        of_part, gaussians = weights.select(torch.arange(end - len(part), end)).compact()
-        ids = torch.from_numpy(mask_ids.astype(np.int64))
-        yield Batch(view, gaussians, of_part, torch.from_numpy(masks), ids)
+        of_part, gaussians = weights.select(torch.arange(end - len(part.pixels), end)).compact()
+        yield Batch(view, gaussians, of_part, torch.from_numpy(part.masks), torch.from_numpy(part.mask_ids))
+
+
+def _make_device_batches(
+    view: int, camera: Camera, parts: Sequence[_Part], splats: Splats, rasterizer: Rasterizer, settings: LiftSettings
+) -> Iterator[DeviceBatch]:
+    """Do as `_make_batches` without W leaving its device; what is drawn goes there in one piece."""
+    drawn = np.stack([np.concatenate(some) for some in zip(*((part.pixels, part.masks) for part in parts))])
+    pixels, masks = torch.from_numpy(drawn).to(splats.means.device)
+    weights = rasterizer.contributions(
+        splats, camera, pixels, min_weight=settings.min_weight, heaviest=settings.heaviest
+    )
+    return split_on_device(view, weights, masks, [part.mask_ids for part in parts], [len(p.pixels) for p in parts])
 
 
 def _arrays(batch: Batch) -> list[np.ndarray]:
@@ -175,11 +192,18 @@ def _restore(view: int, camera: Camera, arrays: Sequence[np.ndarray]) -> Batch:
 
 
 def visible_mass(batches: Sequence[Batch | Elsewhere], n_gaussians: int) -> Tensor:
-    """Return how much of the sampled pixels each Gaussian is: the column sums of W, [N]."""
+    """Return how much of the sampled pixels each Gaussian is: the column sums of W, [N], on the batches' device."""
+    device = next((batch.home for batch in held(batches) if isinstance(batch, DeviceBatch)), torch.device("cpu"))
 
-    def add(mass: Tensor) -> None:
+    def add(total: Tensor) -> None:
+        mass = total.to(device)
         for batch in held(batches):
-            ids = batch.gaussians[batch.weights.ids.long()].long()
-            mass.index_add_(0, ids, batch.weights.weights)
+            if isinstance(batch, DeviceBatch):
+                own = batch.at_home()
+                mass.index_add_(0, own.gaussians.long(), own.by_gaussian.times(mass.new_ones(len(own.masks), 1))[:, 0])
+            else:
+                ids = batch.gaussians[batch.weights.ids.long()].long()
+                mass.index_add_(0, ids, batch.weights.weights)
+        total.copy_(mass)
 
-    return parallel.add_in_turn(torch.zeros(n_gaussians), add)
+    return parallel.add_in_turn(torch.zeros(n_gaussians), add).to(device)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cgc.features.batches import Batch, Elsewhere, held
 from cgc.features.contrast import contrast_gradient
-from cgc.features.samples import Batch, Elsewhere, held
 from cgc.kernels import kernel, spread
 from cgc.rasterize.lanes import load, store
 from cgc.rasterize.sparse import multiply
