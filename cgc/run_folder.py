@@ -121,8 +121,8 @@ class RunFolder:
             "sharpen": self._sharpens_by() if settings.sharpen.steps else {},
         }.get(step, {})
         if step == "train" and not self.source.splats:
-            own["train"] = _changed(settings.train, "features")
-            del own["train"]["checkpoint_every"]
+            own["train"] = _changed(settings.train, "features", "views_per_step")
+            del own["train"]["checkpoint_every"], own["train"]["photos"]
         if step == "train" and self.trains_features:
             own |= {"joint": to_json(settings.joint), "masks": self.source.masks_hash}
         if step == "lift" and settings.lift.method == "joint" and not self.trains_features:

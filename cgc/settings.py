@@ -75,7 +75,10 @@ class TrainSettings:
     """
 
     steps: int = 1800
-    """Optimiser steps, one view each."""
+    """Optimiser steps."""
+    views_per_step: int = 1
+    """Photos a step learns from, which several processes share; with more, Adam's rates grow by their root. As many
+    photos are seen in so many times fewer steps."""
     max_gaussians: int = 60_000
     """Densification never goes past this many Gaussians; with a budget, past eight times as many."""
     budget: Annotated[float, arg(prefix_name=False, metavar="TIME")] = 0.0
@@ -128,6 +131,9 @@ class TrainSettings:
     """Reset opacities every so many steps while refining; 0: never (short runs do not recover)."""
     checkpoint_every: int = 500
     """Write a checkpoint every so many steps, to resume after a kill; 0: never."""
+    photos: Literal["auto", "device", "host"] = "auto"
+    """Where photos are kept: in the memory of the GPU, or of the host, from where the next one is fetched while a step
+    runs; auto: on the GPU while they take a quarter of what is free there."""
     features: Literal["none", "joint"] = "none"
     """Learn nothing else, or features beside colour from the first step, as the paper's release does (see `joint`)."""
     seed: int = 0
@@ -340,9 +346,9 @@ Limit = float | tuple[float, float]
 LIMITS: dict[str, dict[str, Limit]] = {
     "scene": {"downscale": 1, "max_side": 0, "test_every": 0},
     "train": {
-        "steps": 1, "max_gaussians": 1, "budget": 0, "sh_degree": (0, 3), "sh_ramp": (0, 1), "coarse": (0, 1),
-        "coarse_levels": (0, 8), "ssim_weight": (0, 1), "means_lr": 0, "means_lr_final": 0, "log_scales_lr": 0,
-        "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0, "sh_rest_lr": 0, "lr_final": 0,
+        "steps": 1, "views_per_step": 1, "max_gaussians": 1, "budget": 0, "sh_degree": (0, 3), "sh_ramp": (0, 1),
+        "coarse": (0, 1), "coarse_levels": (0, 8), "ssim_weight": (0, 1), "means_lr": 0, "means_lr_final": 0,
+        "log_scales_lr": 0, "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0, "sh_rest_lr": 0, "lr_final": 0,
         "init_opacity": (0.001, 0.999), "init_random": 1, "refine_start": (0, 1), "refine_stop": (0, 1),
         "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0, "reset_every": 0,
         "checkpoint_every": 0, "seed": 0,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cgc.appearance import schedule, trainer
+from cgc.appearance import photos, schedule, trainer
 from cgc.appearance.capture import Densification, IdentityCapture
 from cgc.appearance.checkpoint import KEEP, identify, load_checkpoint
 from cgc.appearance.companion import Carried, NoCompanion
@@ -238,7 +238,8 @@ def densifying(n: int = 20):
     for p, o in zip(params.values(), optimizers.values()):
         p.grad = torch.ones_like(p)
         o.step()
-    densifier.count(params, render, 32, 24)
+    densifier.count(render, 32, 24)
+    densifier.add_up()
     return densifier, params, optimizers
 
 
@@ -541,8 +542,8 @@ def test_a_training_within_a_budget_has_as_many_gaussians_as_its_clock_allows(ti
 
 
 def test_photos_are_halved_by_area_but_not_too_far(monkeypatch) -> None:
-    assert trainer.SHORTEST == 160
-    monkeypatch.setattr(trainer, "SHORTEST", 64)
+    assert photos.SHORTEST == 160
+    monkeypatch.setattr(photos, "SHORTEST", 64)
     scene, load = make_scene(3, 256)
     sizes, seen = [], []
 

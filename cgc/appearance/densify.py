@@ -73,14 +73,28 @@ class Densifier:
         self._strategy.too_big = prune_scale
         self._seed = seed
         self.statistics: dict[str, Any] = self._strategy.initialize_state(scene_scale=extent)
+        self.forget()
 
-    def count(self, params: Params, render: Render, width: int, height: int) -> None:
-        """Add the image-plane gradients of a step; `render.means2d` has kept its gradient."""
-        info = {
-            "means2d": render.means2d, "radii": render.radii, "gaussian_ids": None,
-            "width": width, "height": height, "n_cameras": len(render.means2d),
-        }  # fmt: skip
-        self._strategy._update_state(params, self.statistics, info)
+    def count(self, render: Render, width: int, height: int, photos: int = 1) -> None:
+        """Note the image-plane gradients of one of a step's `photos`; `render.means2d` has kept its gradient."""
+        cameras = len(render.means2d)
+        gradient = render.means2d.grad.clone()  # [C, N, 2] # pyright: ignore[reportOptionalMemberAccess]
+        gradient[..., 0] *= width / 2.0 * cameras * photos
+        gradient[..., 1] *= height / 2.0 * cameras * photos
+        seen = (render.radii > 0).all(dim=-1)  # [C, N]
+        self._noted += list(zip(torch.where(seen, gradient.norm(dim=-1), 0.0), seen))
+
+    def add_up(self) -> None:
+        """Add to the statistics what a step has noted."""
+        for norms, seen in self._noted:
+            for name, added in (("grad2d", norms), ("count", seen.to(norms.dtype))):
+                before = self.statistics[name]
+                self.statistics[name] = added if before is None else before + added
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what a step has noted."""
+        self._noted: list[tuple[Tensor, Tensor]] = []
 
     def refine(self, params: Params, optimizers: Optimizers, step: int, plan: Densification, limit: int) -> None:
         """Grow to at most `limit`, prune and forget the gradients so far, in place.
@@ -90,14 +104,24 @@ class Densifier:
         strategy, state = self._strategy, self.statistics
         strategy.grow_grad2d, strategy.prune_opa = plan.grow_grad2d, plan.prune_opacity
         strategy.room = limit - len(params["means"])
-        with torch.random.fork_rng(devices=[]):
+        device = params["means"].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(mix(self._seed, step))
             if plan.grow:
                 strategy._grow_gs(params, optimizers, state, step)
             if plan.prune:
                 strategy._prune_gs(params, optimizers, state, step)
-        state["grad2d"].zero_()
-        state["count"].zero_()
+        for name in ("grad2d", "count"):
+            state[name] = torch.zeros_like(state[name])
+
+    def keep_brightest(self, params: Params, optimizers: Optimizers, limit: int) -> None:
+        """Remove the faintest Gaussians past `limit`, in place."""
+        from gsplat.strategy.ops import remove
+
+        if len(params["means"]) > limit:
+            gone = torch.ones_like(params["opacities"], dtype=torch.bool)
+            gone[params["opacities"].topk(limit).indices] = False
+            remove(params, optimizers, self.statistics, gone)
 
     def reset_opacities(self, params: Params, optimizers: Optimizers, prune_opacity: float) -> None:
         """Lower every opacity to just above the pruning threshold, in place (gsplat 1.5.3 never does)."""
