@@ -115,6 +115,9 @@ class TrainSettings:
     """Opacity of the first Gaussians."""
     init_random: int = 20_000
     """Random Gaussians to start from where the model has no points."""
+    strategy: Literal["default", "mcmc"] = "default"
+    """How Gaussians are added: cloned and split where image-plane gradients are large, the faint pruned (default); or
+    the dead relocated to where light is and a share added each time, all a little shaken (mcmc, arXiv 2404.09591)."""
     refine_start: float = 0.1
     """Fraction of the run from which Gaussians are grown and pruned."""
     refine_stop: float = 0.7
@@ -129,6 +132,14 @@ class TrainSettings:
     """Gaussians longer than this, times the scene's extent, are removed while refining; 0: none."""
     reset_every: int = 0
     """Reset opacities every so many steps while refining; 0: never (short runs do not recover)."""
+    mcmc_growth: float = 0.05
+    """mcmc: share of Gaussians added each time."""
+    mcmc_noise: float = 5e5
+    """mcmc: noise on positions, times their learning rate."""
+    mcmc_opacity: float = 0.01
+    """mcmc: weight of the mean opacity in the loss."""
+    mcmc_scale: float = 0.01
+    """mcmc: weight of the mean length, in extents of the scene, in the loss."""
     checkpoint_every: int = 500
     """Write a checkpoint every so many steps, to resume after a kill; 0: never."""
     photos: Literal["auto", "device", "host"] = "auto"
@@ -351,7 +362,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "log_scales_lr": 0, "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0, "sh_rest_lr": 0, "lr_final": 0,
         "init_opacity": (0.001, 0.999), "init_random": 1, "refine_start": (0, 1), "refine_stop": (0, 1),
         "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0, "reset_every": 0,
-        "checkpoint_every": 0, "seed": 0,
+        "mcmc_growth": 0, "mcmc_noise": 0, "mcmc_opacity": 0, "mcmc_scale": 0, "checkpoint_every": 0, "seed": 0,
     },
     "lift": {
         "dim": 1, "steps": 1, "pixels_per_view": 1, "pixels_per_step": 1, "views_per_step": 1, "cache_gb": 0,

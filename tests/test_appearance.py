@@ -21,6 +21,7 @@ from cgc.appearance.cost import PRIOR, Coefficients, StepCosts, prior
 from cgc.appearance.densify import Densifier
 from cgc.appearance.losses import photometric_loss, psnr
 from cgc.appearance.plan import FEWEST, Plan
+from cgc.appearance.shards import Shards
 from cgc.appearance.trainer import TrainStats, first_splats, train
 from cgc.errors import InputError
 from cgc.geometry import rgb_to_sh_dc, sh_to_rgb
@@ -228,7 +229,7 @@ def densifying(n: int = 20):
     }  # fmt: skip
     params = {k: torch.nn.Parameter(v.clone()) for k, v in tensors.items()}
     optimizers = {k: torch.optim.Adam([p], fused=True) for k, p in params.items()}
-    densifier = Densifier(extent=1.0, prune_scale=0.0, seed=0)
+    densifier = Densifier(Shards(n, torch.device("cpu")), extent=1.0, prune_scale=0.0, seed=0)
     means2d = torch.zeros(1, n, 2, requires_grad=True)
     means2d.grad = torch.zeros(1, n, 2)
     means2d.grad[0, :, 0] = torch.arange(1.0, n + 1) / 16  # times half of the width 32
@@ -278,7 +279,7 @@ def test_faint_and_long_gaussians_are_pruned() -> None:
     with torch.no_grad():
         params["opacities"][3] = -9.0
         params["scales"][5, 1] = 2.0
-    densifier._strategy.too_big = 5.0
+    densifier._too_big = 5.0
     densifier.refine(params, optimizers, 10, Densification(0.5, 0.005, grow=False), 25)
     assert len(params["means"]) == 18
 

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from cgc.appearance import schedule
+from cgc.appearance.arrange import Optimizers, Params
 from cgc.appearance.capture import CaptureModel, Densification
 from cgc.appearance.checkpoint import Checkpoint, Identity, load_checkpoint
 from cgc.appearance.companion import Companion
-from cgc.appearance.densify import Densifier, Optimizers, Params
+from cgc.appearance.densify import Densifier
 from cgc.appearance.losses import photometric_loss, psnr
+from cgc.appearance.mcmc import MarkovChain
 from cgc.appearance.photos import Photo, Photos
 from cgc.appearance.plan import Plan
+from cgc.appearance.shards import Shards
 from cgc.appearance.watch import Watch
 from cgc.errors import InputError
 from cgc.rasterize.base import Rasterizer, Render
@@ -102,7 +105,8 @@ class Run:
         self._carry(first.carried)
         groups = capture.parameter_groups()
         self._capture_optimizer = torch.optim.Adam(groups, eps=ADAM_EPS) if groups else None
-        self._densifier = Densifier(extent=first.extent, prune_scale=settings.prune_scale, seed=settings.seed)
+        self._shards = Shards(len(first.splats), self._device)
+        self._densifier = _densifier(self._shards, settings, first.extent)
 
     def _adam(self, params: list[Tensor], rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
         """Make an optimiser that remembers as many photos, however many a step learns from."""
@@ -143,7 +147,9 @@ class Run:
             self._show(step, sum(losses) / len(losses), sum(qualities) / len(qualities))
         self.whole = None
         self._densifier.add_up()
+        self._densifier.regularise(self.params)
         self._descend(step)
+        self._densifier.after_step(self.params, step, self._rates_at(step)["means"])
 
     def _learn_photo(self, step: int, place: int, shown: bool) -> tuple[Tensor, float]:
         """Add the gradients of a step's `place`-th photo; return its loss and, where shown, its PSNR."""
@@ -319,6 +325,13 @@ class Run:
 
     def _here(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
+
+
+def _densifier(shards: Shards, settings: TrainSettings, extent: float) -> Densifier:
+    """Make what adds and removes Gaussians."""
+    if settings.strategy == "mcmc":
+        return MarkovChain(shards, settings, extent=extent)
+    return Densifier(shards, extent=extent, prune_scale=settings.prune_scale, seed=settings.seed)
 
 
 def _apart(values: Tensor) -> tuple[Tensor, Tensor | None]:
