@@ -31,7 +31,7 @@ from cgc.rasterize.base import Render
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.rasterize.sh import sh_colors, view_colors
 from cgc.scene.types import Camera, Scene, View
-from cgc.settings import TRAIN_PRESETS, TrainSettings
+from cgc.settings import TRAIN_PRESETS, TrainSettings, preset_of
 from cgc.splats.types import Splats
 
 TINY = TrainSettings(steps=60, max_gaussians=300, refine_start=0.1, refine_every=10, checkpoint_every=0, coarse=0)
@@ -812,6 +812,25 @@ def test_training_starts_from_given_splats(tiny) -> None:
     assert stats.psnr_train > 20  # they are nearly what was photographed
     moved, _ = run(tiny, replace(TINY, steps=20), start=given)
     assert not torch.equal(moved.means, given.means) and moved.sh.shape[1] == 4
+
+
+def test_on_a_gpu_the_default_is_3dgs_as_published() -> None:
+    standard = preset_of("default", gpu=True).train
+    assert standard == TRAIN_PRESETS["standard"] != preset_of("default").train == TrainSettings()
+    assert preset_of("fast", gpu=True).train == preset_of("fast").train and preset_of("fast").train.steps == 7000
+    degrees = [schedule.sh_degree(standard, step) for step in (999, 1000, 2000, 3000, 29_999)]
+    assert degrees == [0, 1, 2, 3, 3] and schedule.level(standard, 0) == 0
+    refined = [step for step in range(30_000) if schedule.refines(standard, step)]
+    assert (refined[0], refined[-1], len(refined)) == (500, 14_900, 145)
+    assert [s for s in range(30_000) if schedule.resets(standard, s)] == [3000, 6000, 9000, 12_000]
+    names = ("means_lr", "log_scales_lr", "quats_lr", "logit_opacities_lr", "sh_dc_lr", "sh_rest_lr")
+    assert [getattr(standard, name) for name in names] == [1.6e-4, 5e-3, 1e-3, 5e-2, 2.5e-3, 2.5e-3 / 20]
+    assert (standard.means_lr_final, standard.lr_final, standard.grow_grad2d, standard.prune_opacity) == (
+        0.01,
+        1,
+        2e-4,
+        5e-3,
+    )
 
 
 def test_presets_are_settings_by_budget() -> None:
