@@ -118,6 +118,10 @@ class Photos:
             self._coming[following] = self._send(coming.pixels)
         return Photo(pixels, photo.camera)
 
+    def camera(self, view: int, level: int) -> Camera:
+        """Return the camera of a view's photo, halved `level` times."""
+        return self._at(view, level)[1].camera
+
     def _at(self, view: int, level: int) -> tuple[Which, Photo]:
         sizes = self._pyramids[view]
         level = min(level, len(sizes) - 1)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cgc import parallel
 from cgc.appearance.capture import CaptureModel, IdentityCapture
-from cgc.appearance.checkpoint import identify, save_checkpoint
+from cgc.appearance.checkpoint import Identity, identify, save_checkpoint
 from cgc.appearance.companion import Companion, NoCompanion
 from cgc.appearance.memory import OutOfMemory, want_of_memory
 from cgc.appearance.photos import Photos, read_photo
@@ -73,6 +74,8 @@ def train(
     Training begins with `start`, or else with Gaussians on the points of the scene; `title` is what the bar says.
     With `checkpoint_dir` a killed training continues from its newest checkpoint, to the same result; not so with
     a budget, because the cap then follows from the seconds that steps take by `clock`.
+    Several processes share it (see exchange.py): settings say how many photos a step has, so that the result is that
+    of one process; all must call this, and the first one gets the splats, the others none.
     Raise InputError where nothing can be trained, for a checkpoint that belongs to something else, and where the
     device's memory does not suffice.
     """
@@ -82,7 +85,9 @@ def train(
         raise InputError(f"no view of {scene.root} is left to train on; give more photos, or a larger --test-every")
     levels = settings.coarse_levels if settings.coarse > 0 else 0
     pyramids = {i: read_photo(scene.views[i], load_image).pyramid(levels) for i in train_views}
-    capture, companion = capture or IdentityCapture(), companion or NoCompanion()
+    capture, companion, many = capture or IdentityCapture(), companion or NoCompanion(), parallel.here()[1] > 1
+    if many and not isinstance(companion, NoCompanion):
+        raise ValueError("what Gaussians carry beside colour is trained in one process; work in parallel.alone()")
     pixels = [pyramids[i][0].pixels.numpy() for i in train_views]
     identity = identify(settings, scene, train_views, pixels, companion=companion.identity(), start=start)
     photos = Photos(pyramids, device, settings.photos)
@@ -94,7 +99,8 @@ def train(
     )  # fmt: skip
     run = Run(first, photos, rasterizer, settings, capture, companion, plan)
     resumed_from = run.resume(checkpoint_dir, identity) if checkpoint_dir else 0
-    if (settings.budget or not quiet) and not resumed_from and settings.steps >= REHEARSED:
+    rehearses = (settings.budget or not quiet) and not resumed_from and settings.steps >= REHEARSED
+    if rehearses and not many:
         _rehearse(first, photos, rasterizer, settings, companion, plan, clock)
     plan.start(resumed_from)
     with progress_bar(title, settings.steps, start=resumed_from, quiet=quiet, effort=plan.effort, clock=clock) as bar:
@@ -102,20 +108,26 @@ def train(
             try:
                 run.step(step)
             except OutOfMemory as error:
-                saved = checkpoint_dir is not None and run.whole is not None
-                if checkpoint_dir and run.whole is not None:
+                saved = None
+                if checkpoint_dir and run.whole is not None and not many:
                     run.forget()
-                    save_checkpoint(checkpoint_dir, run.checkpoint(run.whole), identity)
-                counts = len(run.params["means"]), run.fitted
-                raise want_of_memory(photos, *counts, step, settings.steps, saved) from error
+                    saved = _save(checkpoint_dir, run, run.whole, identity)
+                counts = run.gaussians, run.fitted
+                raise want_of_memory(photos, *counts, step, settings.steps, saved is not None) from error
             done = step + 1
             if checkpoint_dir and _is_due(settings, done):
-                save_checkpoint(checkpoint_dir, run.checkpoint(done), identity)
+                _save(checkpoint_dir, run, done, identity)
             plan.tick(step)
             bar.advance(1, **(run.shown() if done % SHOWN_EVERY == 0 else {}))
     splats, carried = run.splats(), {k: v.detach() for k, v in run.carried().items()}
-    numbers = (settings.steps, plan.seconds, len(splats), plan.cap, run.loss, run.psnr, resumed_from)
+    numbers = (settings.steps, plan.seconds, run.gaussians, plan.cap, run.loss, run.psnr, resumed_from)
     return splats, TrainStats(*numbers, carried)
+
+
+def _save(folder: Path, run: Run, step: int, identity: Identity) -> Path | None:
+    """Write a checkpoint of what is to be step `step`; the first process has it, and all must come here."""
+    checkpoint = run.checkpoint(step)
+    return save_checkpoint(folder, checkpoint, identity) if checkpoint else None
 
 
 def _is_due(settings: TrainSettings, done: int) -> bool:

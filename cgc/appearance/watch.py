@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cgc import parallel
 from cgc.errors import InputError
 
 NEVER = 1 << 62
@@ -33,14 +34,15 @@ class Watch:
             self._seen = self._seen | (radii > 0).any()
 
     def look(self, done: int) -> None:
-        """Raise InputError for what went wrong in the first `done` steps."""
-        step = int(self._bad_step)
+        """Raise InputError for what went wrong in the first `done` steps, in any process: in all of them."""
+        notes = parallel.collect([int(self._bad_step), float(self._bad_loss), bool(self._seen)])
+        step, loss, _ = min(notes, key=lambda note: note[0])
         if step != NEVER:
             raise InputError(
-                f"the loss became {float(self._bad_loss)} at step {step}; lower the learning rates, and check that the "
+                f"the loss became {loss} at step {step}; lower the learning rates, and check that the "
                 "camera model and the points are finite"
             )
-        self.anything_seen = self.anything_seen or bool(self._seen)
+        self.anything_seen = self.anything_seen or any(seen for *_, seen in notes)
         if not self.anything_seen and done >= self._first_epoch:
             raise InputError(
                 f"no Gaussian is visible from any of the {self._n_views} training views: the "
