@@ -23,7 +23,6 @@ from cgc.masks.regions import RegionMerging
 from cgc.masks.sam import PRESETS as SAM_PRESETS
 from cgc.masks.sam import SegmentAnything
 from cgc.settings import (
-    PRESETS,
     ClusterSettings,
     EvalSettings,
     JointSettings,
@@ -34,10 +33,11 @@ from cgc.settings import (
     SceneSettings,
     SharpenSettings,
     TrainSettings,
+    preset_of,
     seconds_of,
 )
 
-Preset = Literal["quick", "short", "default", "full", "paper"]
+Preset = Literal["quick", "short", "default", "full", "fast", "standard", "paper"]
 Device = Annotated[str, arg(metavar="auto|cpu|cuda|cuda:N")]
 RunArgument = Annotated[Path, arg(metavar="RUN", help="The run folder; the name alone, without --out, will do.")]
 
@@ -49,7 +49,8 @@ class Demo:
     out: Path = Path("runs/demo")
     """The run folder. A run that was stopped goes on where it was."""
     preset: Preset = "short"
-    """How much time to spend training: quick, short, default or full; or paper, the published method to compare."""
+    """How much time to spend training: quick, short, default or full; on a GPU fast (7,000 steps) or standard (30,000);
+    or paper, the published method to compare."""
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
@@ -77,7 +78,8 @@ class Run:
     splats: Path | None = None
     """An existing 3DGS .ply of this scene, in place of training."""
     preset: Preset = "default"
-    """How much time to spend training: quick, short, default or full; or paper, the published method to compare."""
+    """How much time to spend training: quick, short, default or full; on a GPU fast (7,000 steps) or standard (30,000),
+    which is what default means there; or paper, the published method to compare."""
     scene: OmitArgPrefixes[SceneSettings] = field(default_factory=SceneSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
@@ -142,7 +144,8 @@ class Train:
     scene_folder: Annotated[Path | None, arg(name="scene", metavar="SCENE")] = None
     """The scene of a run that does not exist yet, or where the scene of a run lies now."""
     preset: Preset | None = None
-    """Take the training settings of a preset: quick, short, default, full or paper."""
+    """Take the training settings of a preset: quick, short, default (on a GPU: standard), full, fast, standard or
+    paper."""
     train: OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
     quiet: bool = False
     """Show no progress."""
@@ -537,7 +540,7 @@ def _parse(name: str, arguments: list[str]) -> object:
     if name == "masks":
         return _parse_masks(arguments)
     preset = _preset(arguments)
-    settings = PRESETS.get(preset or ("short" if name == "demo" else "default"), RunSettings())
+    settings = preset_of(preset or ("short" if name == "demo" else "default"))
     config = parse(settings)
     out = config.out or _default_out(config.scene_folder)  # pyright: ignore[reportAttributeAccessIssue]
     if not (out / "config.json").exists():

@@ -419,6 +419,25 @@ def add_in_turn(tensor: Tensor, add: Callable[[Tensor], None]) -> Tensor:
     return tensor
 
 
+def swap(rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Give rows [n, ...] away, counts[r] of them to process r in their order; return those that came, by their process.
+
+    With them, how many came from each. All give rows of one shape and kind.
+    """
+    if here()[1] == 1:
+        return rows, list(counts)
+    import torch
+    import torch.distributed as dist
+
+    given = torch.tensor(counts, device=rows.device)
+    came = torch.empty_like(given)
+    _try(partial(dist.all_to_all_single, came, given))
+    many = came.tolist()
+    made = rows.new_empty(sum(many), *rows.shape[1:])
+    _try(partial(dist.all_to_all_single, made, rows.contiguous(), many, list(counts)))
+    return made, many
+
+
 def send(arrays: Sequence[np.ndarray], target: int) -> None:
     """Send arrays to one process, which must `receive` them."""
     import numpy as np

@@ -51,6 +51,10 @@ TRAINED_FEATURES = "trained_features.safetensors"
 """What training leaves beside the splats where it learns features too."""
 CAMERAS = "cameras.json"
 """What rendering leaves beside the table: the views' cameras, for when the scene is gone."""
+YOUNGER = (
+    "features", "views_per_step", "strategy", "mcmc_growth", "mcmc_noise", "mcmc_opacity", "mcmc_scale",
+)  # fmt: skip
+"""Settings of training that runs of the same format may lack."""
 _BEFORE = {
     "lift": "train",
     "cluster": "lift",
@@ -121,8 +125,8 @@ class RunFolder:
             "sharpen": self._sharpens_by() if settings.sharpen.steps else {},
         }.get(step, {})
         if step == "train" and not self.source.splats:
-            own["train"] = _changed(settings.train, "features")
-            del own["train"]["checkpoint_every"]
+            own["train"] = _changed(settings.train, *YOUNGER)
+            del own["train"]["checkpoint_every"], own["train"]["photos"]
         if step == "train" and self.trains_features:
             own |= {"joint": to_json(settings.joint), "masks": self.source.masks_hash}
         if step == "lift" and settings.lift.method == "joint" and not self.trains_features:

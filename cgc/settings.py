@@ -75,7 +75,10 @@ class TrainSettings:
     """
 
     steps: int = 1800
-    """Optimiser steps, one view each."""
+    """Optimiser steps."""
+    views_per_step: int = 1
+    """Photos a step learns from, which several processes share; with more, Adam's rates grow by their root. As many
+    photos are seen in so many times fewer steps."""
     max_gaussians: int = 60_000
     """Densification never goes past this many Gaussians; with a budget, past eight times as many."""
     budget: Annotated[float, arg(prefix_name=False, metavar="TIME")] = 0.0
@@ -112,6 +115,9 @@ class TrainSettings:
     """Opacity of the first Gaussians."""
     init_random: int = 20_000
     """Random Gaussians to start from where the model has no points."""
+    strategy: Literal["default", "mcmc"] = "default"
+    """How Gaussians are added: cloned and split where image-plane gradients are large, the faint pruned (default); or
+    the dead relocated to where light is and a share added each time, all a little shaken (mcmc, arXiv 2404.09591)."""
     refine_start: float = 0.1
     """Fraction of the run from which Gaussians are grown and pruned."""
     refine_stop: float = 0.7
@@ -126,8 +132,19 @@ class TrainSettings:
     """Gaussians longer than this, times the scene's extent, are removed while refining; 0: none."""
     reset_every: int = 0
     """Reset opacities every so many steps while refining; 0: never (short runs do not recover)."""
+    mcmc_growth: float = 0.05
+    """mcmc: share of Gaussians added each time."""
+    mcmc_noise: float = 5e5
+    """mcmc: noise on positions, times their learning rate."""
+    mcmc_opacity: float = 0.01
+    """mcmc: weight of the mean opacity in the loss."""
+    mcmc_scale: float = 0.01
+    """mcmc: weight of the mean length, in extents of the scene, in the loss."""
     checkpoint_every: int = 500
     """Write a checkpoint every so many steps, to resume after a kill; 0: never."""
+    photos: Literal["auto", "device", "host"] = "auto"
+    """Where photos are kept: in the memory of the GPU, or of the host, from where the next one is fetched while a step
+    runs; auto: on the GPU while they take a quarter of what is free there."""
     features: Literal["none", "joint"] = "none"
     """Learn nothing else, or features beside colour from the first step, as the paper's release does (see `joint`)."""
     seed: int = 0
@@ -152,7 +169,17 @@ TRAIN_PRESETS: dict[str, TrainSettings] = {
         sh_rest_lr=1.25e-4,
     ),
 }
-"""Trainings by budget: a glance, the demo's, a good scene on two cores, and as good as it gets."""
+_STANDARD = replace(
+    TRAIN_PRESETS["full"], steps=30_000, max_gaussians=4_000_000, sh_ramp=4000 / 30_000, coarse=0.0, lr_final=1.0,
+    refine_start=500 / 30_000, refine_stop=0.5, checkpoint_every=2000,
+)  # fmt: skip
+TRAIN_PRESETS |= {
+    "fast": replace(_STANDARD, steps=7000, max_gaussians=2_000_000, sh_ramp=0.4, coarse=0.2, refine_start=500 / 7000,
+                    refine_stop=0.7),
+    "standard": _STANDARD,
+}  # fmt: skip
+"""Trainings by budget: a glance, the demo's, a good scene on two cores, as good as it gets there; and two for a GPU, of
+which `standard` is 3D Gaussian Splatting as published (its steps, rates and thresholds), with a limit to Gaussians."""
 
 
 @dataclass(frozen=True)
@@ -340,12 +367,12 @@ Limit = float | tuple[float, float]
 LIMITS: dict[str, dict[str, Limit]] = {
     "scene": {"downscale": 1, "max_side": 0, "test_every": 0},
     "train": {
-        "steps": 1, "max_gaussians": 1, "budget": 0, "sh_degree": (0, 3), "sh_ramp": (0, 1), "coarse": (0, 1),
-        "coarse_levels": (0, 8), "ssim_weight": (0, 1), "means_lr": 0, "means_lr_final": 0, "log_scales_lr": 0,
-        "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0, "sh_rest_lr": 0, "lr_final": 0,
+        "steps": 1, "views_per_step": 1, "max_gaussians": 1, "budget": 0, "sh_degree": (0, 3), "sh_ramp": (0, 1),
+        "coarse": (0, 1), "coarse_levels": (0, 8), "ssim_weight": (0, 1), "means_lr": 0, "means_lr_final": 0,
+        "log_scales_lr": 0, "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0, "sh_rest_lr": 0, "lr_final": 0,
         "init_opacity": (0.001, 0.999), "init_random": 1, "refine_start": (0, 1), "refine_stop": (0, 1),
         "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0, "reset_every": 0,
-        "checkpoint_every": 0, "seed": 0,
+        "mcmc_growth": 0, "mcmc_noise": 0, "mcmc_opacity": 0, "mcmc_scale": 0, "checkpoint_every": 0, "seed": 0,
     },
     "lift": {
         "dim": 1, "steps": 1, "pixels_per_view": 1, "pixels_per_step": 1, "views_per_step": 1, "cache_gb": 0,
@@ -429,6 +456,11 @@ PRESETS: dict[str, RunSettings] = {name: RunSettings(train=train) for name, trai
     "paper": PAPER
 }
 """Whole runs: by budget, which differ in training (the rest takes seconds), and the paper's."""
+
+
+def preset_of(name: str, *, gpu: bool = False) -> RunSettings:
+    """Return what a preset means: on a GPU `default` is `standard`."""
+    return PRESETS.get("standard" if gpu and name == "default" else name, RunSettings())
 
 
 _UNITS = (("h", 3600.0), ("m", 60.0), ("s", 1.0))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cgc.appearance import schedule, trainer
+from cgc.appearance import photos, schedule, trainer
 from cgc.appearance.capture import Densification, IdentityCapture
 from cgc.appearance.checkpoint import KEEP, identify, load_checkpoint
 from cgc.appearance.companion import Carried, NoCompanion
@@ -21,6 +21,7 @@ from cgc.appearance.cost import PRIOR, Coefficients, StepCosts, prior
 from cgc.appearance.densify import Densifier
 from cgc.appearance.losses import photometric_loss, psnr
 from cgc.appearance.plan import FEWEST, Plan
+from cgc.appearance.shards import Shards
 from cgc.appearance.trainer import TrainStats, first_splats, train
 from cgc.errors import InputError
 from cgc.geometry import rgb_to_sh_dc, sh_to_rgb
@@ -30,7 +31,7 @@ from cgc.rasterize.base import Render
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.rasterize.sh import sh_colors, view_colors
 from cgc.scene.types import Camera, Scene, View
-from cgc.settings import TRAIN_PRESETS, TrainSettings
+from cgc.settings import TRAIN_PRESETS, TrainSettings, preset_of
 from cgc.splats.types import Splats
 
 TINY = TrainSettings(steps=60, max_gaussians=300, refine_start=0.1, refine_every=10, checkpoint_every=0, coarse=0)
@@ -228,7 +229,7 @@ def densifying(n: int = 20):
     }  # fmt: skip
     params = {k: torch.nn.Parameter(v.clone()) for k, v in tensors.items()}
     optimizers = {k: torch.optim.Adam([p], fused=True) for k, p in params.items()}
-    densifier = Densifier(extent=1.0, prune_scale=0.0, seed=0)
+    densifier = Densifier(Shards(n, torch.device("cpu")), extent=1.0, prune_scale=0.0, seed=0)
     means2d = torch.zeros(1, n, 2, requires_grad=True)
     means2d.grad = torch.zeros(1, n, 2)
     means2d.grad[0, :, 0] = torch.arange(1.0, n + 1) / 16  # times half of the width 32
@@ -238,7 +239,8 @@ def densifying(n: int = 20):
     for p, o in zip(params.values(), optimizers.values()):
         p.grad = torch.ones_like(p)
         o.step()
-    densifier.count(params, render, 32, 24)
+    densifier.count(render, 32, 24)
+    densifier.add_up()
     return densifier, params, optimizers
 
 
@@ -277,7 +279,7 @@ def test_faint_and_long_gaussians_are_pruned() -> None:
     with torch.no_grad():
         params["opacities"][3] = -9.0
         params["scales"][5, 1] = 2.0
-    densifier._strategy.too_big = 5.0
+    densifier._too_big = 5.0
     densifier.refine(params, optimizers, 10, Densification(0.5, 0.005, grow=False), 25)
     assert len(params["means"]) == 18
 
@@ -541,8 +543,8 @@ def test_a_training_within_a_budget_has_as_many_gaussians_as_its_clock_allows(ti
 
 
 def test_photos_are_halved_by_area_but_not_too_far(monkeypatch) -> None:
-    assert trainer.SHORTEST == 160
-    monkeypatch.setattr(trainer, "SHORTEST", 64)
+    assert photos.SHORTEST == 160
+    monkeypatch.setattr(photos, "SHORTEST", 64)
     scene, load = make_scene(3, 256)
     sizes, seen = [], []
 
@@ -810,6 +812,25 @@ def test_training_starts_from_given_splats(tiny) -> None:
     assert stats.psnr_train > 20  # they are nearly what was photographed
     moved, _ = run(tiny, replace(TINY, steps=20), start=given)
     assert not torch.equal(moved.means, given.means) and moved.sh.shape[1] == 4
+
+
+def test_on_a_gpu_the_default_is_3dgs_as_published() -> None:
+    standard = preset_of("default", gpu=True).train
+    assert standard == TRAIN_PRESETS["standard"] != preset_of("default").train == TrainSettings()
+    assert preset_of("fast", gpu=True).train == preset_of("fast").train and preset_of("fast").train.steps == 7000
+    degrees = [schedule.sh_degree(standard, step) for step in (999, 1000, 2000, 3000, 29_999)]
+    assert degrees == [0, 1, 2, 3, 3] and schedule.level(standard, 0) == 0
+    refined = [step for step in range(30_000) if schedule.refines(standard, step)]
+    assert (refined[0], refined[-1], len(refined)) == (500, 14_900, 145)
+    assert [s for s in range(30_000) if schedule.resets(standard, s)] == [3000, 6000, 9000, 12_000]
+    names = ("means_lr", "log_scales_lr", "quats_lr", "logit_opacities_lr", "sh_dc_lr", "sh_rest_lr")
+    assert [getattr(standard, name) for name in names] == [1.6e-4, 5e-3, 1e-3, 5e-2, 2.5e-3, 2.5e-3 / 20]
+    assert (standard.means_lr_final, standard.lr_final, standard.grow_grad2d, standard.prune_opacity) == (
+        0.01,
+        1,
+        2e-4,
+        5e-3,
+    )
 
 
 def test_presets_are_settings_by_budget() -> None:

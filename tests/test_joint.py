@@ -15,7 +15,7 @@ from tiny import CLUMPS, FLOOR, NAMES, VIEWS, cameras, clumps
 from tiny import SETTINGS as TINY
 from torch.nn.functional import cosine_similarity
 
-from cgc.appearance import trainer
+from cgc.appearance import schedule, trainer
 from cgc.appearance.companion import Companion, NoCompanion
 from cgc.errors import InputError
 from cgc.features.extremes import BLOCK, nearest_and_farthest
@@ -197,7 +197,7 @@ def test_rasterising_alone_is_the_joint_mode_with_everything_else_held_still(tin
     _, stats = trainer.train(
         scene, load_image, CpuRasterizer(), held, test_every=0, companion=joint, start=splats, quiet=True
     )
-    shown = [trainer.schedule.view_at(list(range(VIEWS)), 0, step) for step in range(20)]
+    shown = [schedule.view_at(list(range(VIEWS)), 0, step) for step in range(20)]
     monkeypatch.setattr(torch, "randperm", lambda n, generator=None, real=torch.randperm: (
         torch.tensor([shown.pop(0) for _ in range(n)]).flip(0) if n == VIEWS else real(n, generator=generator)
     ))  # fmt: skip

@@ -53,9 +53,10 @@ def identify(
 ) -> Identity:
     """Hash what a training depends on: settings, cameras, points or splats, and the training photos [H, W, 3].
 
-    `companion` is its identity. How often checkpoints are written does not change the result, so it is left out.
+    `companion` is its identity. How often checkpoints are written and where photos are kept does not change the result,
+    so they are left out; so is the cap on Gaussians, which must be lowered where a GPU's memory does not suffice.
     """
-    kept = {k: v for k, v in to_json(settings).items() if k != "checkpoint_every"}
+    kept = {k: v for k, v in to_json(settings).items() if k not in ("checkpoint_every", "photos", "max_gaussians")}
     digest = hashlib.blake2b(digest_size=16)
     for index, photo in zip(train_views, photos):
         view = scene.views[index]

@@ -32,6 +32,7 @@ class LabelCodes(NoCompanion):
     ) -> None:
         """Pull pictures towards the `targets` [H, W] of each view: a label from 1, or 0 where nobody knows."""
         self._labels, self._targets, self._weight = np.maximum(labels, 0), targets, weight
+        self._wanted: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
         most = max([int(a.max(initial=0)) for a in (labels, *targets.values())])
         codes = torch.randn(most + 1, dim, generator=torch.Generator().manual_seed(seed))
         self.codes = normalize(codes, dim=1)  # [K + 1, D]
@@ -46,7 +47,7 @@ class LabelCodes(NoCompanion):
 
     def start(self, splats: Splats) -> dict[str, Tensor]:
         """Give each Gaussian the code of its label; no rate names it, so it stays."""
-        return {"codes": self.codes[torch.from_numpy(self._labels).long()]}
+        return {"codes": self.codes[torch.from_numpy(self._labels).long()].to(splats.means.device)}
 
     def values(self, carried: Carried, step: int) -> Tensor | None:
         """Return the codes."""
@@ -57,8 +58,18 @@ class LabelCodes(NoCompanion):
         target = self._targets.get(view)
         if target is None:
             return None
-        known = torch.from_numpy(np.flatnonzero(target))
-        wanted = self.codes[torch.from_numpy(target.ravel()).long()[known]]  # [P, D]
+        known, wanted = self._known(view, target, values.device)
         shown = embedding(known, values.reshape(target.size, -1))
         distance = ((shown - wanted).square().sum(-1) + SMALLEST).sqrt()
         return self._weight * (distance - TOLERATED).relu().sum() / target.size
+
+    def _known(self, view: int, target: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the pixels [P] where something is known, and what they should show [P, D]; sent to a GPU once."""
+        if (view, device) in self._wanted:
+            return self._wanted[view, device]
+        known = torch.from_numpy(np.flatnonzero(target))
+        wanted = self.codes[torch.from_numpy(target.ravel()).long()[known]]
+        made = known.to(device), wanted.to(device)
+        if device.type != "cpu":
+            self._wanted[view, device] = made
+        return made

@@ -7,18 +7,21 @@ zero padding); per pixel and channel
     SSIM = (2 m n + c1) (2 (p - m n) + c2) / ((m^2 + n^2 + c1) (s - m^2 - n^2 + c2))
 
 SSIM needs the variances' sum only, so four windowed maps do. G is separable and symmetric: rows are windowed,
-then columns; the gradient windows dSSIM/dm, dSSIM/ds and dSSIM/dp once more.
+then columns; the gradient windows dSSIM/dm, dSSIM/ds and dSSIM/dp once more. Images in memory go through numba kernels,
+those of a GPU through the same steps on tensors.
 Source: Wang et al. 2004 (SSIM); Kerbl et al. 2023 (arXiv 2308.04079), whose constants these are.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from cgc.kernels import kernel, spread
 
@@ -154,9 +157,44 @@ def photometric_arrays(x: np.ndarray, y: np.ndarray, ssim_weight: float) -> tupl
     return l1_sums.sum() / count, ssim_sums.sum() / count, gradient
 
 
+@cache
+def _taps_on(device: torch.device) -> Tensor:
+    """Return the 11 taps on a device, sent there once."""
+    return torch.tensor([*TAPS[:0:-1], *TAPS], dtype=torch.float32).to(device)
+
+
+def _window(maps: Tensor) -> Tensor:
+    """Window maps [M, H, W, 3] along rows and columns, in whole float32: variances are small differences."""
+    count, height, width, _ = maps.shape
+    planes = maps.permute(0, 3, 1, 2).reshape(1, count * CHANNELS, height, width)
+    with torch.backends.cudnn.flags(enabled=False):  # it may round to TF32
+        for shape, padding in (((1, 2 * RADIUS + 1), (0, RADIUS)), ((2 * RADIUS + 1, 1), (RADIUS, 0))):
+            kernels = _taps_on(maps.device).view(1, 1, *shape).expand(planes.shape[1], 1, *shape)
+            planes = conv2d(planes, kernels, padding=padding, groups=planes.shape[1])
+    return planes.view(count, CHANNELS, height, width).permute(0, 2, 3, 1)
+
+
+def photometric_tensors(x: Tensor, y: Tensor, ssim_weight: float) -> tuple[Tensor, Tensor]:
+    """Return the loss of x, y [H, W, 3] on any device, and its gradient by x; nothing is waited for."""
+    m, n, s, p = _window(torch.stack([x, y, x * x + y * y, x * y]))
+    mn, mm = m * n, m * m + n * n
+    a1, a2, b1, b2 = 2 * mn + C1, 2 * (p - mn) + C2, mm + C1, s - mm + C2
+    inverse = 1 / (b1 * b2)
+    ssim = a1 * a2 * inverse
+    slopes = [2 * (n * (a2 - a1) + m * ssim * (b1 - b2)) * inverse, -ssim * b1 * inverse, 2 * a1 * inverse]
+    vm, vs, vp = _window(torch.stack(slopes))
+    difference = x - y
+    loss = (1.0 - ssim_weight) * difference.abs().mean() + ssim_weight * (1.0 - ssim.mean())
+    gradient = (1.0 - ssim_weight) * difference.sign() - ssim_weight * (vm + 2 * x * vs + y * vp)
+    return loss, gradient / x.numel()
+
+
 class _Photometric(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, predicted: Tensor, photo: Tensor, ssim_weight: float) -> Tensor:
+        if predicted.device.type != "cpu":
+            loss, ctx.gradient = photometric_tensors(predicted.detach(), photo, ssim_weight)
+            return loss
         height = predicted.shape[0]
         x, y = (t.detach().contiguous().view(height, -1).numpy() for t in (predicted, photo))
         l1, ssim, gradient = photometric_arrays(x, y, ssim_weight)

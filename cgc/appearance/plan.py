@@ -55,9 +55,11 @@ class Plan:
         begun: float | None = None,
         clock: Clock = time.perf_counter,
         quiet: bool = False,
+        ahead: int = 1,
     ) -> None:
+        """Steps of a device that runs ahead of `clock` are timed `ahead` at a time."""
         steps = range(settings.steps)
-        self._settings, self._clock, self._quiet = settings, clock, quiet
+        self._settings, self._clock, self._quiet, self._ahead_by = settings, clock, quiet, ahead
         self._begun = clock() if begun is None else begun
         self._before = 0.0  # seconds of the processes before this one
         self._pixels = np.array([pixels[schedule.level(settings, i)] for i in steps])  # [steps]
@@ -73,6 +75,7 @@ class Plan:
     def start(self, step: int) -> None:
         """Begin measuring; `step` is the first of this process, which also compiles, so that it tells nothing."""
         self._first, self._last = step, self._clock()
+        self._waiting: list[int] = []  # steps that have ended since the clock was looked at
         self._drawn = np.full(len(self._pixels), float(self.gaussians))  # Gaussians of each step so far [steps]
         self._efforts = np.zeros(len(self._pixels))
         self._foresee(step)
@@ -89,10 +92,14 @@ class Plan:
 
     def tick(self, step: int) -> None:
         """Note that `step` has ended."""
-        now = self._clock()
-        seconds, self._last = now - self._last, now
-        if step > self._first:
-            self._efforts[step] = self._costs.add(float(self._pixels[step]), int(self._drawn[step]), seconds)
+        self._waiting.append(step)
+        if (step + 1) % self._ahead_by == 0:
+            now = self._clock()
+            seconds, self._last = (now - self._last) / len(self._waiting), now
+            for i in self._waiting:
+                if i > self._first:
+                    self._efforts[i] = self._costs.add(float(self._pixels[i]), int(self._drawn[i]), seconds)
+            self._waiting = []
         self._drawn[step + 1 :] = self.gaussians
         if (step + 1) % FIT_EVERY == 0:
             self._fit(step + 1)
@@ -186,5 +193,5 @@ class Plan:
         self._before = seconds
         self._costs.restore(tensors["costs"].numpy())
         for step, cap, limit, gaussians in tensors["refinements"].tolist():
-            self.cap = cap
+            self.cap = cap if self._settings.budget else self._settings.max_gaussians  # which may be lower now
             self.refined(step, limit, gaussians)

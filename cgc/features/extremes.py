@@ -1,6 +1,7 @@
 """The nearest and the farthest points of a few anchors, exactly: every pair is looked at, none is kept.
 
-Positions that move every step make trees not worth their building; 1,000 anchors among 100,000 points take 0.1 s.
+On a GPU by blocks of anchors in torch, otherwise by a kernel: positions that move every step make trees not worth their
+building, and 1,000 anchors among 100,000 points take 0.1 s.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false
@@ -15,6 +16,7 @@ from torch import Tensor
 from cgc.kernels import kernel, spread
 
 BLOCK = 512
+PAIRS = 1 << 26  # of an anchor and a point that tensors hold at once
 
 
 @kernel
@@ -55,9 +57,22 @@ def nearest_and_farthest(points: Tensor, anchors: Tensor, near: int, far: int) -
 
     points [N, 3]; anchors [A] are indices of points; near and far are at least 1, and no more than N of each are given.
     """
+    if points.device.type != "cpu":
+        return of_tensors(points.detach(), anchors, near, far)
     x, y, z = np.ascontiguousarray(points.detach().cpu().numpy().T, np.float32)
     index = anchors.cpu().numpy()
     nearest = np.zeros((len(index), min(near, len(x))), np.int64)
     farthest = np.zeros((len(index), min(far, len(x))), np.int64)
     spread(_search, x, y, z, index, nearest, farthest)
     return torch.from_numpy(nearest), torch.from_numpy(farthest)
+
+
+def of_tensors(points: Tensor, anchors: Tensor, near: int, far: int) -> tuple[Tensor, Tensor]:
+    """Return what `nearest_and_farthest` does, on any device, a block of anchors at a time."""
+    found = []
+    for some in anchors.split(max(PAIRS // max(len(points), 1), 1)):
+        distances = torch.cdist(points[some], points, compute_mode="donot_use_mm_for_euclid_dist")  # [A, N]
+        ends = ((min(near, len(points)), False), (min(far, len(points)), True))
+        found.append([distances.topk(count, largest=largest).indices for count, largest in ends])
+    nearest, farthest = (torch.cat(parts) for parts in zip(*found))
+    return nearest, farthest

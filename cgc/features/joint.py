@@ -20,6 +20,7 @@ from torch.nn.functional import embedding, normalize
 
 from cgc.features.contrast import contrast
 from cgc.features.extremes import nearest_and_farthest
+from cgc.features.losses import contrastive_loss
 from cgc.masks.id_maps import resize_nearest
 from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer
@@ -51,7 +52,8 @@ class JointFeatures:
     def start(self, splats: Splats) -> dict[str, Tensor]:
         """Return features drawn evenly from 0 to 1, as the release does."""
         generator = torch.Generator().manual_seed(self._settings.seed)
-        return {"features": torch.rand(len(splats), self._settings.dim, generator=generator)}
+        drawn = torch.rand(len(splats), self._settings.dim, generator=generator)
+        return {"features": drawn.to(splats.means.device)}
 
     def rates(self, step: int) -> dict[str, float]:
         """Return the one learning rate; it does not decay."""
@@ -70,9 +72,9 @@ class JointFeatures:
         found = pixels_of_masks(self._id_maps.get(view), camera, self._settings.ignore_pixels)
         if found is None:
             return None
-        pixels, masks, n_masks = found
+        pixels, masks = (t.to(values.device) for t in found[:2])
         features = embedding(pixels, values.reshape(-1, values.shape[-1]))  # [P, D]
-        loss = _Contrast.apply(features, masks, n_masks)
+        loss = (_Contrast.apply if values.device.type == "cpu" else _contrast)(features, masks, found[2])
         return self._settings.contrastive_weight * loss  # pyright: ignore[reportOperatorIssue]
 
     def splat_loss(self, splats: Splats, carried: Mapping[str, Tensor], step: int) -> Tensor | None:
@@ -110,6 +112,11 @@ def pixels_of_masks(ids: np.ndarray | None, camera: Camera, ignore: int) -> tupl
     return torch.from_numpy(pixels), torch.from_numpy(masks), int(present.sum())
 
 
+def _contrast(features: Tensor, masks: Tensor, n_masks: int) -> Tensor:
+    """Return the same in steps of torch, on any device."""
+    return contrastive_loss(features, masks, n_masks, "sum")
+
+
 class _Contrast(torch.autograd.Function):
     """losses.contrastive_loss, summed over pixels, with its gradient by hand."""
 
@@ -132,10 +139,10 @@ def spatial_loss(means: Tensor, features: Tensor, n_anchors: int, generator: tor
     among 300,000.
     """
     share = min(len(means) / MOST, 1.0)
-    order = torch.randperm(len(means), generator=generator)[:MOST]
+    order = torch.randperm(len(means), generator=generator)[:MOST].to(means.device)
     if len(order) < len(means):
         means, features = means[order], embedding(order, features)
-        order = torch.randperm(len(order), generator=generator)
+        order = torch.randperm(len(order), generator=generator).to(means.device)
     anchors = order[: max(round(share * n_anchors), 1)]
     near, far = nearest_and_farthest(means, anchors, NEAR, FAR)
     # embedding, not indexing: its gradient adds up in one order, so a run can be repeated bit for bit
@@ -157,12 +164,13 @@ def learn_rasterised(
     """Return features [N, D] learned as in the joint mode in `settings.steps` steps, while the splats stay as they are.
 
     Nothing but features is rendered, and only where a step wants them; every epoch is a random order of the views that
-    have an id map.
+    have an id map. All is done where the splats are.
     """
     companion, frozen = JointFeatures(id_maps, settings, settings.steps), splats.detach()
     features = torch.nn.Parameter(companion.start(frozen)["features"])
     carried = {"features": features}
-    adam = torch.optim.Adam([features], betas=companion.betas(), eps=ADAM_EPS, fused=True)
+    fused = features.device.type in ("cpu", "cuda")
+    adam = torch.optim.Adam([features], betas=companion.betas(), eps=ADAM_EPS, fused=fused)
     generator = torch.Generator().manual_seed(settings.seed)
     views, order, shown = sorted(id_maps), [], {}
     with progress_bar("features", settings.steps, quiet=quiet) as bar:
@@ -172,14 +180,15 @@ def learn_rasterised(
             terms = [companion.splat_loss(frozen, carried, step)]
             values = companion.values(carried, step)
             if values is not None:
-                picture = rasterizer.render(frozen, values, [cameras[view]]).values[0]
+                camera = cameras[view].to(features.device)
+                picture = rasterizer.render(frozen, values, [camera]).values[0]
                 terms.append(companion.image_loss(view, cameras[view], picture, step))
             losses = [term for term in terms if term is not None]
             features.grad = torch.zeros_like(features)  # without a loss Adam goes on, as in training
             if losses:
                 loss = torch.stack(losses).sum()
                 loss.backward()
-                shown["loss"] = float(loss.detach())
+                shown["loss"] = float(loss.detach())  # few steps have one
             adam.param_groups[0]["lr"] = companion.rates(step)["features"]
             adam.step()
             bar.advance(1, **shown)

@@ -1,4 +1,4 @@
-"""Colours of Gaussians seen from a camera: spherical harmonics with their gradient in one pass, on the CPU.
+"""Colours of Gaussians seen from a camera: spherical harmonics with their gradient, on the CPU in one pass.
 
 Equal to `geometry.sh_to_rgb` (same basis, same clamp), several times faster; tensors elsewhere go there.
 Notation: d the unit direction from the camera to a Gaussian, Y_k(d) the basis (DC first), colour =
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cgc.geometry import _C1, _C2, _C3, SH_C0, sh_to_rgb
+from cgc.geometry import _C1, _C2, _C3, SH_C0, sh_basis
 from cgc.kernels import kernel, spread
 from cgc.splats.types import Splats
 
@@ -129,6 +129,16 @@ class _ViewColors(torch.autograd.Function):
         return *made, None, None
 
 
+def colors_of_tensors(means: Tensor, dc: Tensor, rest: Tensor, camera_position: Tensor, degree: int) -> Tensor:
+    """Return what `sh_colors` does, in steps of torch on any device."""
+    colors = 0.5 + SH_C0 * dc
+    if degree > 0:
+        directions = torch.nn.functional.normalize(means - camera_position.detach(), dim=-1)
+        basis = sh_basis(directions, degree)[:, 1:]
+        colors = colors + (basis[:, :, None] * rest[:, : basis.shape[1]]).sum(1)
+    return colors.clamp_min(0.0)
+
+
 def sh_colors(means: Tensor, dc: Tensor, rest: Tensor, camera_position: Tensor, degree: int) -> Tensor:
     """Return RGB [N, 3] of means [N, 3], dc [N, 3] and rest [N, K - 1, 3] seen from `camera_position` [3].
 
@@ -138,8 +148,7 @@ def sh_colors(means: Tensor, dc: Tensor, rest: Tensor, camera_position: Tensor, 
         needed = (degree + 1) ** 2 - 1
         raise ValueError(f"degree {degree} needs {needed} terms above the DC one, got {rest.shape[1]}")
     if means.device.type != "cpu":
-        directions = means - camera_position.detach().to(means)
-        return sh_to_rgb(torch.cat([dc[:, None], rest], 1), directions, degree)
+        return colors_of_tensors(means, dc, rest, camera_position, degree)
     return _ViewColors.apply(means, dc, rest, camera_position, degree)  # pyright: ignore[reportReturnType]
 
 

@@ -82,26 +82,29 @@ def sharpen(
 ) -> Sharpened:
     """Split and move Gaussians with labels [N] (-1 noise, 1..K) so that objects end where the masks say.
 
-    `id_maps` [H, W] by view, 0 = unassigned, are of training views; of `training` what makes a picture counts.
+    `id_maps` [H, W] by view, 0 = unassigned, are of training views; of `training` what makes a picture counts. All is
+    done where the splats are.
     """
-    cameras = [view.camera for view in scene.views]
+    cameras = [view.camera.to(splats.means.device) for view in scene.views]
     targets = label_targets(splats, labels, cameras, id_maps, rasterizer, quiet=quiet)
     stride = settings.vote_stride
     votes = label_votes(splats, labels, cameras, targets, rasterizer, stride=stride)
-    halves, origin = split(splats, torch.from_numpy(straddles(votes, settings.min_second)))
-    own = labels[origin.numpy()]
+    device = splats.means.device
+    halves, origin = split(splats, torch.from_numpy(straddles(votes, settings.min_second)).to(device))
+    origin = origin.cpu().numpy()
+    own = labels[origin]
     now, _ = winners(label_votes(halves, own, cameras, targets, rasterizer, stride=stride), own)
     companion = LabelCodes(now, targets, dim=settings.dim, weight=settings.weight, seed=settings.seed)
     moved, _ = train(
         scene, load_image, rasterizer, refining(settings, training, splats),
-        test_every=test_every, companion=companion, start=halves, quiet=quiet, title="sharpen",
+        device=device, test_every=test_every, companion=companion, start=halves, quiet=quiet, title="sharpen",
     )  # fmt: skip
     moved = replace(moved, extras=halves.extras, features=halves.features)
     found, sure = winners(label_votes(moved, now, cameras, targets, rasterizer, stride=stride), now)
     views = scene.split(test_every)[0]
-    background = torch.ones(3) if training.background == "white" else None
+    background = torch.ones(3, device=device) if training.background == "white" else None
     before, after = (mean_psnr(s, scene, views, load_image, rasterizer, background) for s in (splats, moved))
-    return Sharpened(moved, found, sure, origin.numpy(), before, after)
+    return Sharpened(moved, found, sure, origin, before, after)
 
 
 def refining(settings: SharpenSettings, training: TrainSettings, splats: Splats) -> TrainSettings:
@@ -213,6 +216,7 @@ def mean_psnr(
     values = []
     for i in views:
         photo = torch.tensor(load_image(scene.views[i])).float() / 255
-        shown = torch.from_numpy(render_rgb(splats, scene.views[i].camera, rasterizer, background))
+        camera = scene.views[i].camera.to(splats.means.device)
+        shown = torch.from_numpy(render_rgb(splats, camera, rasterizer, background))
         values.append(psnr(shown, photo))
     return float(np.mean(values))

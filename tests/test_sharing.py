@@ -1,0 +1,238 @@
+"""Training in several processes: what a camera may see, what they lend each other, and the result of one process."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_appearance import TINY, make_scene, make_splats
+from test_parallel import Group
+from tiny import cameras
+
+from cgc import parallel
+from cgc.appearance.capture import IdentityCapture
+from cgc.appearance.exchange import pack, unpack
+from cgc.appearance.run import Run
+from cgc.appearance.shards import Shards
+from cgc.appearance.trainer import TrainStats, train
+from cgc.errors import InputError
+from cgc.rasterize.cpu import CpuRasterizer
+from cgc.rasterize.sight import may_see
+from cgc.scene.types import Camera
+from cgc.settings import TrainSettings
+from cgc.splats.types import Splats
+
+CPU = torch.device("cpu")
+NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
+
+
+@pytest.fixture(scope="module")
+def two():
+    group = Group(2)
+    yield group
+    group.end()
+
+
+@pytest.fixture(scope="module")
+def three():
+    group = Group(3)
+    yield group
+    group.end()
+
+
+@pytest.fixture(params=["two", "three"])
+def group(request):
+    return request.getfixturevalue(request.param)
+
+
+# --- what a camera may see ---
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_gaussian_is_missed_that_a_render_shows(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    n = 20_000
+    splats = make_splats(n, seed=seed)
+    splats = replace(
+        splats,
+        means=6 * torch.randn(n, 3, generator=g),
+        log_scales=2 * torch.randn(n, 3, generator=g) - 3,
+        logit_opacities=4 * torch.randn(n, generator=g),
+    )
+    camera = Camera.look_at((1.0, -2.0, 0.5), (0, 0, 0), width=64, height=40, focal=[30, 60, 200, 60][seed])
+    camera = replace(camera, K=camera.K + torch.tensor([[0, 0, [0, 20, -9, 300][seed]], [5, 0, 0], [0, 0, 0]]) * 1.0)
+    shown = (CpuRasterizer().render(splats, splats.colors(camera.position), [camera]).radii > 0).all(-1)[0]
+    found = may_see(splats, camera)
+    assert shown.sum() > 20 and not (shown & ~found).any()
+    assert found.sum() < 0.5 * n  # most of what lies elsewhere is left out
+
+
+def test_what_is_not_finite_may_be_seen() -> None:
+    splats = make_splats(5)
+    splats.means[1, 0], splats.log_scales[2, 1], splats.logit_opacities[3] = torch.nan, torch.nan, torch.nan
+    far = replace(splats, means=splats.means + 1000)
+    assert may_see(far, cameras()[0]).tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize("n_cameras", [1, 3])
+def test_rows_hold_geometry_and_values(n_cameras: int) -> None:
+    splats, values = make_splats(7), torch.rand(n_cameras, 7, 3)
+    given = values[0] if n_cameras == 1 else values
+    back, shown = unpack(pack(splats, given), n_cameras)
+    assert torch.equal(shown, given)
+    for name in NAMES[:4]:
+        assert torch.equal(getattr(back, name), getattr(splats, name))
+
+
+# --- what processes hand each other ---
+
+
+def hand_out() -> dict[str, Any]:
+    rank, size = parallel.here()
+    rows = torch.arange(10.0 * rank, 10 * rank + 2 * (size - 1)).reshape(-1, 1).repeat(1, 3)
+    counts = [r if r < size - 1 else 0 for r in range(size)]  # none to the first and to the last
+    counts[size - 2] += len(rows) - sum(counts)
+    came, many = parallel.swap(rows, counts)
+    shards = Shards(11, CPU)
+    own = torch.arange(11)[shards.numbers] * 10
+    before = shards.whole(own).tolist(), shards.whole(own > 40).tolist(), shards.gather(own)
+    source = torch.tensor([0, 3, 3, 10, 4, 4, 4, 9])
+    numbers, places = shards.follow(source)
+    after = shards.whole(own[places]).tolist()
+    return {
+        "rows": rows,
+        "counts": counts,
+        "came": came,
+        "many": many,
+        "before": before,
+        "after": after,
+        "n": len(numbers),
+    }
+
+
+def test_rows_go_where_they_should(group) -> None:
+    answers = group.call(hand_out)
+    for rank, got in enumerate(answers):
+        parts = [of["rows"].split(of["counts"])[rank] for of in answers]
+        assert torch.equal(got["came"], torch.cat(parts)) and got["many"] == [len(p) for p in parts]
+        assert got["before"][0] == list(range(0, 110, 10)) and got["before"][1] == [False] * 5 + [True] * 6
+        assert (got["before"][2] is None) == (rank > 0)
+        assert got["after"] == [0, 30, 30, 100, 40, 40, 40, 90]
+    assert answers[0]["before"][2].tolist() == list(range(0, 110, 10))
+    assert sum(of["n"] for of in answers) == 8
+
+
+# --- a training ---
+
+
+class Gain(IdentityCapture):
+    """Learns a gain a photo and a common one, and fails at step `end`."""
+
+    def __init__(self, end: int | None) -> None:
+        self.gain, self._end = torch.ones(9, 3, requires_grad=True), end
+
+    def parameter_groups(self):
+        return [{"params": [self.gain], "lr": 1e-2}]
+
+    def cameras(self, view: int, camera: Camera) -> list[Camera]:
+        return [camera, camera]
+
+    def predict(self, view: int, renders):
+        return renders.mean(0) * self.gain[view]
+
+
+class Ended(Exception):
+    pass
+
+
+def go(settings: TrainSettings, folder: Path | None = None, end: int | None = None, gain: bool = False) -> Any:
+    scene, load = make_scene()
+
+    def stop(self, step, before=Run.step):
+        if step == end:
+            raise Ended
+        before(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "step", stop)
+        capture = Gain(end) if gain else None
+        try:
+            splats, stats = train(
+                scene, load, CpuRasterizer(), settings, test_every=3, quiet=True, checkpoint_dir=folder, capture=capture
+            )
+        except Ended:
+            return None
+    return splats, stats, capture.gain.detach() if capture else None
+
+
+def assert_close(one: tuple[Splats, TrainStats, Any], several: list[Any], tolerance: float = 2e-4) -> None:
+    first, *others = several
+    assert all(len(splats) == 0 and stats.gaussians == len(first[0]) for splats, stats, _ in others)
+    assert len(one[0]) == len(first[0])
+    for name in NAMES:
+        torch.testing.assert_close(getattr(first[0], name), getattr(one[0], name), rtol=tolerance, atol=tolerance)
+    for _, stats, gain in several:
+        assert stats.loss == pytest.approx(one[1].loss, rel=1e-4)
+        assert stats.psnr_train == pytest.approx(one[1].psnr_train, rel=1e-4)
+        if gain is not None:
+            torch.testing.assert_close(gain, one[2], rtol=1e-4, atol=1e-4)
+
+
+GROWING = replace(TINY, steps=40, grow_grad2d=1e-6, sh_degree=2, sh_ramp=0.3, background="random", max_gaussians=200)
+KINDS = {
+    "default": GROWING,
+    "reset": replace(GROWING, reset_every=15, prune_scale=0.1),
+    "mcmc": replace(GROWING, strategy="mcmc", mcmc_growth=0.2),
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("photos", [1, 2, 5])
+def test_processes_train_what_one_trains(group, kind: str, photos: int) -> None:
+    settings = replace(KINDS[kind], views_per_step=photos)
+    one = go(settings)
+    assert len(one[0]) > 80
+    assert_close(one, group.call(go, settings))
+
+
+def test_what_a_capture_model_learns_is_learned_by_all(three) -> None:
+    settings = replace(GROWING, views_per_step=3)
+    one = go(settings, gain=True)
+    assert (one[2] - 1).abs().max() > 0.05
+    assert_close(one, three.call(go, settings, None, None, True))
+
+
+@pytest.mark.parametrize("kind", ["default", "mcmc"])
+def test_a_stopped_training_goes_on_in_another_number_of_processes(two, three, tmp_path, kind: str) -> None:
+    settings = replace(KINDS[kind], views_per_step=2, checkpoint_every=12)
+    whole = go(settings)
+    assert two.call(go, settings, tmp_path, 30) == [None, None]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["train_0000012.safetensors", "train_0000024.safetensors"]
+    others = [shutil.copytree(tmp_path, tmp_path / name) for name in ("one", "three", "again")]
+    assert go(settings, others[2], 37) is None  # one process leaves what two go on with
+    resumed = [[go(settings, others[0])], three.call(go, settings, others[1]), two.call(go, settings, others[2])]
+    for several, step in zip(resumed, (24, 24, 36)):
+        assert_close(whole, several)
+        assert several[0][1].resumed_from == step
+
+
+class Bad(IdentityCapture):
+    def predict(self, view: int, renders):
+        return renders[0] * (float("nan") if view == 4 else 1.0)
+
+
+def go_wrong() -> str:
+    scene, load = make_scene()
+    with pytest.raises(InputError) as caught:
+        train(scene, load, CpuRasterizer(), replace(TINY, views_per_step=2), test_every=3, quiet=True, capture=Bad())
+    return str(caught.value)
+
+
+def test_all_know_what_goes_wrong_in_one(two) -> None:
+    first, second = two.call(go_wrong)
+    assert first == second and re.match(r"the loss became nan at step [0-2];", first)
