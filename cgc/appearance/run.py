@@ -176,7 +176,8 @@ class Run:
         for place in range(begin, min(begin + self._size, self.settings.views_per_step)):
             view, level, _ = self._drawn(step, place)
             cameras = self.capture.cameras(view, self._photos.camera(view, level))
-            which = torch.stack([may_see(self._raw_splats(), camera) for camera in cameras]).any(0).nonzero()[:, 0]
+            near, splats = self._rasterizer.near, self._raw_splats()
+            which = torch.stack([may_see(splats, camera, near) for camera in cameras]).any(0).nonzero()[:, 0]
             lent = {name: p.index_select(0, which) for name, p in self.params.items()}
             index.append(which)
             rows.append(pack(_raw(lent), self._values(lent, cameras, step, None)))

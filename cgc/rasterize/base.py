@@ -165,7 +165,12 @@ def _check_rows(name: str, x: Tensor, rows: int, of: str) -> None:
 
 
 class Rasterizer(Protocol):
-    """Turns splats and cameras into pictures, and into the weights behind them."""
+    """Turns splats and cameras into pictures, and into the weights behind them.
+
+    near: world units; Gaussians nearer to a camera's plane than this are not in its picture.
+    """
+
+    near: float
 
     def render(
         self,

@@ -133,7 +133,7 @@ def colors_of_tensors(means: Tensor, dc: Tensor, rest: Tensor, camera_position: 
     """Return what `sh_colors` does, in steps of torch on any device."""
     colors = 0.5 + SH_C0 * dc
     if degree > 0:
-        directions = torch.nn.functional.normalize(means - camera_position.detach(), dim=-1)
+        directions = torch.nn.functional.normalize(means - camera_position.detach().to(means), dim=-1)
         basis = sh_basis(directions, degree)[:, 1:]
         colors = colors + (basis[:, :, None] * rest[:, : basis.shape[1]]).sum(1)
     return colors.clamp_min(0.0)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cgc.rasterize.project import ALPHA_MIN, DILATION, NEAR
+from cgc.rasterize.base import NEAR
+from cgc.rasterize.project import ALPHA_MIN, DILATION
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -17,14 +18,17 @@ MARGIN = 2.0  # pixels
 
 
 @torch.no_grad()
-def may_see(splats: Splats, camera: Camera) -> Tensor:
-    """Return which of N Gaussians may show in the picture of a camera, [N] bool; nothing is waited for."""
+def may_see(splats: Splats, camera: Camera, near: float = NEAR) -> Tensor:
+    """Return which of N Gaussians may show in the picture of a camera, [N] bool; nothing is waited for.
+
+    near: that of the rasteriser.
+    """
     view, K = camera.viewmat, camera.K
     p = splats.means @ view[:3, :3].T + view[:3, 3]
-    z = p[:, 2].clamp_min(0.5 * NEAR)
+    z = p[:, 2].clamp_min(0.5 * near)
     opacities, longest = splats.opacities, splats.log_scales.amax(1).exp()
     reach = (2 * (opacities / ALPHA_MIN).clamp_min(1.0).log()).sqrt().clamp_max(3.33)
-    hidden = (p[:, 2] < 0.5 * NEAR) | (opacities < 0.999 * ALPHA_MIN)
+    hidden = (p[:, 2] < 0.5 * near) | (opacities < 0.999 * ALPHA_MIN)
     for axis, size in ((0, camera.width), (1, camera.height)):
         f, c, slope = K[axis, axis], K[axis, 2], p[:, axis] / z
         margin = 0.15 * size / f
