@@ -24,6 +24,7 @@ from cgc.masks.sam import PRESETS as SAM_PRESETS
 from cgc.masks.sam import SegmentAnything
 from cgc.settings import (
     PRESETS,
+    BlockSettings,
     ClusterSettings,
     EvalSettings,
     JointSettings,
@@ -54,6 +55,7 @@ class Demo:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     joint: JointSettings = field(default_factory=JointSettings)
     sharpen: SharpenSettings = field(default_factory=SharpenSettings)
+    blocks: BlockSettings = field(default_factory=BlockSettings)
     quiet: bool = False
     """Show no progress."""
 
@@ -81,6 +83,7 @@ class Run:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     joint: JointSettings = field(default_factory=JointSettings)
     sharpen: SharpenSettings = field(default_factory=SharpenSettings)
+    blocks: BlockSettings = field(default_factory=BlockSettings)
     quiet: bool = False
     """Show no progress."""
 
@@ -151,6 +154,7 @@ class Lift:
     masks: Path | None = None
     """Take the id maps from this folder (default: the run's)."""
     lift: OmitArgPrefixes[LiftSettings] = field(default_factory=LiftSettings)
+    blocks: BlockSettings = field(default_factory=BlockSettings)
     quiet: bool = False
     """Show no progress."""
 
@@ -396,14 +400,14 @@ def _call(config: object) -> None:
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:
-        case Demo(out, _, train, lift, cluster, joint, sharpen, quiet):
+        case Demo(out, _, train, lift, cluster, joint, sharpen, blocks, quiet):
             scene = pipeline.demo_scene()
-            settings = RunSettings(SceneSettings(), train, lift, cluster, joint, sharpen)
+            settings = RunSettings(SceneSettings(), train, lift, cluster, joint, sharpen, blocks)
             pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet)
-        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, quiet):
+        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, blocks, quiet):
             from cgc import prepare
 
-            settings = RunSettings(scene, train, lift, cluster, joint, sharpen)
+            settings = RunSettings(scene, train, lift, cluster, joint, sharpen, blocks)
             out = out or _default_out(folder)
             prepare.check_given(folder, settings, masks, splats, out)
             folder = prepare.scene_of(folder, quiet=quiet)
@@ -427,8 +431,8 @@ def _call(config: object) -> None:
             pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet)
         case Train(out, folder, _, train, quiet):
             pipeline.run_step(out, "train", scene=folder, train=train, quiet=quiet)
-        case Lift(out, masks, lift, quiet):
-            pipeline.run_step(out, "lift", lift=lift, masks=masks, quiet=quiet)
+        case Lift(out, masks, lift, blocks, quiet):
+            pipeline.run_step(out, "lift", lift=lift, blocks=blocks, masks=masks, quiet=quiet)
         case Cluster(out, cluster, quiet):
             pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet)
         case Sharpen(out, sharpen, quiet):
@@ -559,7 +563,8 @@ def _with_defaults(name: str, settings: RunSettings) -> object:
         return Demo(**known)
     if kind is Run:
         return Run(scene_folder=tyro.MISSING, scene=settings.scene, **known)
-    return kind(out=tyro.MISSING, **{k: v for k, v in known.items() if k == name})
+    own = {name, "blocks"} if name == "lift" else {name}
+    return kind(out=tyro.MISSING, **{k: v for k, v in known.items() if k in own})
 
 
 if __name__ == "__main__":

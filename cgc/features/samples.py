@@ -87,12 +87,12 @@ def sample_batches(
     with Cache(settings.cache_gb, folder) as cache, progress_bar("weights", len(cameras), quiet=quiet) as bar:
         for view, (camera, id_map) in enumerate(zip(cameras, id_maps)):
             if id_map is not None:
-                parts = _part(id_map, _draw_pixels(id_map, settings, generator), settings)
+                parts = part_pixels(id_map, draw_pixels(id_map, settings, generator), settings)
                 holder = int(masked[view] - 1) * size // int(masked[-1])
                 made += [(view, holder)] * len(parts)
                 if holder == rank and parts:
                     for batch in _make_batches(view, camera, id_map, parts, splats, rasterizer, settings):
-                        cache.keep(_arrays(batch))
+                        cache.keep(to_arrays(batch))
             bar.advance(1, batches=len(made))
         if not made:
             raise InputError(
@@ -101,12 +101,12 @@ def sample_batches(
                 "own"
             )
         own = iter(cache.groups())
-        batches = [_restore(view, cameras[view], next(own)) if holder == rank else None for view, holder in made]
+        batches = [from_arrays(view, cameras[view], next(own)) if holder == rank else None for view, holder in made]
     shown = parallel.add_up(torch.tensor([len(batch.gaussians) if batch else 0 for batch in batches]))
     return [batch or Elsewhere(holder, int(n)) for batch, (_, holder), n in zip(batches, made, shown)]
 
 
-def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
+def draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
     """Draw pixels inside masks and off their borders, in random order, as `settings.sampling` says."""
     inside = (id_map > 0) & ~border_mask(id_map, settings.border)
     candidates = np.flatnonzero(inside)
@@ -125,7 +125,7 @@ def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.rando
     return generator.permutation(candidates[np.concatenate([order[first], rest])])
 
 
-def _part(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[np.ndarray]:
+def part_pixels(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[np.ndarray]:
     """Part a view's pixels into those of each batch, as many each, sorted by mask; none are empty."""
     parts = []
     for part in np.array_split(pixels, max(1, round(len(pixels) / settings.pixels_per_step))):
@@ -158,15 +158,15 @@ def _make_batches(
         yield Batch(view, gaussians, of_part, torch.from_numpy(masks), ids)
 
 
-def _arrays(batch: Batch) -> list[np.ndarray]:
+def to_arrays(batch: Batch) -> list[np.ndarray]:
     """What a batch is made of, its matrix by pixel and by Gaussian."""
     weights = batch.weights
     tensors = (batch.gaussians, batch.masks, batch.mask_ids, weights.pixels)
     return [*(t.cpu().numpy() for t in tensors), *weights.by_pixel, *weights.by_gaussian]
 
 
-def _restore(view: int, camera: Camera, arrays: Sequence[np.ndarray]) -> Batch:
-    """Make a batch of its `_arrays`."""
+def from_arrays(view: int, camera: Camera, arrays: Sequence[np.ndarray]) -> Batch:
+    """Make a batch of its `to_arrays`."""
     width, height = camera.width, camera.height
     gaussians, masks, mask_ids, pixels, indptr, ids, values = (torch.from_numpy(a) for a in arrays[:7])
     transposed = Csr(*arrays[7:])
