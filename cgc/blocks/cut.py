@@ -2,9 +2,9 @@
 
 Notation: N Gaussians, B blocks. Positions are halved along their widest axis, again and again, by number: every
 Gaussian is in the core of exactly one block, cores are equally large up to one Gaussian, and no direction has to be
-called up (a city is widest along the ground, so it is the ground that is cut). A block is its core and all that lies within a margin
-of the core's box: two Gaussians nearer to each other than the margin of either one's block share a block. Blocks are
-cut further into cells, the units that are read from the disk and looked for in a view.
+called up (a city is widest along the ground, so it is the ground that is cut). A block is its core and all that lies
+within a margin of the core's box: two Gaussians nearer to each other than the margin of either one's block share a
+block. Blocks are cut further into cells, the units that are read from the disk and looked for in a view.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """One segmentation from that of each block: the objects that blocks share, their parts, and the wholes above them.
 
 Notation: N Gaussians, B blocks, n Gaussians and T nodes of a block, its objects among them. The block in whose core a
-Gaussian lies is its owner and says what it is; one that has it in its margin says what it would call it. So nodes of two
-blocks meet in Gaussians, by visible mass, which is the same in every block. Two are one where each is the other's
+Gaussian lies is its owner and says what it is; one that has it in its margin says what it would call it. So nodes of
+two blocks meet in Gaussians, by visible mass, which is the same in every block. Two are one where each is the other's
 best in what their blocks share, and more than half of the smaller's mass there is in both; and a node of which most
-belongs to one node of an owner is that node. Objects are joined so, then their finest parts, then, by what masks of all
-blocks say, objects again. Nothing depends on the order of the blocks.
+belongs to one node of an owner is that node. Objects are joined so, then their finest parts. What masks of all blocks
+do not hold together is split again, and wholes are what they hold several objects in. Nothing depends on the order of
+the blocks.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_matrix, csr_matrix, identity
+from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from cgc.blocks.trees import Joint, grow_parts
-from cgc.clustering.columns import Columns
+from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.graph import Counts, count_views, join
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.tree import APART, LEAST_RATE, add_wholes, cut_parts
@@ -32,9 +33,9 @@ MOST = 4000  # objects up to which it is asked what masks say of each two: memor
 class Piece(NamedTuple):
     """What a block was clustered to: `rows` [n] int64, rising; `core` [n] bool; mass, labels, confidences, leaves [n].
 
-    parents and levels [T + 1] are those of its tree (see Hierarchy), the objects 1..K first. shown [K, M], sparse: what
-    the objects' core Gaussians weigh in each of M masks; views [M], ids [M]: those of these masks, and of
-    masks that hold others, whose views have other numbers than any view.
+    parents and levels [T + 1] are those of its tree (see Hierarchy), the objects 1..K first. shown [T, M], sparse: what
+    core Gaussians of each leaf weigh in each of M masks; views [M], ids [M]: those of these masks, and of masks that
+    hold others, whose views have other numbers than any view.
     """
 
     rows: np.ndarray
@@ -48,6 +49,11 @@ class Piece(NamedTuple):
     shown: Any
     views: np.ndarray
     ids: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """K, the number of objects."""
+        return int(self.labels.max(initial=0))
 
 
 class Joined(NamedTuple):
@@ -83,26 +89,29 @@ def join_blocks(pieces: Sequence[Piece], n_gaussians: int, level: float) -> Join
     """
     owned = _owned(pieces, n_gaussians)
     objects = _components(len(owned.block_of), _meet(pieces, owned, "labels").pairs())
-    objects = _join_by_masks(objects, pieces, owned, level)
     object_of = _object_of(pieces, owned.firsts)
     pairs = _meet(pieces, owned, "leaves").pairs()
     within = objects[object_of[pairs[0]]] == objects[object_of[pairs[1]]]
     leaves = _components(len(objects), (pairs[0][within], pairs[1][within]))
-
-    labels = by_size(_first_seen(np.where(owned.objects > 0, objects[owned.objects], NOISE)))
+    is_tree, columns = 0 < level < 1 - APART, _columns(pieces, owned.firsts, leaves)
+    own = np.unique(owned.leaves[owned.leaves > 0])
+    whole = np.zeros(int(leaves.max()) + 1, np.int64)  # of each component of leaves, that of objects
+    whole[leaves[own]] = objects[object_of[own]]
+    if is_tree:
+        _split(whole, leaves[own], _several(object_of[own], objects), columns, level)
+    labels = by_size(_first_seen(np.where(owned.leaves > 0, whole[leaves[owned.leaves]], NOISE)))
     parts = _first_seen(np.where(owned.leaves > 0, leaves[owned.leaves], NOISE))
     confidences = np.where(labels > 0, owned.confidences, 0).astype(np.float32)
-    if not 0 < level < 1 - APART:
+    if not is_tree:
         return Joined(labels, confidences, Hierarchy.flat(labels))
     parts, owners = cut_parts(labels, parts)
-    part_of = np.full(len(leaves), NOISE, np.int64)  # of each component of leaves
+    part_of = np.full(len(whole), NOISE, np.int64)  # of each component of leaves
     part_of[leaves[owned.leaves[parts >= 0]]] = parts[parts >= 0]
-    tree = grow_parts(parts, owners, _joints(pieces, owned.firsts, part_of[leaves]), level)
-    label_of = np.zeros(len(objects), np.int64)  # of each component
-    label_of[objects[owned.objects[labels > 0]]] = labels[labels > 0]
-    count = int(labels.max(initial=0))
-    if 0 < count <= MOST:
-        add_wholes(tree.parents, tree.levels, join(_counts(pieces, owned, label_of[objects], count), LEAST_RATE), level)
+    tree = grow_parts(parts, owners, _joints(pieces, owned.firsts, part_of[leaves], owners), level)
+    label_of = np.full(len(whole), NOISE)
+    label_of[leaves[owned.leaves[labels > 0]]] = labels[labels > 0] - 1
+    if 0 <= label_of.max(initial=NOISE) < MOST:
+        add_wholes(tree.parents, tree.levels, join(_count(columns, label_of), LEAST_RATE), level)
     hierarchy = Hierarchy(tree.leaves, np.array(tree.parents, np.int32), np.array(tree.levels, np.float32), level)
     return Joined(labels, confidences, hierarchy)
 
@@ -204,54 +213,65 @@ def _object_of(pieces: Sequence[Piece], firsts: np.ndarray) -> np.ndarray:
     """Return the object that each node is or is a part of, [nodes + 1]; 0 for wholes."""
     found = [np.zeros(1, np.int64)]
     for piece, first in zip(pieces, firsts):
-        node, count = np.arange(len(piece.parents)), piece.shown.shape[0]
+        node, count = np.arange(len(piece.parents)), piece.count
         while (part := (node > count) & (piece.parents[node] > 0)).any():
             node = np.where(part, piece.parents[node], node)
         found.append(_numbered(np.where(node > count, 0, node)[1:], int(first)))
     return np.concatenate(found)
 
 
-def _counts(pieces: Sequence[Piece], owned: Owned, number: np.ndarray, count: int) -> Counts:
-    """Count the views in which masks have objects 1..count together; number [nodes + 1] says which a node is."""
+def _columns(pieces: Sequence[Piece], firsts: np.ndarray, leaves: np.ndarray) -> Columns:
+    """Sum what masks show of the components of leaves [nodes + 1], over all blocks: a row a component."""
     keys = np.concatenate([np.stack([piece.views, piece.ids], 1) for piece in pieces])
     masks, index = np.unique(keys, axis=0, return_inverse=True)
-    total: Any = csr_matrix((count + 1, len(masks)), dtype=np.float32)
+    total: Any = csr_matrix((int(leaves.max()) + 1, len(masks)), dtype=np.float32)
     begin = 0
-    for piece, first in zip(pieces, owned.firsts):
+    for piece, first in zip(pieces, firsts):
         shown = piece.shown.tocoo()
         end = begin + len(piece.views)
-        places = (number[shown.row + 1 + first], index.ravel()[begin:end][shown.col])
+        places = (leaves[shown.row + 1 + first], index.ravel()[begin:end][shown.col])
         total = total + coo_matrix((shown.data, places), shape=total.shape).tocsr()
         begin = end
-    columns = Columns(total[1:], masks[:, 0], masks[:, 1])
-    return count_views(columns, csr_matrix(identity(count, format="csr"), dtype=np.float32))
+    return Columns(total, masks[:, 0], masks[:, 1])
 
 
-def _join_by_masks(objects: np.ndarray, pieces: Sequence[Piece], owned: Owned, level: float) -> np.ndarray:
-    """Join components of objects [nodes + 1] that one mask has in at least the share `level` of the views."""
-    own = np.unique(owned.objects[owned.objects > 0])
-    kinds, index = np.unique(objects[own], return_inverse=True)
-    if not 1 < len(kinds) <= MOST:
-        return objects
-    number = np.zeros(len(objects), np.int64)
-    number[own] = index + 1
-    joined = join(_counts(pieces, owned, number, len(kinds)), level).cut(level)
-    first = np.zeros(int(joined.max()) + 1, np.int64)
-    first[joined[::-1]] = kinds[::-1]
-    became = np.arange(int(objects.max()) + 1)
-    became[kinds] = first[joined]
-    return became[objects]
+def _count(columns: Columns, groups: np.ndarray) -> Counts:
+    """Count the views in which masks have groups of components together; groups [components] from 0, or NOISE."""
+    rows = group_matrix(groups) @ columns.matrix
+    shown = np.flatnonzero(np.asarray(rows.sum(axis=0)).ravel())
+    some = Columns(csr_matrix(rows[:, shown]), columns.views[shown], columns.ids[shown])
+    return count_views(some, group_matrix(np.arange(rows.shape[0])))
 
 
-def _joints(pieces: Sequence[Piece], firsts: np.ndarray, part_of: np.ndarray) -> Iterator[Joint]:
+def _several(object_of: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Return which components of objects several blocks' objects are in."""
+    kinds, counts = np.unique(objects[np.unique(object_of)], return_counts=True)
+    return kinds[counts > 1]
+
+
+def _split(whole: np.ndarray, leaves: np.ndarray, joined: np.ndarray, columns: Columns, level: float) -> None:
+    """Split `joined` objects whose parts masks of all blocks hold together in less than the share `level` of the views.
+
+    A block may take two things for one where it sees little of them; through it those of its neighbours would be one.
+    whole [components] says whose each component of leaves is, and is changed.
+    """
+    for kind in joined.tolist():
+        parts = np.unique(leaves[whole[leaves] == kind])
+        groups = np.full(len(whole), NOISE)
+        groups[parts] = np.arange(len(parts))
+        apart = join(_count(columns, groups), level).cut(level)
+        whole[parts[apart > 0]] = int(whole.max()) + apart[apart > 0]
+
+
+def _joints(pieces: Sequence[Piece], firsts: np.ndarray, part_of: np.ndarray, owners: np.ndarray) -> Iterator[Joint]:
     """Yield what the blocks' trees say of the parts of objects; part_of [nodes + 1] is that of a leaf, or NOISE."""
     for piece, first in zip(pieces, firsts):
-        count, below = piece.shown.shape[0], defaultdict(set)
+        below: dict[tuple[int, int], set[int]] = defaultdict(set)
         for leaf in np.unique(piece.leaves[piece.leaves > 0]).tolist():
             part, node = int(part_of[leaf + first]), leaf
-            while part != NOISE and node > count:
+            while part != NOISE and node > piece.count:
                 node = int(piece.parents[node])
-                below[node].add(part)
-        for node, parts in below.items():
+                below[node, int(owners[part])].add(part)
+        for (node, _), parts in below.items():
             if len(parts) > 1:
                 yield Joint(float(piece.levels[node]), frozenset(parts))

@@ -2,8 +2,8 @@
 
 A pixel is weighed with everything that a view may see of it, so that other blocks' Gaussians hide what they hide; then
 the block keeps its own entries. Pixels are those of a run without blocks, and so are a Gaussian's entries: what masks
-say of it (columns, visible mass) is the same in every block that has it. A feature is learned from the pixels of which
-the block's own Gaussians show the greater part.
+say of it (columns, visible mass) is the same in every block that has it, up to rounding. A feature is learned from the
+pixels of which the block's own Gaussians show the greater part.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class Block:
 
         Memory: 44 B, and the rasteriser's own, for each Gaussian in the cells that the view may see at the pixels.
         """
-        rows, values = self.geometry.read(self.geometry.in_view(camera, pixels))
+        n_cells = len(self.geometry.cut.cells) - 1
+        cells = np.arange(n_cells) if self.is_all else self.geometry.in_view(camera, pixels)
+        rows, values = self.geometry.read(cells)
         found = self._rasterizer.contributions(
             as_splats(values), camera, torch.from_numpy(pixels), min_weight=settings.min_weight,
             heaviest=settings.heaviest,

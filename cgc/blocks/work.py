@@ -118,11 +118,14 @@ def cluster_block(
         labels = np.full(len(mass), NOISE, np.int32)
         found = Clustering(labels, np.zeros(len(mass), np.float32), {}, Hierarchy.flat(labels))
     together = columns.together
-    shown: Any = (group_matrix(np.where(found.labels > 0, found.labels - 1, NOISE), core) @ together.matrix).tocsr()
+    tree = found.hierarchy
+    nodes = group_matrix(
+        np.append(np.maximum(tree.leaves - 1, NOISE), tree.n_nodes - 1), np.append(core, False)
+    )  # [T, n + 1]
+    shown: Any = (nodes[:, :-1] @ together.matrix).tocsr()
     first, views = len(columns.views), together.views.copy()
     # with_wholes counts its views on from the block's last: here on from -1 down, the same for every block
     views[first:] = -1 - (views[first:] - int(columns.views.max(initial=-1)) - 1)
-    tree = found.hierarchy
     return {
         "labels": found.labels, "confidences": found.confidences, "leaves": tree.leaves, "parents": tree.parents,
         "levels": tree.levels, "shown": shown.data, "shown_indices": shown.indices, "shown_indptr": shown.indptr,
