@@ -376,7 +376,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "steps": 0, "weight": 0, "min_second": (0, 1), "dim": 1, "rate": 0, "rate_final": (0, 1), "vote_stride": 1,
         "max_loss": 0, "seed": 0,
     },
-    "blocks": {"gaussians": 0, "margin": (0.01, 0.5)},
+    "blocks": {"gaussians": 0, "margin": (0.02, 0.5)},
 }  # fmt: skip
 
 RECONSTRUCT_LIMITS: dict[str, Limit] = {

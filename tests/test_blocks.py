@@ -481,8 +481,8 @@ def test_a_block_that_no_view_sees_is_noise(tiny_scene, tmp_path):
     [
         (BlockSettings(gaussians=3), r"blocks.gaussians is 3 where 0 \(never cut\) or a whole number of at least 100"),
         (BlockSettings(gaussians=-5), "blocks.gaussians is -5 where a whole number of at least 0"),
-        (BlockSettings(gaussians=200, margin=1.5), "blocks.margin is 1.5 where a number of 0.01 to 0.5"),
-        (BlockSettings(gaussians=200, margin=0.0), "blocks.margin is 0.0 where a number of 0.01 to 0.5"),
+        (BlockSettings(gaussians=200, margin=1.5), "blocks.margin is 1.5 where a number of 0.02 to 0.5"),
+        (BlockSettings(gaussians=200, margin=0.0), "blocks.margin is 0.0 where a number of 0.02 to 0.5"),
     ],
 )
 def test_blocks_that_cannot_be_are_refused_before_anything_is_written(tiny_scene, tmp_path, blocks, said):

@@ -4,9 +4,8 @@ Notation: N Gaussians, B blocks, n Gaussians and T nodes of a block, its objects
 Gaussian lies is its owner and says what it is; one that has it in its margin says what it would call it. So nodes of
 two blocks meet in Gaussians, by visible mass, which is the same in every block. Two are one where each is the other's
 best in what their blocks share, and more than half of the smaller's mass there is in both; and a node of which most
-belongs to one node of an owner is that node. Objects are joined so, then their finest parts. What masks of all blocks
-do not hold together is split again, and wholes are what they hold several objects in. Nothing depends on the order of
-the blocks.
+belongs to one node of an owner is that node. Objects are joined so, then their finest parts; wholes are what masks of
+all blocks hold several objects in. Nothing depends on the order of the blocks.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from cgc.clustering.tree import APART, LEAST_RATE, add_wholes, cut_parts
 from cgc.clustering.vote import NOISE, by_size
 
 HALF = 0.5  # of the mass of two nodes in what blocks share, or of a node's at all: more is most of it
+ENOUGH = 0.02  # of the smaller's Gaussians: with fewer in common two nodes only touch
 MOST = 4000  # objects up to which it is asked what masks say of each two: memory goes by their square
 
 
@@ -93,16 +93,13 @@ def join_blocks(pieces: Sequence[Piece], n_gaussians: int, level: float) -> Join
     pairs = _meet(pieces, owned, "leaves").pairs()
     within = objects[object_of[pairs[0]]] == objects[object_of[pairs[1]]]
     leaves = _components(len(objects), (pairs[0][within], pairs[1][within]))
-    is_tree, columns = 0 < level < 1 - APART, _columns(pieces, owned.firsts, leaves)
     own = np.unique(owned.leaves[owned.leaves > 0])
     whole = np.zeros(int(leaves.max()) + 1, np.int64)  # of each component of leaves, that of objects
     whole[leaves[own]] = objects[object_of[own]]
-    if is_tree:
-        _split(whole, leaves[own], _several(object_of[own], objects), columns, level)
     labels = by_size(_first_seen(np.where(owned.leaves > 0, whole[leaves[owned.leaves]], NOISE)))
     parts = _first_seen(np.where(owned.leaves > 0, leaves[owned.leaves], NOISE))
     confidences = np.where(labels > 0, owned.confidences, 0).astype(np.float32)
-    if not is_tree:
+    if not 0 < level < 1 - APART:
         return Joined(labels, confidences, Hierarchy.flat(labels))
     parts, owners = cut_parts(labels, parts)
     part_of = np.full(len(whole), NOISE, np.int64)  # of each component of leaves
@@ -111,7 +108,9 @@ def join_blocks(pieces: Sequence[Piece], n_gaussians: int, level: float) -> Join
     label_of = np.full(len(whole), NOISE)
     label_of[leaves[owned.leaves[labels > 0]]] = labels[labels > 0] - 1
     if 0 <= label_of.max(initial=NOISE) < MOST:
-        add_wholes(tree.parents, tree.levels, join(_count(columns, label_of), LEAST_RATE), level)
+        add_wholes(
+            tree.parents, tree.levels, join(_count(_columns(pieces, owned.firsts, leaves), label_of), LEAST_RATE), level
+        )
     hierarchy = Hierarchy(tree.leaves, np.array(tree.parents, np.int32), np.array(tree.levels, np.float32), level)
     return Joined(labels, confidences, hierarchy)
 
@@ -135,24 +134,28 @@ def _numbered(nodes: np.ndarray, first: int) -> np.ndarray:
 
 
 class Meetings(NamedTuple):
-    """How nodes meet: the mass of node `own` of one block in node `met` of an owner, [E] each, once a pair of nodes.
+    """How nodes meet: the mass and number of Gaussians that node `own` of one block has in node `met` of an owner, [E].
 
-    shared [nodes, B]: the mass of a node in what its block shares with each other one; mass [nodes]: all of its own.
+    shared [nodes, B]: the mass of a node in what its block shares with each other one; mass and sizes [nodes]: all of
+    its own mass, and how many Gaussians.
     """
 
     own: np.ndarray
     met: np.ndarray
     weights: np.ndarray
+    counts: np.ndarray
     shared: Any
     mass: np.ndarray
+    sizes: np.ndarray
     block_of: np.ndarray
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Return which nodes are one: each other's best with most of the smaller's mass, or most of a node."""
         low, high = np.minimum(self.own, self.met), np.maximum(self.own, self.met)
-        low, high, weights = _summed(low, high, self.weights, len(self.mass))
+        low, high, weights, counts = _summed(low, high, self.weights, self.counts, len(self.mass))
         least = np.minimum(self._shared(low, high), self._shared(high, low))
         one = self._best(low, high, weights) & self._best(high, low, weights) & (weights > HALF * least)
+        one &= counts > ENOUGH * np.minimum(self.sizes[low], self.sizes[high])
         owned = self.weights > HALF * self.mass[self.own]
         return np.append(low[one], self.own[owned]), np.append(high[one], self.met[owned])
 
@@ -172,26 +175,30 @@ def _meet(pieces: Sequence[Piece], owned: Owned, which: str) -> Meetings:
     """Find how the objects ("labels") or the finest parts ("leaves") of blocks meet."""
     of_owner = owned.objects if which == "labels" else owned.leaves
     n, block_of = len(owned.block_of), owned.block_of
-    mass, found, places = np.zeros(n), [], []
+    mass, sizes, found, places = np.zeros(n), np.zeros(n), [], []
     for block, piece in enumerate(pieces):
         own = _numbered(getattr(piece, which), int(owned.firsts[block]))
         mass += np.bincount(own, piece.mass, minlength=n)
+        sizes += np.bincount(own, minlength=n)
         margin = ~piece.core
         own, rows, weights = own[margin], piece.rows[margin], piece.mass[margin].astype(float)
         met, owners = of_owner[rows].astype(np.int64), owned.owners[rows]
         both = (own > 0) & (met > 0) & (weights > 0)
-        found.append(_summed(own[both], met[both], weights[both], n))
+        found.append(_summed(own[both], met[both], weights[both], np.ones(int(both.sum())), n))
         places += [(own, owners, weights), (met, np.full(len(met), block), weights)]
-    own, met, weights = (np.concatenate(x) for x in zip(*found))
+    own, met, weights, counts = (np.concatenate(x) for x in zip(*found))
     nodes, blocks, weighs = (np.concatenate(x) for x in zip(*places))
     shared = coo_matrix((weighs, (nodes, blocks)), shape=(n, len(pieces))).tocsr()
-    return Meetings(own.astype(np.int64), met, weights, shared, mass, block_of)
+    return Meetings(own, met, weights, counts, shared, mass, sizes, block_of)
 
 
-def _summed(a: np.ndarray, b: np.ndarray, weights: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum the weights [E] of each pair (a, b), by rising pair."""
+def _summed(
+    a: np.ndarray, b: np.ndarray, weights: np.ndarray, counts: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sum the weights and counts [E] of each pair (a, b) of n nodes, by rising pair."""
     keys, index = np.unique(a.astype(np.int64) * n + b, return_inverse=True)
-    return keys // n, keys % n, np.bincount(index, weights, minlength=len(keys))
+    sums = (np.bincount(index, some, minlength=len(keys)) for some in (weights, counts))
+    return keys // n, keys % n, *sums
 
 
 def _components(n: int, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -241,26 +248,6 @@ def _count(columns: Columns, groups: np.ndarray) -> Counts:
     shown = np.flatnonzero(np.asarray(rows.sum(axis=0)).ravel())
     some = Columns(csr_matrix(rows[:, shown]), columns.views[shown], columns.ids[shown])
     return count_views(some, group_matrix(np.arange(rows.shape[0])))
-
-
-def _several(object_of: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """Return which components of objects several blocks' objects are in."""
-    kinds, counts = np.unique(objects[np.unique(object_of)], return_counts=True)
-    return kinds[counts > 1]
-
-
-def _split(whole: np.ndarray, leaves: np.ndarray, joined: np.ndarray, columns: Columns, level: float) -> None:
-    """Split `joined` objects whose parts masks of all blocks hold together in less than the share `level` of the views.
-
-    A block may take two things for one where it sees little of them; through it those of its neighbours would be one.
-    whole [components] says whose each component of leaves is, and is changed.
-    """
-    for kind in joined.tolist():
-        parts = np.unique(leaves[whole[leaves] == kind])
-        groups = np.full(len(whole), NOISE)
-        groups[parts] = np.arange(len(parts))
-        apart = join(_count(columns, groups), level).cut(level)
-        whole[parts[apart > 0]] = int(whole.max()) + apart[apart > 0]
 
 
 def _joints(pieces: Sequence[Piece], firsts: np.ndarray, part_of: np.ndarray, owners: np.ndarray) -> Iterator[Joint]:
