@@ -25,7 +25,7 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.tree import APART, LEAST_RATE, add_wholes, cut_parts
 from cgc.clustering.vote import NOISE, by_size
 
-HALF = 0.5  # of the mass of two nodes in what blocks share, or of a node's at all: more is most of it
+HALF = 0.5  # of two nodes' mass in what blocks share, of a node's mass and Gaussians at all: more is most of it
 ENOUGH = 0.02  # of the smaller's Gaussians: with fewer in common two nodes only touch
 MOST = 4000  # objects up to which it is asked what masks say of each two: memory goes by their square
 
@@ -108,9 +108,8 @@ def join_blocks(pieces: Sequence[Piece], n_gaussians: int, level: float) -> Join
     label_of = np.full(len(whole), NOISE)
     label_of[leaves[owned.leaves[labels > 0]]] = labels[labels > 0] - 1
     if 0 <= label_of.max(initial=NOISE) < MOST:
-        add_wholes(
-            tree.parents, tree.levels, join(_count(_columns(pieces, owned.firsts, leaves), label_of), LEAST_RATE), level
-        )
+        counts = _count(_columns(pieces, owned.firsts, leaves), label_of)
+        add_wholes(tree.parents, tree.levels, join(counts, LEAST_RATE), level)
     hierarchy = Hierarchy(tree.leaves, np.array(tree.parents, np.int32), np.array(tree.levels, np.float32), level)
     return Joined(labels, confidences, hierarchy)
 
@@ -156,7 +155,7 @@ class Meetings(NamedTuple):
         least = np.minimum(self._shared(low, high), self._shared(high, low))
         one = self._best(low, high, weights) & self._best(high, low, weights) & (weights > HALF * least)
         one &= counts > ENOUGH * np.minimum(self.sizes[low], self.sizes[high])
-        owned = self.weights > HALF * self.mass[self.own]
+        owned = (self.weights > HALF * self.mass[self.own]) & (self.counts > HALF * self.sizes[self.own])
         return np.append(low[one], self.own[owned]), np.append(high[one], self.met[owned])
 
     def _shared(self, node: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -197,8 +196,8 @@ def _summed(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Sum the weights and counts [E] of each pair (a, b) of n nodes, by rising pair."""
     keys, index = np.unique(a.astype(np.int64) * n + b, return_inverse=True)
-    sums = (np.bincount(index, some, minlength=len(keys)) for some in (weights, counts))
-    return keys // n, keys % n, *sums
+    summed, counted = (np.bincount(index, some, minlength=len(keys)) for some in (weights, counts))
+    return keys // n, keys % n, summed, counted
 
 
 def _components(n: int, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
