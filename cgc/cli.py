@@ -23,6 +23,7 @@ from cgc.masks.regions import RegionMerging
 from cgc.masks.sam import PRESETS as SAM_PRESETS
 from cgc.masks.sam import SegmentAnything
 from cgc.settings import (
+    BlockSettings,
     ClusterSettings,
     EvalSettings,
     JointSettings,
@@ -56,6 +57,7 @@ class Demo:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     joint: JointSettings = field(default_factory=JointSettings)
     sharpen: SharpenSettings = field(default_factory=SharpenSettings)
+    blocks: BlockSettings = field(default_factory=BlockSettings)
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
@@ -86,6 +88,7 @@ class Run:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     joint: JointSettings = field(default_factory=JointSettings)
     sharpen: SharpenSettings = field(default_factory=SharpenSettings)
+    blocks: BlockSettings = field(default_factory=BlockSettings)
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
@@ -161,6 +164,7 @@ class Lift:
     masks: Path | None = None
     """Take the id maps from this folder (default: the run's)."""
     lift: OmitArgPrefixes[LiftSettings] = field(default_factory=LiftSettings)
+    blocks: BlockSettings = field(default_factory=BlockSettings)
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
@@ -426,14 +430,14 @@ def _call(config: object) -> None:
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:
-        case Demo(out, _, train, lift, cluster, joint, sharpen, quiet, device):
+        case Demo(out, _, train, lift, cluster, joint, sharpen, blocks, quiet, device):
             scene = pipeline.demo_scene()
-            settings = RunSettings(SceneSettings(), train, lift, cluster, joint, sharpen)
+            settings = RunSettings(SceneSettings(), train, lift, cluster, joint, sharpen, blocks)
             pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet, device=device)
-        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, quiet, device):
+        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, blocks, quiet, device):
             from cgc import prepare
 
-            settings = RunSettings(scene, train, lift, cluster, joint, sharpen)
+            settings = RunSettings(scene, train, lift, cluster, joint, sharpen, blocks)
             out = out or _default_out(folder)
             prepare.check_given(folder, settings, masks, splats, out)
             folder = prepare.scene_of(folder, quiet=quiet)
@@ -459,8 +463,8 @@ def _call(config: object) -> None:
             pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet, device=device)
         case Train(out, folder, _, train, quiet, device):
             pipeline.run_step(out, "train", scene=folder, train=train, quiet=quiet, device=device)
-        case Lift(out, masks, lift, quiet, device):
-            pipeline.run_step(out, "lift", lift=lift, masks=masks, quiet=quiet, device=device)
+        case Lift(out, masks, lift, blocks, quiet, device):
+            pipeline.run_step(out, "lift", lift=lift, blocks=blocks, masks=masks, quiet=quiet, device=device)
         case Cluster(out, cluster, quiet, device):
             pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet, device=device)
         case Sharpen(out, sharpen, quiet, device):
@@ -595,7 +599,8 @@ def _with_defaults(name: str, settings: RunSettings) -> object:
         return Demo(**known)
     if kind is Run:
         return Run(scene_folder=tyro.MISSING, scene=settings.scene, **known)
-    return kind(out=tyro.MISSING, **{k: v for k, v in known.items() if k == name})
+    own = {name, "blocks"} if name == "lift" else {name}
+    return kind(out=tyro.MISSING, **{k: v for k, v in known.items() if k in own})
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from scipy.sparse import csr_matrix
 
 from cgc import kernels, parallel
 from cgc.appearance.trainer import train as train_splats
+from cgc.blocks.cut import check_size
+from cgc.blocks.steps import Blocks, cluster_blocks, lift_blocks
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import Columns, mask_columns, side_by_side, with_wholes
 from cgc.clustering.vote import NOISE
@@ -67,6 +69,7 @@ from cgc.segmentation.segments import (
 )
 from cgc.segmentation.sharpen import sharpen
 from cgc.settings import RunSettings, check, to_json
+from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
 from cgc.view.pictures import mark, overlay
@@ -179,6 +182,19 @@ class Workspace:
             quiet=self.quiet,
         )
 
+    @property
+    def blocks(self) -> Blocks | None:
+        """The blocks in which this run is lifted and clustered; None where it is not cut."""
+        run = self.run
+        if not run.is_cut:
+            return None
+        if self.method in ("joint", "vote"):
+            raise InputError(
+                f"lift.method is {self.method}, which does not go block by block; choose contrast or graph, or "
+                "--blocks.gaussians 0"
+            )
+        return Blocks(run.root / "blocks", run.root / "splats.ply", run.settings.blocks, run.key("train"))
+
     @cached_property
     def neighbours(self) -> torch.Tensor:
         """The true nearest neighbours of each Gaussian."""
@@ -280,6 +296,8 @@ def train(work: Workspace) -> str:
     if run.trains_features:
         run.source = replace(run.source, masks_hash=hash_masks(work.masks, work.train_views))
         companion = JointFeatures(work.train_id_maps(), run.settings.joint, run.settings.train.steps)
+    if run.source.splats and run.settings.blocks.gaussians:
+        return _take_mapped(work, Path(run.source.splats), target)
     if run.source.splats:
         splats, cap = read_ply(run.source.splats), None
         splats = replace(splats, means=(splats.means.double() - torch.tensor(work.scene.origin)).float())
@@ -299,13 +317,26 @@ def train(work: Workspace) -> str:
         if budget:
             said += f" in {short_time(trained.seconds)} of {short_time(budget)}"
     write_ply(target, splats)
-    if splats.extras:
-        with write_beside(run.root / "extras.npz") as path:
-            np.savez_compressed(path, **splats.extras)  # pyright: ignore[reportArgumentType]
+    _save_extras(run, splats.extras)
     work.splats = splats
     run.finish("train", time.perf_counter() - start, gaussians=len(splats), max_gaussians=cap, extent=work.scene.extent)
     shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # what they would resume is done
     return f"{said}: {target}"
+
+
+def _take_mapped(work: Workspace, given: Path, target: Path) -> str:
+    """Take splats that were given without holding them."""
+    start, splats = time.perf_counter(), MappedSplats(given)
+    _save_extras(work.run, splats.copy(target))
+    work.__dict__.pop("splats", None)
+    work.run.finish("train", time.perf_counter() - start, gaussians=len(splats), max_gaussians=None)
+    return f"{len(splats):,} Gaussians taken from {given}: {target}"
+
+
+def _save_extras(run: RunFolder, extras: dict[str, np.ndarray]) -> None:
+    if extras:
+        with write_beside(run.root / "extras.npz") as path:
+            np.savez_compressed(path, **extras)  # pyright: ignore[reportArgumentType]
 
 
 def lift(work: Workspace) -> str:
@@ -313,6 +344,10 @@ def lift(work: Workspace) -> str:
     start = time.perf_counter()
     work.run.source = replace(work.run.source, masks_hash=hash_masks(work.masks, work.train_views))
     run, target = work.run, work.run.root / "features.safetensors"
+    if work.blocks:
+        return _lift_blocks(work, work.blocks)
+    if parallel.is_first():
+        shutil.rmtree(run.root / "blocks", ignore_errors=True)  # of other settings
     batches = work.batches
     mass = visible_mass(batches, len(work.splats))
     if not mass.any():
@@ -325,10 +360,25 @@ def lift(work: Workspace) -> str:
         return ""
     with write_beside(target) as path:
         save_file({"features": features, "mass": mass}, path)
-    run.finish("lift", time.perf_counter() - start)
+    run.finish("lift", time.perf_counter() - start, blocks=None)
     if not features.shape[1]:
         return f"nothing to learn, the masks say it all: {target}"
     return f"{features.shape[1]} features on each of {len(features):,} Gaussians: {target}"
+
+
+def _lift_blocks(work: Workspace, blocks: Blocks) -> str:
+    """Learn features block by block."""
+    start, run, views = time.perf_counter(), work.run, work.scene.views
+    target, held_back = run.root / "features.safetensors", set(work.test_views)
+    id_maps = ((i, work.masks.load(i)) for i in range(len(views)) if i not in held_back)
+    facts = lift_blocks(
+        blocks, [view.camera for view in views], id_maps, work.rasterizer, run.settings.lift, target, run.key("lift"),
+        learns=work.method == "contrast", say=work.say, quiet=work.quiet,
+    )  # fmt: skip
+    if not parallel.is_first():
+        return ""
+    run.finish("lift", time.perf_counter() - start, blocks=facts)
+    return f"features of {facts['count']} blocks: {target}"
 
 
 def _contrast(work: Workspace) -> torch.Tensor:
@@ -384,7 +434,9 @@ def load_features(run: RunFolder) -> tuple[torch.Tensor, torch.Tensor]:
 def cluster_features(work: Workspace) -> str:
     """Cluster the features into segments; writes segments.npz."""
     start = time.perf_counter()
-    run, target = work.run, work.run.root / "segments.npz"
+    run = work.run
+    if work.blocks:
+        return _cluster_blocks(work, work.blocks)
     features, mass = load_features(run)
     if len(features) != len(work.splats):
         raise InputError(
@@ -401,9 +453,28 @@ def cluster_features(work: Workspace) -> str:
         bar.advance(1, segments=found.n_segments)
         save_labels(run.root, found.labels, found.confidences, found.tree, found.hierarchy)
         bar.advance(1)
-    noise = int((found.labels == NOISE).sum())
-    run.finish("cluster", time.perf_counter() - start, segments=found.n_segments, noise=noise)
-    return f"{found.n_segments} segments, {noise:,} Gaussians in none: {target}"
+    return _finish_cluster(run, found.labels, start)
+
+
+def _finish_cluster(run: RunFolder, labels: np.ndarray, start: float) -> str:
+    segments, noise = int(labels.max(initial=0)), int((labels == NOISE).sum())
+    run.finish("cluster", time.perf_counter() - start, segments=segments, noise=noise)
+    return f"{segments} segments, {noise:,} Gaussians in none: {run.root / 'segments.npz'}"
+
+
+def _cluster_blocks(work: Workspace, blocks: Blocks) -> str:
+    """Cluster block by block, and join the blocks' segments."""
+    start, run = time.perf_counter(), work.run
+    run.require("lift")
+    _check_masks(work)
+    keys, settings = (run.key("lift"), run.key("cluster")), run.settings
+    found = cluster_blocks(
+        blocks, work.scene.extent, _wholes(work), settings.lift, settings.cluster, keys, say=work.say
+    )
+    if found is None:
+        return ""
+    save_labels(run.root, found.labels, found.confidences, {}, found.hierarchy)
+    return _finish_cluster(run, found.labels, start)
 
 
 def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:
@@ -427,8 +498,13 @@ def _columns(work: Workspace) -> Columns | None:
         return None
     if len(parts) > 1:
         columns = side_by_side([Columns(csr_matrix((*w,), (n, len(views))), views, ids) for *w, views, ids in parts])
+    return with_wholes(columns, _wholes(work))
+
+
+def _wholes(work: Workspace) -> dict[int, np.ndarray]:
+    """Of each training view whose masks nest, which of them holds each id, [ids + 1]."""
     wholes = {i: work.masks.wholes(i) for i in work.train_views}
-    return with_wholes(columns, {i: of_view for i, of_view in wholes.items() if of_view is not None})
+    return {i: of_view for i, of_view in wholes.items() if of_view is not None}
 
 
 def _space(work: Workspace) -> Space:
@@ -876,6 +952,7 @@ def run_all(
     Everything that is given is checked before anything is written.
     """
     check(settings)
+    check_size(settings.blocks.gaussians)
     with parallel.first_before_others():
         scene = read_scene(scene_path, settings.scene, quiet=quiet)
     source = Source(
@@ -889,7 +966,7 @@ def run_all(
     work.meet()
     notes = list(scene.notes)
     if splats:
-        _ = read_ply(splats)
+        _check_splats(splats, mapped=settings.blocks.gaussians > 0)
     if callable(masks) and not run.source.masks:
         if not run.is_done("train"):
             check_images(scene.views)
@@ -930,13 +1007,14 @@ def run_step(
     device: str = "auto",
     **changed: Any,
 ) -> RunFolder:
-    """Do one step of an existing run again, with settings `changed` (train=, lift=, cluster=, joint= or sharpen=).
+    """Do one step of an existing run again, with settings `changed` (train=, lift=, blocks=, cluster=, ...).
 
     `scene` and `masks` say where these lie now. The run keeps the settings once the step has succeeded.
     """
     run = open_run(out)
     run.settings = replace(run.settings, **changed)
     check(run.settings)
+    check_size(run.settings.blocks.gaussians)
     if masks is not None:
         run.source = replace(run.source, masks=str(masks.resolve()))
     work = Workspace(run, quiet=quiet, device=device)
@@ -951,6 +1029,15 @@ def run_step(
         work.say(f"now out of date: {', '.join(stale)} (run `cgc {stale[0]} {out}`, or `cgc run` for all of them)")
     work.say(f"{step}: {said}")
     return run
+
+
+def _check_splats(path: Path, *, mapped: bool) -> None:
+    """Raise InputError unless a file holds whole, finite splats; `mapped`: without holding all of them."""
+    if mapped:
+        for _ in MappedSplats(path).chunks():
+            pass
+    else:
+        _ = read_ply(path)
 
 
 LEVELS: dict[str, Callable[[Workspace, float], str]] = {"render": render_at, "export": export_at}

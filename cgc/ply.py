@@ -7,6 +7,7 @@ the file's size before anything is allocated by them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,20 +106,41 @@ def _truncated(path: Path, name: str, count: int, size: int) -> InputError:
 
 def read_vertices(path: Path, header: Header) -> np.ndarray:
     """Read the vertices as a structured array [N]."""
+    if header.format == "ascii":
+        before, vertex = _vertex(path, header)
+        return _read_text(path, header.end, sum(e.count for e in before), vertex)
+    dtype, count, offset = _layout(path, header)
+    return np.fromfile(path, dtype, count=count, offset=offset)
+
+
+def map_vertices(path: Path, header: Header) -> np.ndarray:
+    """Map the vertices of a binary file into memory, [N], to be read where they are used; InputError for ASCII."""
+    if header.format == "ascii":
+        raise InputError(f"{path} is an ASCII file, of which no part can be read alone; export it as a binary PLY")
+    dtype, count, offset = _layout(path, header)
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=(count,))
+
+
+def _vertex(path: Path, header: Header) -> tuple[tuple[Element, ...], Element]:
+    """Return the elements before the vertices, and the vertices'."""
     if header.vertex < 0:
         raise InputError(f"{path} has no vertices; give another .ply")
-    before, vertex = header.elements[: header.vertex], header.elements[header.vertex]
+    before = header.elements[: header.vertex]
     if any(kind == "list" for e in before for _, kind in e.properties):
         raise InputError(f"{path} has lists before its vertices, which no splat has; export it again")
-    if header.format == "ascii":
-        return _read_text(path, header.end, sum(e.count for e in before), vertex)
+    return before, header.elements[header.vertex]
+
+
+def _layout(path: Path, header: Header) -> tuple[np.dtype, int, int]:
+    """Return what a vertex of a binary file is, how many there are, and where they begin."""
+    before, vertex = _vertex(path, header)
     order = _ORDERS[header.format]
     dtypes = [np.dtype([(n, _TYPES[kind].newbyteorder(order)) for n, kind in e.properties]) for e in (*before, vertex)]
     offset = header.end + sum(e.count * t.itemsize for e, t in zip(before, dtypes))
     size = path.stat().st_size
     if offset + vertex.count * dtypes[-1].itemsize > size:
         raise _truncated(path, "vertex", vertex.count, size)
-    return np.fromfile(path, dtypes[-1], count=vertex.count, offset=offset)
+    return dtypes[-1], vertex.count, offset
 
 
 def _read_text(path: Path, start: int, skipped: int, vertex: Element) -> np.ndarray:
@@ -141,9 +163,14 @@ def _read_text(path: Path, start: int, skipped: int, vertex: Element) -> np.ndar
 
 def write_vertices(path: Path, table: np.ndarray) -> None:
     """Write a structured array as a binary little-endian PLY, whole or not at all."""
-    names = table.dtype.names or ()
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
-    lines += [f"property {_NAMES[table.dtype[name].newbyteorder('=')]} {name}" for name in names]
+    write_parts(path, len(table), table.dtype, [table])
+
+
+def write_parts(path: Path, count: int, dtype: np.dtype, parts: Iterable[np.ndarray]) -> None:
+    """Write structured arrays of one type, `count` vertices in all, one after the other, as `write_vertices` does."""
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
+    lines += [f"property {_NAMES[dtype[name].newbyteorder('=')]} {name}" for name in dtype.names or ()]
     with write_beside(path) as temporary, open(temporary, "wb") as file:
         file.write("\n".join([*lines, "end_header\n"]).encode("ascii"))
-        file.write(table.tobytes())
+        for part in parts:
+            file.write(part.tobytes())

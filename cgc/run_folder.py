@@ -33,6 +33,7 @@ STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report")
 _QUALITY = ("quality", "psnr_train", "psnr_test", "ssim_train", "ssim_test")
 _SCORES = ("miou_things", "boundary_iou", "pq", "instances")
 FACTS = {
+    "lift": ("blocks",),
     "cluster": ("segments", "noise"),
     "sharpen": ("sharpened",),
     "render": (*_QUALITY, *_SCORES),
@@ -98,6 +99,11 @@ class RunFolder:
         """Say whether features are learned beside colour in training."""
         return self.settings.train.features == "joint" and not self.source.splats
 
+    @property
+    def is_cut(self) -> bool:
+        """Say whether the splats are more than one block may have, so that they are lifted and clustered in several."""
+        return 0 < self.settings.blocks.gaussians < self.stats.get("gaussians", 0)
+
     def read_scene(self, *, quiet: bool = False) -> Scene:
         """Read the scene; InputError where it is not the one that the run was made from."""
         from cgc.scene.read import fingerprint, read_scene  # pycolmap takes half a second to import
@@ -131,6 +137,8 @@ class RunFolder:
             own |= {"joint": to_json(settings.joint), "masks": self.source.masks_hash}
         if step == "lift" and settings.lift.method == "joint" and not self.trains_features:
             own["joint"] = to_json(settings.joint)
+        if step == "lift" and self.is_cut:
+            own["blocks"] = to_json(settings.blocks)
         before = _BEFORE.get(step)
         text = json.dumps([FORMAT, step, own, self.key(before) if before else None], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -321,6 +321,17 @@ class SharpenSettings:
 
 
 @dataclass(frozen=True)
+class BlockSettings:
+    """How a scene that is too large for the memory is lifted and clustered: in blocks that overlap."""
+
+    gaussians: int = 0
+    """Most Gaussians of a block, without its margin: a scene of more is cut, so that memory goes by the block. 0: never
+    cut."""
+    margin: float = 0.1
+    """Width of the margin that a block shares with those around it, in lengths of its longest side."""
+
+
+@dataclass(frozen=True)
 class EvalSettings:
     """What is scored against what. No run keeps these: they are named in the summary that is written."""
 
@@ -359,6 +370,7 @@ class RunSettings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     joint: JointSettings = field(default_factory=JointSettings)
     sharpen: SharpenSettings = field(default_factory=SharpenSettings)
+    blocks: BlockSettings = field(default_factory=BlockSettings)
 
 
 Limit = float | tuple[float, float]
@@ -391,6 +403,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "steps": 0, "weight": 0, "min_second": (0, 1), "dim": 1, "rate": 0, "rate_final": (0, 1), "vote_stride": 1,
         "max_loss": 0, "seed": 0,
     },
+    "blocks": {"gaussians": 0, "margin": (0.02, 0.5)},
 }  # fmt: skip
 
 RECONSTRUCT_LIMITS: dict[str, Limit] = {

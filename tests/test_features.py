@@ -334,10 +334,10 @@ def patches():
 
 def drawn(sampling, **more):
     """The ids of the pixels drawn of `patches`, the pixels, and how many of each id could be."""
-    from cgc.features.samples import _draw_pixels
+    from cgc.features.samples import draw_pixels
 
     settings = LiftSettings(sampling=sampling, pixels_per_view=1000, border=1, **more)
-    pixels = _draw_pixels(patches(), settings, np.random.default_rng(0))
+    pixels = draw_pixels(patches(), settings, np.random.default_rng(0))
     inside = patches()[(patches() > 0) & ~border_mask(patches(), 1)]
     assert len(np.unique(pixels)) == 1000 and not border_mask(patches(), 1).ravel()[pixels].any()
     return patches().ravel()[pixels], pixels, {i: int((inside == i).sum()) for i in (4, 9, 2)}
@@ -369,10 +369,10 @@ def test_border_sampling_takes_half_beside_borders():
 
 @pytest.mark.parametrize("sampling", ["mask", "uniform", "border"])
 def test_all_pixels_are_drawn_where_few_can_be(sampling):
-    from cgc.features.samples import _draw_pixels
+    from cgc.features.samples import draw_pixels
 
     ids = patches()
-    pixels = _draw_pixels(ids, LiftSettings(sampling=sampling, border=8), np.random.default_rng(0))
+    pixels = draw_pixels(ids, LiftSettings(sampling=sampling, border=8), np.random.default_rng(0))
     assert np.array_equal(np.sort(pixels), np.flatnonzero((ids > 0) & ~border_mask(ids, 8)))
 
 

@@ -40,6 +40,10 @@ PURE = 0.6  # share of a mask's views in which its Gaussians stay in one mask; t
 HELD = 0.3  # of a Gaussian's largest weight in any mask: what it must weigh in a mask that holds it
 
 
+class NothingFound(InputError):
+    """No cluster in the features, or no mask that others confirm."""
+
+
 @dataclass(frozen=True)
 class Space:
     """Where Gaussians are: places [N, 3] in scene extents, and their nearest neighbours [N, k]."""
@@ -80,7 +84,7 @@ def cluster(
     seen, unit = _visible(mass), normal.cpu().numpy()
     found = find_clusters(unit, mass, settings, rows_of(normal))
     if found is None:
-        raise InputError(
+        raise NothingFound(
             f"everything is noise: HDBSCAN found no cluster of at least {settings.min_cluster_size} among "
             f"{int(seen.sum())} visible Gaussians; lower min-cluster-size, or train "
             "the features longer (steps of `cgc lift`)"
@@ -114,7 +118,7 @@ def cluster_masks(
     purity = np.diag(counts.together) / np.maximum(np.diag(counts.seen), 1e-9)
     pure = np.flatnonzero(purity >= PURE)
     if not len(pure):
-        raise InputError(
+        raise NothingFound(
             "no mask shows one thing that other views confirm: expected masks of which most keep together in the other "
             "views; give better masks, or more views"
         )

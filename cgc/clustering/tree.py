@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from cgc.clustering.columns import Columns, group_matrix
-from cgc.clustering.graph import Counts, count_views, join
+from cgc.clustering.graph import Counts, Joins, count_views, join
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE, cut
 
@@ -25,7 +25,7 @@ def grow(labels: np.ndarray, parts: np.ndarray, columns: Columns, level: float) 
     count = int(labels.max(initial=0))
     if not count or not 0 < level < 1 - APART:
         return Hierarchy.flat(labels)
-    pieces, owners = _pieces(labels, parts)
+    pieces, owners = cut_parts(labels, parts)
     pieces_of = [np.flatnonzero(owners == k) for k in range(1, count + 1)]
     parents, levels = [0] * (count + 1), [-1.0] + [1.0] * count
     node_of = np.zeros(len(owners), np.int32)
@@ -53,7 +53,14 @@ def grow(labels: np.ndarray, parts: np.ndarray, columns: Columns, level: float) 
                     rate = joins.rates[child - joins.count]
                     most = 1 - APART * (child - joins.count + 1)
                     nodes[child] = add(above, float(min(max(rate, levels[above] + APART), most)))
-    joins = join(count_views(columns, group_matrix(np.where(labels > 0, labels - 1, -1))), LEAST_RATE)
+    objects = count_views(columns, group_matrix(np.where(labels > 0, labels - 1, -1)))
+    add_wholes(parents, levels, join(objects, LEAST_RATE), level)
+    leaves = np.where(pieces >= 0, node_of[np.maximum(pieces, 0)], NOISE).astype(np.int32)
+    return Hierarchy(leaves, np.array(parents, np.int32), np.array(levels, np.float32), level)
+
+
+def add_wholes(parents: list[int], levels: list[float], joins: Joins, level: float) -> None:
+    """Add what objects 1..K become above their `level`, by their joins, to the parents and levels of a tree."""
     made: list[int] = []
     lowest = level
     for j in range(len(joins.rates)):  # from the objects up
@@ -61,15 +68,14 @@ def grow(labels: np.ndarray, parts: np.ndarray, columns: Columns, level: float) 
         lowest = float(min(joins.rates[j], lowest - APART))
         if lowest <= 0:
             break
-        node = add(0, lowest)
-        made.append(node)
+        parents.append(0)
+        levels.append(lowest)
+        made.append(len(parents) - 1)
         for child in children:
-            parents[child + 1 if child < joins.count else made[child - joins.count]] = node
-    leaves = np.where(pieces >= 0, node_of[np.maximum(pieces, 0)], NOISE).astype(np.int32)
-    return Hierarchy(leaves, np.array(parents, np.int32), np.array(levels, np.float32), level)
+            parents[child + 1 if child < joins.count else made[child - joins.count]] = made[-1]
 
 
-def _pieces(labels: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cut_parts(labels: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cut objects by parts, small ones left with the object's largest: pieces [N] from 0 (-1: none), their objects."""
     own = np.flatnonzero(labels > 0)
     pieces = np.full(len(labels), NOISE, np.int32)

@@ -68,7 +68,7 @@ def sample_batches(
                     pool.keep(batch)
             elif holder == rank and parts:
                 for batch in _make_batches(view, cameras[view], parts, splats, rasterizer, settings):
-                    cache.keep(_arrays(batch))
+                    cache.keep(to_arrays(batch))
             bar.advance(1, batches=len(made))
         if not made:
             raise InputError(
@@ -77,13 +77,13 @@ def sample_batches(
                 "own"
             )
         views = [view for view, holder in made if holder == rank]
-        own = iter(pool.batches or [_restore(v, cameras[v], arrays) for v, arrays in zip(views, cache.groups())])
+        own = iter(pool.batches or [from_arrays(v, cameras[v], arrays) for v, arrays in zip(views, cache.groups())])
         batches = [next(own) if holder == rank else None for _, holder in made]
     shown = parallel.add_up(torch.tensor([len(batch.gaussians) if batch else 0 for batch in batches]))
     return [batch or Elsewhere(holder, int(n)) for batch, (_, holder), n in zip(batches, made, shown)]
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Pixels of a batch, sorted by mask: pixels [P] and masks [P] int64 in [0, M), and the masks' ids [M] int64."""
 
     pixels: np.ndarray
@@ -91,11 +91,11 @@ class _Part(NamedTuple):
     mask_ids: np.ndarray
 
 
-def _draw_views(id_maps: Sequence[np.ndarray | None], settings: LiftSettings) -> Iterator[list[_Part]]:
+def _draw_views(id_maps: Sequence[np.ndarray | None], settings: LiftSettings) -> Iterator[list[Part]]:
     """Yield what is drawn of each view, none without a map; always the same for a seed."""
     generator = np.random.default_rng(settings.seed)
     for id_map in id_maps:
-        yield [] if id_map is None else _part(id_map, _draw_pixels(id_map, settings, generator), settings)
+        yield [] if id_map is None else part_pixels(id_map, draw_pixels(id_map, settings, generator), settings)
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
@@ -107,7 +107,7 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
+def draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
     """Draw pixels inside masks and off their borders, in random order, as `settings.sampling` says."""
     inside = (id_map > 0) & ~border_mask(id_map, settings.border)
     candidates = np.flatnonzero(inside)
@@ -135,7 +135,7 @@ def _log_chances(ids: np.ndarray) -> np.ndarray:
     return np.log(1.0 / np.sqrt(counts))[index]
 
 
-def _part(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[_Part]:
+def part_pixels(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[Part]:
     """Part a view's pixels into those of each batch, as many each, sorted by mask; none are empty."""
     parts = []
     for part in np.array_split(pixels, max(1, round(len(pixels) / settings.pixels_per_step))):
@@ -145,12 +145,12 @@ def _part(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> lis
         order = np.lexsort((part[kept], masks[kept]))
         if len(order):
             mask_ids, masks = np.unique(of_part[kept][order], return_inverse=True)
-            parts.append(_Part(part[kept][order], masks, mask_ids.astype(np.int64)))
+            parts.append(Part(part[kept][order], masks, mask_ids.astype(np.int64)))
     return parts
 
 
 def _make_batches(
-    view: int, camera: Camera, parts: Sequence[_Part], splats: Splats, rasterizer: Rasterizer, settings: LiftSettings
+    view: int, camera: Camera, parts: Sequence[Part], splats: Splats, rasterizer: Rasterizer, settings: LiftSettings
 ) -> Iterator[Batch]:
     """Yield the batches of a view from one pass over its weights."""
     pixels = torch.from_numpy(np.concatenate([part.pixels for part in parts]))
@@ -164,7 +164,7 @@ def _make_batches(
 
 
 def _make_device_batches(
-    view: int, camera: Camera, parts: Sequence[_Part], splats: Splats, rasterizer: Rasterizer, settings: LiftSettings
+    view: int, camera: Camera, parts: Sequence[Part], splats: Splats, rasterizer: Rasterizer, settings: LiftSettings
 ) -> Iterator[DeviceBatch]:
     """Do as `_make_batches` without W leaving its device; what is drawn goes there in one piece."""
     drawn = np.stack([np.concatenate(some) for some in zip(*((part.pixels, part.masks) for part in parts))])
@@ -175,15 +175,15 @@ def _make_device_batches(
     return split_on_device(view, weights, masks, [part.mask_ids for part in parts], [len(p.pixels) for p in parts])
 
 
-def _arrays(batch: Batch) -> list[np.ndarray]:
+def to_arrays(batch: Batch) -> list[np.ndarray]:
     """What a batch is made of, its matrix by pixel and by Gaussian."""
     weights = batch.weights
     tensors = (batch.gaussians, batch.masks, batch.mask_ids, weights.pixels)
     return [*(t.cpu().numpy() for t in tensors), *weights.by_pixel, *weights.by_gaussian]
 
 
-def _restore(view: int, camera: Camera, arrays: Sequence[np.ndarray]) -> Batch:
-    """Make a batch of its `_arrays`."""
+def from_arrays(view: int, camera: Camera, arrays: Sequence[np.ndarray]) -> Batch:
+    """Make a batch of its `to_arrays`."""
     width, height = camera.width, camera.height
     gaussians, masks, mask_ids, pixels, indptr, ids, values = (torch.from_numpy(a) for a in arrays[:7])
     transposed = Csr(*arrays[7:])

@@ -89,6 +89,14 @@ class Contributions:
         transpose: Any = sparse.transpose if self.for_kernels else sparse_torch.transpose
         return transpose(self.by_pixel, self.n_gaussians)
 
+    def to(self, device: torch.device | str) -> Contributions:
+        """Return W on a device."""
+        if self.ids.device == torch.device(device):
+            return self
+        parts = {name: getattr(self, name) for name in ("indptr", "ids", "weights", "pixels", "remainder")}
+        moved = {name: part.to(device) for name, part in parts.items() if part is not None}
+        return replace(self, **moved, transposed=None)
+
     def matmul(self, values: Tensor) -> Tensor:
         """Return W @ values, [N, D] -> [P, D] float32, differentiable: what `render` gives at the pixels.
 

@@ -38,8 +38,12 @@ def read_ply(path: Path | str) -> Splats:
     """
     path = Path(path)
     header = read_header(path)
-    rest = _check_header(path, header)
-    vertices = read_vertices(path, header)
+    rest = check_header(path, header)
+    return from_vertices(path, read_vertices(path, header), rest)
+
+
+def from_vertices(path: Path, vertices: np.ndarray, rest: tuple[str, ...]) -> Splats:
+    """Turn vertices [N] of a file, whose f_rest are called `rest`, into splats; InputError unless they are finite."""
     needed = (*_MEANS, *_DC, *rest, *_OPACITY, *_SCALES, *_QUATS)
     columns = {name: _float32(vertices[name]) for name in needed}
     _check_finite(path, columns)
@@ -65,10 +69,14 @@ def write_ply(path: Path | str, splats: Splats, extra: Mapping[str, np.ndarray] 
     `splats.extras` to keep them). Reading it back gives the same float32 bits.
     Raise InputError for no Gaussians, and for an extra attribute that a PLY cannot hold.
     """
-    n = len(splats)
-    if n == 0:
+    if len(splats) == 0:
         raise InputError(f"there are no Gaussians to write into {path}; choose a segment that has some")
-    sh = splats.sh
+    write_vertices(Path(path), to_vertices(splats, extra))
+
+
+def to_vertices(splats: Splats, extra: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+    """Turn splats into the vertices [N] of a PLY; `extra` as in `write_ply`."""
+    n, sh = len(splats), splats.sh
     columns: dict[str, np.ndarray] = {}
     _add_columns(columns, _MEANS, splats.means)
     _add_columns(columns, _NORMALS, torch.zeros(n, 3))
@@ -82,13 +90,13 @@ def write_ply(path: Path | str, splats: Splats, extra: Mapping[str, np.ndarray] 
     table = np.empty(n, dtype=[(name, values.dtype.newbyteorder("<")) for name, values in columns.items()])
     for name, values in columns.items():
         table[name] = values
-    write_vertices(Path(path), table)
+    return table
 
 
 # --- reading ----------------------------------------------------------------------------------------------
 
 
-def _check_header(path: Path, header: Header) -> tuple[str, ...]:
+def check_header(path: Path, header: Header) -> tuple[str, ...]:
     """Check that the header announces splats; return the f_rest names."""
     if header.vertex < 0:
         raise InputError(f"{path} has no vertices, so it is not a splat; give a 3DGS .ply")

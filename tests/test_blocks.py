@@ -1,0 +1,556 @@
+"""Blocks: laws of the cut, exact culling, one block against a run without, joining, resuming, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+from sklearn.metrics import adjusted_rand_score
+from tiny import SETTINGS, cameras, clumps, snapshot
+
+from cgc.blocks import cut as cutting
+from cgc.blocks import steps
+from cgc.blocks.align import align
+from cgc.blocks.cut import cut, sides
+from cgc.blocks.geometry import Geometry, as_splats, write_geometry
+from cgc.blocks.join import Piece, join_blocks
+from cgc.blocks.steps import Blocks, cluster_blocks, lift_blocks
+from cgc.blocks.trees import Joint, grow_parts
+from cgc.blocks.weigh import Block, draw_views, restrict, weigh_block
+from cgc.blocks.work import LIFTED, save_arrays
+from cgc.clustering.columns import mask_columns
+from cgc.clustering.hierarchy import Hierarchy
+from cgc.errors import InputError
+from cgc.features.files import map_tensors, read_tensors
+from cgc.features.samples import sample_batches, visible_mass
+from cgc.pipeline import Workspace, run_all, run_step
+from cgc.rasterize.cpu import CpuRasterizer
+from cgc.run_folder import open_run
+from cgc.scene.types import Camera
+from cgc.segmentation.segments import load_hierarchy, load_labels
+from cgc.settings import BlockSettings, check
+from cgc.splats import mapped
+from cgc.splats.mapped import MappedSplats
+from cgc.splats.ply import read_ply, write_ply
+from cgc.splats.types import Splats
+
+CUT = replace(SETTINGS, blocks=BlockSettings(gaussians=250, margin=0.3))
+
+
+def a_geometry(folder: Path, splats: Splats, most: int) -> Geometry:
+    write_ply(folder / "given.ply", splats)
+    write_geometry(MappedSplats(folder / "given.ply"), most, folder / "blocks")
+    return Geometry(folder / "blocks")
+
+
+def some_splats(n: int, seed: int = 0) -> Splats:
+    """Gaussians of all sizes and shapes in a box 4 wide."""
+    g = torch.Generator().manual_seed(seed)
+    means = 4 * torch.rand(n, 3, generator=g) - 2
+    log_scales = torch.rand(n, 3, generator=g) * 3 - 5
+    quats, logits = torch.randn(n, 4, generator=g), 4 * torch.rand(n, generator=g) - 2
+    return Splats(means, quats, log_scales, logits, torch.zeros(n, 1, 3))
+
+
+@pytest.fixture
+def small_cells(monkeypatch):
+    monkeypatch.setattr(cutting, "CELL", 16)
+
+
+# ---- cutting
+
+
+@pytest.mark.parametrize(("n", "most"), [(1000, 130), (777, 100), (500, 500), (500, 0), (101, 100)])
+def test_every_gaussian_is_in_one_core_and_cores_are_as_large(n, most, small_cells):
+    means = np.random.default_rng(n).normal(size=(n, 3)).astype(np.float32) * (5, 2, 1)
+    found = cut(means, most)
+    sizes = [len(found.order[found.core(b)]) for b in range(found.n_blocks)]
+    assert found.n_blocks == (-(-n // most) if most else 1)
+    assert sorted(found.order) == list(range(n)) and sum(sizes) == n
+    assert max(sizes) <= (most or n) and max(sizes) - min(sizes) <= 1
+    assert np.diff(found.cells).max() <= 16 and (np.diff(found.cells) > 0).all()
+    assert (cut(means, most).order == found.order).all()
+
+
+def test_what_is_wide_is_cut_across_and_floaters_do_not_count():
+    means = np.random.default_rng(0).uniform(size=(4000, 3)) * (10, 3, 1)
+    means[:20, 2] = 1000
+    found = cut(means.astype(np.float32), 1000)
+    sizes = [sides(means[found.order[found.core(b)]]) for b in range(4)]
+    assert all(2 < x < 3 and 2.8 < y < 3 and 0.9 < z < 1 for x, y, z in sizes)
+
+
+def test_gaussians_nearer_than_the_margin_share_a_block(tmp_path, small_cells):
+    splats = some_splats(600)
+    geometry = a_geometry(tmp_path, splats, 150)
+    means = splats.means.numpy()
+    apart = np.linalg.norm(means[:, None] - means[None], axis=2)
+    together, cores = np.zeros((600, 600), bool), np.zeros(600, int)
+    for block in range(geometry.cut.n_blocks):
+        rows, core, _ = geometry.members(block, 0.2)
+        assert (np.diff(rows) > 0).all() and (rows[core] == np.sort(geometry.cut.order[geometry.cut.core(block)])).all()
+        cores[rows[core]] += 1
+        inside, own = np.zeros(600, bool), np.zeros(600, bool)
+        inside[rows], own[rows[core]] = True, True
+        width = 0.2 * sides(means[rows[core]]).max()
+        assert inside[(apart[own] < width).any(0)].all()
+        low, high = means[own].min(0), means[own].max(0)
+        assert not (inside & (np.maximum(low - means, means - high).max(1) > width)).any()
+        together |= inside[:, None] & inside[None]
+    assert (cores == 1).all() and together[apart < 0.2].all() and not together.all()
+
+
+def test_a_block_reads_back_its_own_gaussians(tmp_path, small_cells):
+    splats = some_splats(400)
+    geometry = a_geometry(tmp_path, splats, 100)
+    members = geometry.members(2, 0.1)
+    own = geometry.splats(members)
+    expected = splats.select(torch.from_numpy(members.rows))
+    for name in ("means", "quats", "log_scales", "logit_opacities"):
+        assert torch.equal(getattr(own, name), getattr(expected, name)), name
+
+
+# ---- what a view may see
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_culling_changes_no_weight_of_any_view(tmp_path, small_cells, seed):
+    splats = some_splats(500, seed)
+    geometry = a_geometry(tmp_path, splats, 0)
+    g = np.random.default_rng(seed)
+    eye, target = g.uniform(-2.5, 2.5, 3), g.uniform(-1, 1, 3)  # inside of the splats too
+    camera = Camera.look_at(eye, target, width=60, height=40, focal=float(g.uniform(20, 300)))
+    pixels = np.unique(g.integers(0, 2400, 50 if seed % 2 else 2400))
+    whole = CpuRasterizer().contributions(splats, camera, torch.from_numpy(pixels))
+    cells = geometry.in_view(camera, pixels)
+    rows, values = geometry.read(cells)
+    weights = CpuRasterizer().contributions(as_splats(values), camera, torch.from_numpy(pixels))
+    assert torch.equal(weights.indptr, whole.indptr) and (rows[weights.ids] == whole.ids.numpy()).all()
+    torch.testing.assert_close(weights.weights, whole.weights, rtol=0, atol=1e-6)  # exp and sigmoid round by place
+    assert len(cells) < len(geometry.cut.cells) - 1  # and it leaves out something
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_block_shows_only_where_it_may_show(tmp_path, small_cells, seed):
+    splats = some_splats(500, seed)
+    geometry = a_geometry(tmp_path, splats, 125)
+    camera = Camera.look_at((12, 6 - 3 * seed, 3), (0, 0, 0), width=80, height=60)
+    whole = CpuRasterizer().contributions(splats, camera)
+    for index in range(4):
+        block = Block(geometry, geometry.members(index, 0.05), CpuRasterizer())
+        weights, _ = restrict(whole, np.arange(500), block.members.rows)
+        shows = np.diff(weights.indptr.numpy()) > 0
+        assert block.may_show(camera)[shows].all() and not block.may_show(camera).all() and shows.any()
+
+
+def test_a_block_keeps_its_entries_and_the_rest_in_the_remainder():
+    splats, members = some_splats(200), np.array([3, 50, 51, 199])
+    camera = Camera.look_at((0, -5, 2), (0, 0, 0), width=40, height=30)
+    whole = CpuRasterizer().contributions(splats, camera, min_weight=0.01)
+    own, others = restrict(whole, np.arange(200), members)
+    dense = csr_matrix((whole.weights, whole.ids, whole.indptr), shape=(1200, 200)).toarray()
+    left = csr_matrix((own.weights, own.ids, own.indptr), shape=(1200, 4)).toarray()
+    assert (left == dense[:, members]).all() and own.n_gaussians == 4
+    np.testing.assert_allclose(others, np.delete(dense, members, 1).sum(1), atol=1e-6)
+    np.testing.assert_allclose(own.remainder, whole.remainder + torch.from_numpy(others))
+
+
+# ---- evidence: what masks say is what they say without blocks
+
+
+def evidence(tmp_path, most):
+    splats, labels = clumps()
+    from cgc.segmentation.labels import render_labels
+
+    shots, settings = cameras(), SETTINGS.lift
+    id_maps = [render_labels(splats, labels, camera, CpuRasterizer()).ids for camera in shots]
+    plain = sample_batches(splats, shots, id_maps, CpuRasterizer(), settings, quiet=True)
+    drawn = draw_views(enumerate(id_maps), settings)
+    geometry = a_geometry(tmp_path, splats, most)
+    blocks = [Block(geometry, geometry.members(b, 0.2), CpuRasterizer()) for b in range(geometry.cut.n_blocks)]
+    return splats, plain, [(b.members, weigh_block(b, shots, drawn, settings, quiet=True)) for b in blocks]
+
+
+def test_one_block_has_the_batches_of_a_run_without(tmp_path, small_cells):
+    _, plain, [(_, found)] = evidence(tmp_path, 0)
+    assert len(found.batches) == len(plain)
+    for one, other in zip(found.batches, plain):
+        for name in ("gaussians", "masks", "mask_ids"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        assert torch.equal(one.weights.weights, other.weights.weights)
+        assert torch.equal(one.weights.ids, other.weights.ids)
+
+
+def test_masks_say_of_a_gaussian_what_they_say_without_blocks(tmp_path, small_cells):
+    splats, plain, blocks = evidence(tmp_path, 160)
+    columns, mass = mask_columns(plain, len(splats)), visible_mass(plain, len(splats))
+    assert len(blocks) == 4
+    for members, found in blocks:
+        torch.testing.assert_close(found.mass, mass[members.rows], rtol=1e-4, atol=1e-5)
+        place = {pair: k for k, pair in enumerate(zip(columns.views.tolist(), columns.ids.tolist()))}
+        index = [place[pair] for pair in zip(found.columns.views.tolist(), found.columns.ids.tolist())]
+        expected = columns.matrix[members.rows].toarray()
+        np.testing.assert_allclose(found.columns.matrix.toarray(), expected[:, index], rtol=1e-4, atol=1e-5)
+        assert not np.delete(expected, index, 1).any()  # what is left out says nothing
+        for batch in found.batches:  # learned from are pixels that are mostly the block's
+            own = np.bincount(batch.weights.rows, batch.weights.weights, minlength=len(batch.masks))
+            assert (own > 0).all() and (np.bincount(batch.masks) >= SETTINGS.lift.min_mask_pixels).all()
+
+
+# ---- joining
+
+
+def pieces_of(objects, parts, spans, seed=0, levels=None):
+    """Blocks that know parts [N] (from 0) of objects [N] (from 0) exactly, under numbers of their own.
+
+    spans: of each block the first and end of its core, and how far its margin goes on either side. Each knows the masks
+    of four views, which show the objects.
+    """
+    g, n, made = np.random.default_rng(seed), len(objects), []
+    for begin, end, margin in spans:
+        rows = np.arange(max(begin - margin, 0), min(end + margin, n))
+        core = (rows >= begin) & (rows < end)
+        kinds, own = np.unique(objects[rows], return_inverse=True)
+        number = g.permutation(len(kinds)) + 1
+        labels = number[own].astype(np.int32)
+        parents, at = [0] * (len(kinds) + 1), [-1.0] + [1.0] * len(kinds)
+        leaves = labels.copy()
+        for k in range(1, len(kinds) + 1):
+            names = np.unique(parts[rows[labels == k]])
+            if len(names) > 1:
+                at[k] = 0.5 if levels is None else levels
+                for name in g.permutation(names):
+                    parents.append(k)
+                    at.append(1.0)
+                    leaves[(labels == k) & (parts[rows] == name)] = len(parents) - 1
+        inside = (own[:, None] == np.arange(len(kinds))) & core[:, None]  # [n, objects]
+        shown = np.array([np.tile(4.0 * (inside[leaves == node]).sum(0), 4) for node in range(1, len(at))])
+        views, ids = np.repeat(np.arange(4), len(kinds)), np.tile(kinds, 4)
+        tree = leaves, np.array(parents, np.int32), np.array(at, np.float32)
+        mass, sure = np.ones(len(rows), np.float32), g.random(len(rows)).astype(np.float32)
+        made.append(Piece(rows, core, mass, labels, sure, *tree, csr_matrix(shown), views, ids))
+    return made
+
+
+def same_partition(a, b):
+    pairs = set(zip(a.tolist(), b.tolist()))
+    return len(pairs) == len({p[0] for p in pairs}) == len({p[1] for p in pairs})
+
+
+SPANS = [(0, 60, 15), (60, 140, 15), (140, 200, 15)]
+OBJECTS = np.repeat([0, 1, 2], [90, 60, 50])  # the first lies in two blocks, the second too
+PARTS = np.repeat([0, 1, 2, 3, 4], [40, 50, 60, 25, 25])
+
+
+def test_an_object_that_was_cut_comes_back_as_one():
+    joined = join_blocks(pieces_of(OBJECTS, PARTS, SPANS), 200, 0.35)
+    assert same_partition(joined.labels, OBJECTS) and joined.labels[0] == 1  # the largest is the first
+    assert (joined.confidences > 0).all() and joined.hierarchy.base == 0.35
+    assert (joined.hierarchy.at() == joined.labels).all()
+    assert same_partition(joined.hierarchy.at(1.0), PARTS)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_blocks_does_not_matter(seed):
+    g = np.random.default_rng(seed)
+    objects = np.sort(g.integers(0, 6, 200))
+    pieces = pieces_of(objects, np.arange(200) // 20 + 100 * objects, SPANS, seed)
+    first = join_blocks(pieces, 200, 0.35)
+    other = join_blocks([pieces[i] for i in g.permutation(3)], 200, 0.35)
+    assert (first.labels == other.labels).all() and (first.confidences == other.confidences).all()
+    for name in ("leaves", "parents", "levels"):
+        np.testing.assert_array_equal(getattr(first.hierarchy, name), getattr(other.hierarchy, name))
+
+
+def test_half_of_the_margin_must_agree():
+    """Two objects that only touch in the margin stay two: the second's own Gaussians there are more."""
+    pieces = pieces_of(np.zeros(200, int), np.zeros(200, int), [(0, 100, 20), (100, 200, 20)])
+    labels = pieces[1].labels.copy()
+    labels[:12] = 2  # of the 40 that are shared
+    labels[28:] = 2
+    second = pieces[1]._replace(labels=labels, leaves=labels, parents=np.zeros(3, int),
+                                levels=np.array([-1, 1, 1], np.float32), shown=csr_matrix((2, 4)))  # fmt: skip
+    joined = join_blocks([pieces[0], second], 200, 0.35)
+    assert len(np.unique(joined.labels)) == 2 and len(np.unique(joined.labels[:100])) == 1
+
+
+def test_a_crumb_whose_bulk_lies_in_another_block_is_what_that_calls_it():
+    objects = np.repeat([0, 1], [90, 110])
+    pieces = pieces_of(objects, objects, [(0, 100, 40), (100, 200, 40)])
+    first = pieces[0]
+    labels = first.labels.copy()
+    crumb = (first.rows >= 97) & (first.rows < 104)
+    other = (first.rows >= 104) & (first.rows < 112)  # two of them: only one can be the other's best
+    labels[crumb], labels[other] = 3, 4
+    first = first._replace(labels=labels, leaves=labels, parents=np.zeros(5, int), shown=csr_matrix((4, 8)),
+                           levels=np.array([-1, 1, 1, 1, 1], np.float32))  # fmt: skip
+    assert same_partition(join_blocks([first, pieces[1]], 200, 0.35).labels, objects)
+
+
+def test_noise_of_the_owner_is_noise():
+    pieces = pieces_of(OBJECTS, PARTS, SPANS)
+    labels = np.where(pieces[1].core, pieces[1].labels, -1)
+    labels[20:30] = -1
+    leaves = np.where(labels > 0, pieces[1].leaves, -1)
+    joined = join_blocks([pieces[0], pieces[1]._replace(labels=labels, leaves=leaves), pieces[2]], 200, 0.35)
+    assert set(np.flatnonzero(joined.labels < 0)) == set(pieces[1].rows[20:30])
+    assert not joined.confidences[joined.labels < 0].any() and (joined.labels[:60] == joined.labels[0]).all()
+
+
+def test_parts_join_by_falling_level_of_all_blocks():
+    """Part 1 is between 0 and 2 in two trees; what no tree joins is one at the objects' level."""
+    parts = np.repeat([0, 1, 2, 3, 4], 20)
+    joints = [Joint(0.8, frozenset({0, 1})), Joint(0.6, frozenset({1, 2})), Joint(0.4, frozenset({0, 1, 2}))]
+    tree = grow_parts(parts, np.array([1, 1, 1, 1, 2]), joints, 0.35)
+    hierarchy = Hierarchy(tree.leaves, np.array(tree.parents, np.int32), np.array(tree.levels, np.float32), 0.35)
+    expected = {1.0: [0, 1, 2, 3, 4], 0.7: [0, 0, 2, 3, 4], 0.5: [0, 0, 0, 3, 4], 0.35: [0, 0, 0, 0, 4]}
+    for level, kinds in expected.items():
+        assert same_partition(hierarchy.at(level), np.repeat(kinds, 20)), level
+    assert set(hierarchy.at()) == {1, 2}
+
+
+def test_features_of_blocks_are_turned_into_one_space(tmp_path):
+    g = np.random.default_rng(0)
+    features = g.normal(size=(300, 6)).astype(np.float32)
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for path, (begin, end) in zip(paths, [(0, 130), (200, 300), (100, 230)]):  # the first and the second do not meet
+        turn = np.linalg.qr(g.normal(size=(6, 6)))[0].astype(np.float32)
+        rows = np.arange(begin, end)
+        arrays = {
+            "rows": rows,
+            "core": rows > 0,
+            "cells": np.unique(rows // 10),
+            "mass": np.ones(len(rows), np.float32),
+        }
+        save_arrays(path, arrays | {"features": features[rows] @ turn}, "key")
+    from cgc.blocks.work import load_arrays
+
+    turned = [load_arrays(path, "features")["features"] @ turn for path, turn in zip(paths, align(paths))]
+    same = np.concatenate([turned[0][:130], turned[2][30:100], turned[1]])
+    np.testing.assert_allclose(same @ same.T, features @ features.T, atol=1e-3)
+
+
+# ---- runs
+
+
+def run(scene, out, settings, **given):
+    return run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=True, **given)
+
+
+def stats(out):
+    return json.loads((out / "stats.json").read_text())
+
+
+@pytest.fixture
+def own_run(tiny_run, tmp_path):
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def test_one_block_gives_the_bits_of_a_run_without(own_run, tmp_path, small_cells):
+    work = Workspace(open_run(own_run), quiet=True)
+    run = work.run
+    blocks = Blocks(tmp_path / "blocks", own_run / "splats.ply", BlockSettings(gaussians=10**6), "key")
+    views, held_back = work.scene.views, set(work.test_views)
+    id_maps = ((i, work.masks.load(i)) for i in range(len(views)) if i not in held_back)
+    target = tmp_path / "features.safetensors"
+    facts = lift_blocks(
+        blocks, [view.camera for view in views], id_maps, work.rasterizer, run.settings.lift, target, "lift",
+        learns=True, say=lambda _: None, quiet=True,
+    )  # fmt: skip
+    assert facts == {"count": 1, "gaussians": len(work.splats), "with_margin": len(work.splats)}
+    found = read_tensors(target, "", "features", "mass")
+    for name, expected in read_tensors(own_run / "features.safetensors", "", "features", "mass").items():
+        assert torch.equal(found[name], expected), name
+    joined = cluster_blocks(
+        blocks, work.scene.extent, {}, run.settings.lift, run.settings.cluster, ("lift", "c"), say=print
+    )
+    labels, confidences = load_labels(own_run)
+    assert joined is not None and (joined.labels == labels).all() and (joined.confidences == confidences).all()
+    tree = load_hierarchy(own_run)
+    for level in np.linspace(0, 1, 41):
+        assert same_partition(tree.at(level), joined.hierarchy.at(level)), level
+
+
+def test_a_run_in_blocks_ends_in_the_same_files(tiny_scene, tiny_run, tmp_path, capsys):
+    out = tmp_path / "run"
+    run_all(tiny_scene, out, CUT, masks=tiny_scene / "masks", splats=tiny_run / "splats.ply")
+    said = capsys.readouterr().out
+    facts, n = stats(out), len(read_ply(out / "splats.ply"))
+    count = -(-n // 250)
+    assert facts["blocks"]["count"] == count and facts["blocks"]["with_margin"] > facts["blocks"]["gaussians"]
+    assert f"{count} blocks of up to {facts['blocks']['gaussians']:,} Gaussians, " in said
+    assert (out / "splats.ply").read_bytes() == (tiny_run / "splats.ply").read_bytes()
+    assert {p.name for p in out.iterdir()} == {p.name for p in tiny_run.iterdir()} | {"blocks"}
+    labels, plain = load_labels(out)[0], load_labels(tiny_run)[0]
+    both = (labels > 0) & (plain > 0)
+    assert adjusted_rand_score(labels[both], plain[both]) > 0.9 and both.mean() > 0.95
+    assert facts["miou_things"] > 0.65
+    features = read_tensors(out / "features.safetensors", "", "features", "mass")
+    assert features["features"].shape == (n, 8) and torch.isfinite(features["features"]).all()
+    mass = read_tensors(tiny_run / "features.safetensors", "", "mass")["mass"]
+    torch.testing.assert_close(features["mass"], mass, rtol=1e-4, atol=1e-5)
+    before = snapshot(out)
+    run_all(tiny_scene, out, CUT, masks=tiny_scene / "masks", splats=tiny_run / "splats.ply")
+    assert snapshot(out) == before and "lift: done before, kept" in capsys.readouterr().out
+
+
+def test_a_killed_run_goes_on_with_the_first_block_that_is_not_done(own_run, tmp_path, monkeypatch, capsys):
+    other = Path(shutil.copytree(own_run, tmp_path / "other"))
+    for step in ("lift", "cluster"):
+        run_step(other, step, quiet=True, blocks=CUT.blocks)
+    for step, name in (("lift", "lift_block"), ("cluster", "cluster_block")):
+        work, done = getattr(steps, name), []
+
+        def once(*arguments, work=work, done=done):
+            if done:
+                raise KeyboardInterrupt
+            done.append(0)
+            return work(*arguments)
+
+        monkeypatch.setattr(steps, name, once)
+        with pytest.raises(KeyboardInterrupt):
+            run_step(own_run, step, quiet=True, blocks=CUT.blocks)
+        monkeypatch.setattr(steps, name, work)
+        capsys.readouterr()
+        run_step(own_run, step, blocks=CUT.blocks)
+        said = capsys.readouterr().out
+        assert "1 of 3 blocks done before, kept" in said and "block 1 of 3" not in said and "block 3 of 3" in said
+    for name, data in snapshot(other).items():
+        if name != "stats.json":
+            assert (own_run / name).read_bytes() == data, name
+
+
+def test_clustering_again_learns_nothing_again(own_run, monkeypatch):
+    run_step(own_run, "lift", quiet=True, blocks=CUT.blocks)
+    run_step(own_run, "cluster", quiet=True)
+    before = snapshot(own_run)
+    monkeypatch.setattr(steps, "lift_block", None)
+    run_step(own_run, "cluster", quiet=True, cluster=replace(SETTINGS.cluster, level=0.9))
+    after = snapshot(own_run)
+    changed = {name for name in after if after[name] != before[name]}
+    assert "segments.npz" in changed and "features.safetensors" not in changed
+    assert not any(LIFTED in name for name in changed)
+
+
+def test_without_blocks_a_run_is_what_it_was(own_run):
+    before = snapshot(own_run)
+    run_step(own_run, "lift", quiet=True, blocks=CUT.blocks)
+    run_step(own_run, "cluster", quiet=True)
+    for step in ("lift", "cluster"):
+        run_step(own_run, step, quiet=True, blocks=BlockSettings())
+    after = snapshot(own_run)
+    assert before.keys() == after.keys() and stats(own_run)["blocks"] is None
+    assert all(after[name] == before[name] for name in after if name not in ("stats.json", "config.json"))
+    run_step(own_run, "lift", quiet=True, blocks=BlockSettings(gaussians=10**6))  # all of it is one block
+    assert open_run(own_run).is_done("cluster") and not (own_run / "blocks").exists()
+
+
+def test_masks_alone_are_joined_block_by_block(own_run):
+    run_step(own_run, "lift", quiet=True, blocks=CUT.blocks, lift=replace(SETTINGS.lift, method="graph"))
+    run_step(own_run, "cluster", quiet=True)
+    labels, plain = load_labels(own_run)[0], load_labels(own_run)[0]
+    assert labels.max() > 3 and adjusted_rand_score(labels, plain) > 0.8
+    assert read_tensors(own_run / "features.safetensors", "", "features")["features"].shape[1] == 0
+
+
+def test_a_block_that_no_view_sees_is_noise(tiny_scene, tmp_path):
+    splats, _ = clumps()
+    far = replace(splats, means=splats.means * 0.1 + torch.tensor([300.0, 0, 0]))
+    both = Splats(*(torch.cat([getattr(s, k) for s in (splats, far)]) for k in
+                    ("means", "quats", "log_scales", "logit_opacities", "sh")))  # fmt: skip
+    write_ply(tmp_path / "given.ply", both)
+    out = tmp_path / "run"
+    settings = replace(CUT, blocks=BlockSettings(gaussians=len(splats)))
+    run_all(tiny_scene, out, settings, masks=tiny_scene / "masks", splats=tmp_path / "given.ply", quiet=True)
+    labels = load_labels(out)[0]
+    assert (labels[len(splats) :] == -1).all() and (labels[: len(splats)] > 0).mean() > 0.95
+    assert stats(out)["blocks"]["count"] == 2 and stats(out)["miou_things"] > 0.8
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        (BlockSettings(gaussians=3), r"blocks.gaussians is 3 where 0 \(never cut\) or a whole number of at least 100"),
+        (BlockSettings(gaussians=-5), "blocks.gaussians is -5 where a whole number of at least 0"),
+        (BlockSettings(gaussians=200, margin=1.5), "blocks.margin is 1.5 where a number of 0.02 to 0.5"),
+        (BlockSettings(gaussians=200, margin=0.0), "blocks.margin is 0.0 where a number of 0.02 to 0.5"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused_before_anything_is_written(tiny_scene, tmp_path, blocks, said):
+    with pytest.raises(InputError, match=said):
+        run(tiny_scene, tmp_path / "run", replace(SETTINGS, blocks=blocks))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["joint", "vote"])
+def test_methods_that_need_all_gaussians_say_so(own_run, method):
+    with pytest.raises(InputError, match=f"lift.method is {method}, which does not go block by block"):
+        run_step(own_run, "lift", quiet=True, blocks=CUT.blocks, lift=replace(SETTINGS.lift, method=method))
+
+
+def test_a_broken_file_of_a_block_is_said_or_made_again(own_run):
+    run_step(own_run, "lift", quiet=True, blocks=CUT.blocks)
+    (own_run / "blocks/0002" / LIFTED).write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"0002/lifted.safetensors is missing or of other settings; run `cgc lift`"):
+        run_step(own_run, "cluster", quiet=True)
+    run_step(own_run, "lift", quiet=True)
+    run_step(own_run, "cluster", quiet=True)
+
+
+def test_masks_that_show_nothing_of_any_block_are_refused(own_run, tiny_scene, tmp_path):
+    masks = Path(shutil.copytree(tiny_scene / "masks", tmp_path / "masks"))
+    splats = read_ply(own_run / "splats.ply")
+    write_ply(tmp_path / "far.ply", replace(splats, means=splats.means + 1000))
+    with pytest.raises(InputError, match="no Gaussian is visible in any masked view"):
+        run_all(tiny_scene, tmp_path / "far", CUT, masks=masks, splats=tmp_path / "far.ply", quiet=True)
+
+
+# ---- files
+
+
+def test_mapped_splats_are_those_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "CHUNK", 90)
+    splats = some_splats(300)
+    write_ply(tmp_path / "a.ply", splats, {"age": np.arange(300, dtype=np.float32)})
+    found = MappedSplats(tmp_path / "a.ply")
+    whole, rows = read_ply(tmp_path / "a.ply"), np.array([5, 0, 299])
+    assert len(found) == 300 and (found.means() == whole.means.numpy()).all()
+    assert torch.equal(found.read(rows).quats, whole.quats[rows])
+    assert [(begin, len(some)) for begin, some in found.chunks()] == [(0, 90), (90, 90), (180, 90), (270, 30)]
+    extras = found.copy(tmp_path / "b.ply")
+    write_ply(tmp_path / "c.ply", whole)
+    assert (tmp_path / "b.ply").read_bytes() == (tmp_path / "c.ply").read_bytes()
+    assert (extras["age"] == np.arange(300)).all()
+
+
+def test_splats_that_cannot_be_mapped_are_said(tmp_path):
+    (tmp_path / "a.ply").write_text(
+        "ply\nformat ascii 1.0\nelement vertex 1\n"
+        + "".join(f"property float {n}\n" for n in (*"xyz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0",
+                                                    "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"))
+        + "end_header\n" + " ".join(["1"] * 14) + "\n"
+    )  # fmt: skip
+    with pytest.raises(InputError, match="is an ASCII file, of which no part can be read alone; export it as a binary"):
+        MappedSplats(tmp_path / "a.ply")
+
+
+def test_tensors_that_were_mapped_are_read_as_any(tmp_path):
+    made = map_tensors(tmp_path / "a.safetensors", {"features": (5, 3), "mass": (5,), "none": (5, 0)})
+    made["features"][2], made["mass"][:] = 7, np.arange(5)
+    made["features"].flush(), made["mass"].flush()
+    found = read_tensors(tmp_path / "a.safetensors", "", "features", "mass", "none")
+    assert found["features"].sum() == 21 and found["mass"].tolist() == [0, 1, 2, 3, 4]
+    assert found["none"].shape == (5, 0)
+
+
+def test_the_limits_of_blocks_hold_for_the_usual_ones():
+    check(replace(SETTINGS, blocks=BlockSettings()))
