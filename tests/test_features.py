@@ -470,7 +470,7 @@ def test_a_step_equals_autograd_and_adam(reduction):
 
 def test_draws_are_those_of_sorting_all_keys_whatever_the_ids_are():
     """As `numpy.random` draws them: the first n of all pixels in the order of their Gumbel keys; ids may be huge."""
-    from cgc.features.samples import _draw_pixels
+    from cgc.features.samples import draw_pixels
 
     ids = np.random.default_rng(0).integers(0, 5, (20, 30)).astype(np.int32)
     settings, inside = LiftSettings(border=0, pixels_per_view=70), np.flatnonzero(ids)
@@ -478,7 +478,7 @@ def test_draws_are_those_of_sorting_all_keys_whatever_the_ids_are():
     keys = -0.5 * np.log(counts)[index] + np.random.default_rng(1).gumbel(size=len(inside))
     expected = inside[np.argsort(-keys)[:70]]
     for factor in (1, 10**8):
-        assert np.array_equal(_draw_pixels(ids * factor, settings, np.random.default_rng(1)), expected)
+        assert np.array_equal(draw_pixels(ids * factor, settings, np.random.default_rng(1)), expected)
 
 
 def test_learning_has_the_same_bits_for_any_number_of_threads():
