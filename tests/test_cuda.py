@@ -5,6 +5,7 @@ What every backend must do is in tests/test_rasterize.py, which runs on the stan
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -371,3 +372,23 @@ def test_products_of_the_torch_path_have_gradients(
     for ours, theirs in zip(everything(), kernels):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert isinstance(W.select(torch.arange(3)).by_gaussian.ids, Tensor)
+
+
+# ----------------------------------------------------------------------------------------------------- the tool
+
+
+def test_the_check_compares_and_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """tools/check_cuda.py on the CPU: the backend does not differ from itself, and every line says so."""
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).parents[1] / "tools" / "check_cuda.py"
+    spec = importlib.util.spec_from_file_location("check_cuda", path)
+    assert spec and spec.loader
+    tool = sys.modules["check_cuda"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.main(tool.Check(device="cpu", gaussians=300, width=64, channels=(3,), repeats=1))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("device: cpu (as asked); torch") and lines[1] == "300 Gaussians, 64 x 48 pixels"
+    compared = [line for line in lines if "off by" in line]
+    assert len(compared) == 11 and all("off by  0.0e+00 at most" in line for line in compared)
