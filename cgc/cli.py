@@ -439,7 +439,7 @@ def _call(config: object) -> None:
 
             settings = RunSettings(scene, train, lift, cluster, joint, sharpen, blocks)
             out = out or _default_out(folder)
-            prepare.check_given(folder, settings, masks, splats, out)
+            prepare.check_given(folder, settings, masks, splats, out, device)
             folder = prepare.scene_of(folder, quiet=quiet)
             given = {"none": None, "auto": partial(prepare.masks_of, quiet=quiet, device=device)}.get(
                 masks, Path(masks)

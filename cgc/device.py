@@ -150,7 +150,7 @@ def out_of_memory(
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         wanted, there = _sizes(str(error))
         factor = 0.9 * there / wanted if 0 < there < wanted else 0.7
         sizes = f": it needs more than {_gb(wanted)} where {_gb(there)} are to be had" if 0 < there < wanted else ""

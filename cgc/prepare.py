@@ -234,9 +234,14 @@ def masks_of(scene: Scene, *, quiet: bool = False, device: str = "auto") -> Path
     return folder
 
 
-def check_given(folder: Path, settings: RunSettings, masks: str, splats: Path | None, out: Path) -> None:
+def check_given(
+    folder: Path, settings: RunSettings, masks: str, splats: Path | None, out: Path, device: str = "auto"
+) -> None:
     """Raise InputError for what is wrong in a command before anything is made that takes time."""
+    from cgc.device import see
+
     check(settings)
+    see(device)
     has_run = (out / "scene.json").exists()
     if masks == "none" and has_run and open_run(out).source.masks:
         raise InputError(f"{out} is a run with masks; to go without, start another one with --out")

@@ -176,8 +176,9 @@ def test_steps_take_the_run_alone_or_as_out_and_start_from_its_settings(place, o
 
 
 @pytest.mark.parametrize("step", ["train", "lift", "cluster", "sharpen", "render", "export", "report", "run", "demo"])
-def test_the_device_reaches_the_pipeline(step, own_run, tiny_scene, called):
+def test_the_device_reaches_the_pipeline(step, own_run, tiny_scene, called, monkeypatch):
     where = {"run": [str(tiny_scene), "--out", str(own_run)], "demo": ["--out", str(own_run)]}.get(step, [str(own_run)])
+    monkeypatch.setattr("cgc.device.see", lambda text: None)
     assert main([step, *where, "--device", "cuda:1"]) == 0
     assert called[0][2]["device"] == "cuda:1"
 
@@ -194,6 +195,13 @@ def test_a_device_that_is_not_there_is_refused(words, own_run, refused, monkeypa
     said = refused(words[0], own_run, *words[1:], "--device", "cuda", may_leave=["cameras.json"])
     assert "cuda was asked for, but torch sees no CUDA device; check that `nvidia-smi` lists one" in said
     assert "where auto, cpu, cuda or cuda:1 was expected" in refused(words[0], own_run, *words[1:], "--device", "gpu")
+
+
+def test_a_run_looks_for_its_device_first(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "photos").mkdir()
+    said = refused("run", tmp_path / "photos", "--out", tmp_path / "run", "--device", "cuda")
+    assert "cuda was asked for, but" in said
 
 
 def test_what_is_computed_on_is_said_once(own_run, capsys, monkeypatch):

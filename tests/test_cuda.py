@@ -5,6 +5,7 @@ What every backend must do is in tests/test_rasterize.py, which runs on the stan
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,12 +23,14 @@ from test_rasterize import RAW, leaves, make_camera, make_splats, one, rows_of
 from torch import Tensor
 
 from cgc.errors import InputError
+from cgc.geometry import covariances
 from cgc.rasterize import entries, sparse, sparse_torch
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.rasterize.cuda import CudaRasterizer, _chunks
 from cgc.rasterize.rows import cut
 from cgc.rasterize.sparse_types import Csr
 from cgc.scene.types import Camera
+from cgc.segmentation.labels import render_labels
 from cgc.splats.types import Splats
 
 CPU = torch.device("cpu")
@@ -258,6 +261,37 @@ def test_the_stand_in_refuses_what_cuda_would(compiled: ModuleType, scene: tuple
         gsplat_stand_in.check_blending(64, backward=True)
 
 
+def test_the_stand_in_is_gsplats_reference(compiled: ModuleType, scene: tuple[Splats, Camera]) -> None:
+    """Projection and lists against gsplat's own torch code, whose radii do not know of opacities."""
+    reference = pytest.importorskip("gsplat.cuda._torch_impl", reason="gsplat's torch reference has moved")
+    splats, camera = replace(scene[0], means=scene[0].means * torch.tensor([3.0, 3.0, 1.0])), scene[1]
+    views, Ks, size = camera.viewmat[None], camera.K[None], (60, 45)
+    theirs = reference._fully_fused_projection(splats.means, covariances(splats.quats, splats.scales), views, Ks, *size)
+    ours = compiled.projection_ewa_3dgs_fused_fwd(
+        splats.means, None, splats.quats, splats.scales, None, views, Ks, *size, 0.3, 0.01, 1e10, 0.0, False,
+        compiled.PINHOLE,
+    )  # fmt: skip
+    seen = (ours[0] > 0).all(2)
+    assert torch.equal(seen, (theirs[0] > 0).all(2)) and 20 < seen.sum() < 200
+    for name, a, b in zip(("radii", "means2d", "depths", "conics"), ours, theirs):
+        torch.testing.assert_close(a[seen].float(), b[seen].float(), rtol=1e-4, atol=1e-5, msg=name)
+    means2d, depths = (torch.where(seen.reshape(*seen.shape, *[1] * (t.ndim - 2)), t, 0.0) for t in ours[1:3])
+    counts, keys, ids = compiled.intersect_tile(means2d, ours[0], depths, None, None, 1, 16, 4, 3, True, False)
+    their_counts, their_keys, their_ids = reference._isect_tiles(means2d, ours[0], depths, 16, 4, 3)
+    assert torch.equal(counts, their_counts) and torch.equal(keys, their_keys) and torch.equal(ids, their_ids)
+    offsets = compiled.intersect_offset(keys, 1, 4, 3)
+    assert torch.equal(offsets, reference._isect_offset_encode(keys, 1, 4, 3))
+
+
+def test_label_pictures_are_those_of_the_cpu(compiled: ModuleType, scene: tuple[Splats, Camera]) -> None:
+    """What everything after lifting is made of."""
+    splats, camera = scene
+    labels = np.arange(200) % 5
+    ours, theirs = (render_labels(splats, labels, camera, r) for r in (CudaRasterizer(CPU), CpuRasterizer()))
+    assert (ours.ids == theirs.ids).mean() > 0.995
+    np.testing.assert_allclose(ours.weight, theirs.weight, atol=2e-3)
+
+
 # --------------------------------------------------------------------------------------- torch paths of matrices
 
 
@@ -338,3 +372,23 @@ def test_products_of_the_torch_path_have_gradients(
     for ours, theirs in zip(everything(), kernels):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert isinstance(W.select(torch.arange(3)).by_gaussian.ids, Tensor)
+
+
+# ----------------------------------------------------------------------------------------------------- the tool
+
+
+def test_the_check_compares_and_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """tools/check_cuda.py on the CPU: the backend does not differ from itself, and every line says so."""
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).parents[1] / "tools" / "check_cuda.py"
+    spec = importlib.util.spec_from_file_location("check_cuda", path)
+    assert spec and spec.loader
+    tool = sys.modules["check_cuda"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.main(tool.Check(device="cpu", gaussians=300, width=64, channels=(3,), repeats=1))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("device: cpu (as asked); torch") and lines[1] == "300 Gaussians, 64 x 48 pixels"
+    compared = [line for line in lines if "off by" in line]
+    assert len(compared) == 11 and all("off by  0.0e+00 at most" in line for line in compared)

@@ -235,7 +235,7 @@ def test_memory_that_runs_out_says_what_to_lower() -> None:
     """23 GB were wanted where 22.5 could be had; a tenth is left for what moves."""
     levers = [Lever("--train.max-gaussians", 2_000_000), Lever("--max-side", 1600, 2)]
     with pytest.raises(InputError) as caught, out_of_memory("training", lambda: levers):
-        raise torch.OutOfMemoryError(FULL)
+        raise torch.cuda.OutOfMemoryError(FULL)
     said = str(caught.value)
     assert "training ran out of the GPU's memory: it needs more than 23 GB where 22.5 GB are to be had" in said
     assert "lower --train.max-gaussians from 2,000,000 to about 1,700,000" in said
@@ -246,7 +246,7 @@ def test_memory_of_another_wording(capsys: pytest.CaptureFixture[str]) -> None:
     """Without numbers a guess; other errors pass as they are."""
     said = "ran out of the GPU's memory; lower --x from 100 to about 70, or end"
     with pytest.raises(InputError, match=said), out_of_memory("it", lambda: [Lever("--x", 100)]):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
     with pytest.raises(KeyError), out_of_memory("it"):
         raise KeyError("x")
 

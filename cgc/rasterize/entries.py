@@ -99,7 +99,9 @@ def thin(entries: Entries, runs: Runs, min_weight: float, heaviest: int) -> tupl
 
     The latter is [P], a pixel each.
     """
-    kept = (entries.weights > 0) & (entries.weights >= min_weight)
+    if min_weight <= 0 and (heaviest == 0 or runs.longest <= heaviest):
+        return entries, entries.weights.new_zeros(len(runs.counts))
+    kept = entries.weights >= min_weight
     if heaviest > 0:
         kept = heaviest_of(entries, kept, heaviest)
     left_out = totals(torch.where(kept, 0.0, entries.weights), runs)
