@@ -25,12 +25,13 @@ from scipy.sparse import csr_matrix
 from cgc import kernels, parallel
 from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
-from cgc.clustering.columns import Columns, mask_columns, side_by_side, with_wholes
+from cgc.clustering.columns import Columns, mask_columns, mask_columns_on_device, side_by_side, with_wholes
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
 from cgc.evaluation.pictures import psnr, ssim
 from cgc.evaluation.truth import Truth, read_truth
+from cgc.features.device_batches import DeviceBatch
 from cgc.features.files import read_tensors
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
 from cgc.features.joint import JointFeatures, learn_rasterised
@@ -40,7 +41,7 @@ from cgc.files import sha256, write_beside
 from cgc.masks.id_maps import MaskSet, disagree, read_id_map, read_mask_folder, resize_nearest, write_id_map
 from cgc.neighbours import nearest_in
 from cgc.progress import console, progress_bar, short_time
-from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.base import Rasterizer, device_of
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import CAMERAS, STEPS, TRAINED_FEATURES, RunFolder, Source, create_run, open_run
 from cgc.scene.cameras import write_cameras
@@ -167,8 +168,9 @@ class Workspace:
 
     @cached_property
     def neighbours(self) -> torch.Tensor:
-        """The true nearest neighbours of each Gaussian."""
-        return nearest_neighbours(self.splats.means, self.run.settings.lift.neighbours)
+        """The true nearest neighbours of each Gaussian, where the rasteriser works."""
+        means = self.splats.means.to(device_of(self.rasterizer))
+        return nearest_neighbours(means, self.run.settings.lift.neighbours)
 
     @property
     def background(self) -> torch.Tensor | None:
@@ -295,7 +297,7 @@ def lift(work: Workspace) -> str:
     if not parallel.is_first():
         return ""
     with write_beside(target) as path:
-        save_file({"features": features, "mass": mass}, path)
+        save_file({"features": features.cpu(), "mass": mass.cpu()}, path)
     run.finish("lift", time.perf_counter() - start)
     if not features.shape[1]:
         return f"nothing to learn, the masks say it all: {target}"
@@ -383,7 +385,8 @@ def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) ->
     if columns is None:
         return parallel.serve(nearest_in)
     if settings.smoothing == "neighbours":
-        features = smooth_features(features, work.neighbours, mass)
+        there = work.neighbours.device
+        features = smooth_features(features.to(there), work.neighbours, mass.to(there))
     found = cluster(features, mass, columns, settings, space=_space(work))
     parallel.release()
     return found
@@ -391,12 +394,18 @@ def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) ->
 
 def _columns(work: Workspace) -> Columns | None:
     """What the masks say of the Gaussians, and which masks hold others; in the first process only."""
-    n, columns = len(work.splats), mask_columns(held(work.batches), len(work.splats))
-    matrix = columns.matrix
-    parts = parallel.gather([matrix.data, matrix.indices, matrix.indptr, columns.views, columns.ids])
-    if not parts:
-        return None
-    if len(parts) > 1:
+    n, batches = len(work.splats), held(work.batches)
+    there = [batch for batch in batches if isinstance(batch, DeviceBatch)]
+    if there:
+        columns = mask_columns_on_device((batch.at_home() for batch in there), n, there[0].home)
+    else:
+        columns = mask_columns(batches, n)
+    if parallel.here()[1] > 1:
+        columns = columns.on_host()
+        matrix = columns.matrix
+        parts = parallel.gather([matrix.data, matrix.indices, matrix.indptr, columns.views, columns.ids])
+        if not parts:
+            return None
         columns = side_by_side([Columns(csr_matrix((*w,), (n, len(views))), views, ids) for *w, views, ids in parts])
     wholes = {i: work.masks.wholes(i) for i in work.train_views}
     return with_wholes(columns, {i: of_view for i, of_view in wholes.items() if of_view is not None})
@@ -513,7 +522,8 @@ Drawer = Callable[[Camera, Sequence[float | None]], list[LabelPicture]]
 
 def label_renderer(work: Workspace, segmentation: Segmentation) -> Drawer:
     """Return what makes id maps of a segmentation, as the settings say."""
-    splats, tree, rasterizer = segmentation.splats, segmentation.hierarchy, work.rasterizer
+    tree, rasterizer = segmentation.hierarchy, work.rasterizer
+    splats = segmentation.splats.to(device_of(rasterizer))
     if work.has_levels:
         return lambda camera, levels: render_levels(splats, tree, levels, camera, rasterizer)
     features, _ = load_features(work.run)

@@ -66,7 +66,8 @@ class Contributions:
     def rows(self) -> Tensor:
         """The row of each entry, [nnz] int64."""
         counts = self.indptr[1:] - self.indptr[:-1]
-        return torch.repeat_interleave(torch.arange(len(self), device=self.ids.device), counts)
+        numbers = torch.arange(len(self), device=self.ids.device)
+        return torch.repeat_interleave(numbers, counts, output_size=len(self.ids))
 
     @cached_property
     def by_pixel(self) -> Csr:
@@ -162,6 +163,19 @@ class Rasterizer(Protocol):
         would not fit in the backend's memory limit.
         """
         ...
+
+
+@runtime_checkable
+class DeviceRasterizer(Protocol):
+    """A rasteriser that works on one device, where its results are, wherever its inputs lie."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+def device_of(rasterizer: Rasterizer) -> torch.device:
+    """Return where the results of a rasteriser are; the CPU where it does not say."""
+    return rasterizer.device if isinstance(rasterizer, DeviceRasterizer) else torch.device("cpu")
 
 
 @runtime_checkable
