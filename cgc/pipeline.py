@@ -25,13 +25,12 @@ from scipy.sparse import csr_matrix
 from cgc import kernels, parallel
 from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
-from cgc.clustering.columns import Columns, mask_columns, mask_columns_on_device, side_by_side, with_wholes
+from cgc.clustering.columns import Columns, mask_columns, side_by_side, with_wholes
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
 from cgc.evaluation.pictures import psnr, ssim
 from cgc.evaluation.truth import Truth, read_truth
-from cgc.features.device_batches import DeviceBatch
 from cgc.features.files import read_tensors
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
 from cgc.features.joint import JointFeatures, learn_rasterised
@@ -394,12 +393,7 @@ def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) ->
 
 def _columns(work: Workspace) -> Columns | None:
     """What the masks say of the Gaussians, and which masks hold others; in the first process only."""
-    n, batches = len(work.splats), held(work.batches)
-    there = [batch for batch in batches if isinstance(batch, DeviceBatch)]
-    if there:
-        columns = mask_columns_on_device((batch.at_home() for batch in there), n, there[0].home)
-    else:
-        columns = mask_columns(batches, n)
+    n, columns = len(work.splats), mask_columns(held(work.batches), len(work.splats))
     if parallel.here()[1] > 1:
         columns = columns.on_host()
         matrix = columns.matrix

@@ -166,8 +166,13 @@ def test_a_rasteriser_says_where_it_works():
     assert device_of(moved_to).type == "meta"
 
 
-def test_pictures_and_clicks_take_the_devices_way(monkeypatch):
-    """With the kernels out of service everything is drawn by torch, on the CPU's tensors: the same pictures."""
+@pytest.mark.parametrize("weighed", [0, 96])
+def test_pictures_and_clicks_take_the_devices_way(monkeypatch, weighed):
+    """With the kernels out of service everything is drawn by torch, on the CPU's tensors: the same pictures.
+
+    Weights come of channels where there may be 96 labels, of rows where there may be none.
+    """
+    monkeypatch.setattr("cgc.segmentation.labels.WEIGHED", weighed)
     tree, splats = random_tree(4, 60), cloud(60, 4)
     labels = np.where(tree.at() > 0, tree.at(), -1)
     drawn = [render_levels(splats, tree, LEVELS, camera(), CpuRasterizer())]

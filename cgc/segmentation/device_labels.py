@@ -35,6 +35,7 @@ from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
 ONE_HOT = 32  # labels: the channels that a rasteriser blends at once
+WEIGHED = 96  # labels that have a channel each where the winner's weight is asked for: up to three pictures
 SURE = 1e-3  # that the weights which differ must stay under one half: more than float32 rounds
 TABLE = 1 << 26  # weights of pixels and nodes that are held at once, 512 MB
 
@@ -198,7 +199,7 @@ class LabelDrawer:
 
     def ids(self, camera: Camera) -> list[Tensor]:
         """Return the ids [H * W] int32 that each level shows, on the device: those of `labels.render_levels`."""
-        if self.is_one_hot:
+        if self.labels <= ONE_HOT:
             return [ids for ids, _ in self.read_one_hot(camera)]
         label, sure = self.find_sure(camera)
         node = self._shown.node_of[label]
@@ -211,15 +212,15 @@ class LabelDrawer:
         return pictures
 
     @property
-    def is_one_hot(self) -> bool:
-        """Say whether the labels are so few that each can have a channel."""
-        return len(self._shown.node_of) <= ONE_HOT + 1
+    def labels(self) -> int:
+        """L, how many labels must be told apart."""
+        return len(self._shown.node_of) - 1
 
     def read_one_hot(self, camera: Camera) -> list[tuple[Tensor, Tensor]]:
         """Return ids [H * W] and weight [H * W] of each level by a channel for each label. Waits for nothing itself."""
-        kinds = torch.arange(1, max(len(self._shown.node_of), 2), device=self._names.device)
+        kinds = torch.arange(1, 1 + max(self.labels, 1), device=self._names.device)
         picture = self._blend((self._names[:, None] == kinds).float(), camera)
-        return _read(_Channels(picture[:, : len(self._shown.node_of) - 1], self._shown.node_of[1:]), self._shown)
+        return _read(_Channels(picture[:, : self.labels], self._shown.node_of[1:]), self._shown)
 
     def find_sure(self, camera: Camera) -> tuple[Tensor, Tensor]:
         """Return of each pixel the label that its bits spell, [H * W] int64, and whether that has over half, [H * W].

@@ -24,7 +24,7 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.kernels import kernel, spread
 from cgc.rasterize.base import Contributions, Rasterizer, device_of, group_contributions
 from cgc.scene.types import Camera
-from cgc.segmentation.device_labels import LabelDrawer, ShownThere, read_rows_there
+from cgc.segmentation.device_labels import WEIGHED, LabelDrawer, ShownThere, read_rows_there
 from cgc.splats.types import Splats
 
 MAX_PIXELS_AT_ONCE = 1 << 20
@@ -133,7 +133,7 @@ def render_levels(
     size = camera.width * camera.height
     if not kernels.serve(device_of(rasterizer)):
         drawer = LabelDrawer(splats, hierarchy, levels, rasterizer)
-        if drawer.is_one_hot:
+        if drawer.labels <= WEIGHED:
             return _pictures(drawer.read_one_hot(camera), (camera.height, camera.width))
     made = [LabelPicture(np.zeros(size, np.int32), np.zeros(size, np.float32)) for _ in levels]
     groups, shown = leaf_groups(hierarchy), ShownNodes.of(hierarchy, levels)
