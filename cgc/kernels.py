@@ -18,12 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numba import njit
 from numba.core import event
 
 from cgc.progress import console
+
+if TYPE_CHECKING:
+    import torch
 
 _threads = 0  # 0: as the environment says
 _uncached = ""  # why kernels are compiled anew in every process; said once, if at all
@@ -85,6 +88,11 @@ def _without_cache(compiled: Any, error: Exception) -> Any:
     global _uncached
     _uncached = _uncached or str(error)
     return compiled
+
+
+def serve(device: torch.device) -> bool:
+    """Say whether the kernels work on tensors of this device; on any other, torch's operations do all the work."""
+    return device.type == "cpu"
 
 
 def thread_count() -> int:

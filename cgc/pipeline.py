@@ -43,7 +43,7 @@ from cgc.files import sha256, write_beside
 from cgc.masks.id_maps import MaskSet, disagree, read_id_map, read_mask_folder, resize_nearest, write_id_map
 from cgc.neighbours import nearest_in
 from cgc.progress import console, progress_bar, short_time
-from cgc.rasterize.base import NEAR_OF_EXTENT, Rasterizer
+from cgc.rasterize.base import NEAR_OF_EXTENT, Rasterizer, device_of
 from cgc.run_folder import CAMERAS, STEPS, TRAINED_FEATURES, RunFolder, Source, create_run, open_run
 from cgc.scene.cameras import write_cameras
 from cgc.scene.images import check_images, load_image
@@ -197,8 +197,9 @@ class Workspace:
 
     @cached_property
     def neighbours(self) -> torch.Tensor:
-        """The true nearest neighbours of each Gaussian."""
-        return nearest_neighbours(self.splats.means, self.run.settings.lift.neighbours)
+        """The true nearest neighbours of each Gaussian, where the rasteriser works."""
+        means = self.splats.means.to(device_of(self.rasterizer))
+        return nearest_neighbours(means, self.run.settings.lift.neighbours)
 
     @property
     def background(self) -> torch.Tensor | None:
@@ -359,7 +360,7 @@ def lift(work: Workspace) -> str:
     if not parallel.is_first():
         return ""
     with write_beside(target) as path:
-        save_file({"features": features, "mass": mass}, path)
+        save_file({"features": features.cpu(), "mass": mass.cpu()}, path)
     run.finish("lift", time.perf_counter() - start, blocks=None)
     if not features.shape[1]:
         return f"nothing to learn, the masks say it all: {target}"
@@ -483,7 +484,8 @@ def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) ->
     if columns is None:
         return parallel.serve(nearest_in)
     if settings.smoothing == "neighbours":
-        features = smooth_features(features, work.neighbours, mass)
+        there = work.neighbours.device
+        features = smooth_features(features.to(there), work.neighbours, mass.to(there))
     found = cluster(features, mass, columns, settings, space=_space(work))
     parallel.release()
     return found
@@ -492,11 +494,12 @@ def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) ->
 def _columns(work: Workspace) -> Columns | None:
     """What the masks say of the Gaussians, and which masks hold others; in the first process only."""
     n, columns = len(work.splats), mask_columns(held(work.batches), len(work.splats))
-    matrix = columns.matrix
-    parts = parallel.gather([matrix.data, matrix.indices, matrix.indptr, columns.views, columns.ids])
-    if not parts:
-        return None
-    if len(parts) > 1:
+    if parallel.here()[1] > 1:
+        columns = columns.on_host()
+        matrix = columns.matrix
+        parts = parallel.gather([matrix.data, matrix.indices, matrix.indptr, columns.views, columns.ids])
+        if not parts:
+            return None
         columns = side_by_side([Columns(csr_matrix((*w,), (n, len(views))), views, ids) for *w, views, ids in parts])
     return with_wholes(columns, _wholes(work))
 
@@ -618,7 +621,8 @@ Drawer = Callable[[Camera, Sequence[float | None]], list[LabelPicture]]
 
 def label_renderer(work: Workspace, segmentation: Segmentation) -> Drawer:
     """Return what makes id maps of a segmentation, as the settings say."""
-    splats, tree, rasterizer = segmentation.splats, segmentation.hierarchy, work.rasterizer
+    tree, rasterizer = segmentation.hierarchy, work.rasterizer
+    splats = segmentation.splats.to(device_of(rasterizer))
     if work.has_levels:
         return lambda camera, levels: render_levels(splats, tree, levels, camera, rasterizer)
     features, _ = load_features(work.run)

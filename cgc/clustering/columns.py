@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,15 @@ class Weighing(Protocol):
     def masks(self) -> Tensor: ...
     @property
     def mask_ids(self) -> Tensor: ...
+
+
+@runtime_checkable
+class PlacedWeighing(Protocol):
+    """Sampled pixels that are worked on at home, a device, wherever they are kept: features.device_batches has some."""
+
+    @property
+    def home(self) -> torch.device: ...
+    def at_home(self) -> Weighing: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,13 @@ class Columns:
 
 
 def mask_columns(batches: Sequence[Weighing], n_gaussians: int) -> Columns:
-    """Sum the weights of sampled pixels by Gaussian and mask; a view's batches share its masks."""
+    """Sum the weights of sampled pixels by Gaussian and mask; a view's batches share its masks.
+
+    Of batches whose home is a device the columns are there.
+    """
+    placed = [batch for batch in batches if isinstance(batch, PlacedWeighing)]
+    if placed:
+        return mask_columns_on_device((batch.at_home() for batch in placed), n_gaussians, placed[0].home)
     keys = [(batch.view, int(i)) for batch in batches for i in batch.mask_ids]
     number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
     total: Any = csr_matrix((n_gaussians, len(number)), dtype=np.float32)

@@ -18,6 +18,8 @@ import torch
 from scipy.sparse import csr_matrix, hstack
 from torch import Tensor
 
+from cgc.keyed import sum_by_key
+
 TABLE = 1 << 25  # numbers of float64 that are held at once: 256 MB
 
 
@@ -101,13 +103,8 @@ class Summing:
 
     def add(self, gaussians: Tensor, masks: Tensor, weights: Tensor, count: int) -> None:
         """Add `count` columns and their entries [E], of which several may be of one Gaussian and mask."""
-        keys, order = (gaussians.long() * count + masks).sort(stable=True)
-        new = torch.ones_like(keys, dtype=torch.bool)
-        new[1:] = keys[1:] != keys[:-1]
-        kept = keys[new]
-        sums = torch.zeros(len(kept), dtype=torch.float64, device=keys.device)
-        sums.index_add_(0, new.cumsum(0) - 1, weights[order].double())
-        self._parts.append(((kept // count).int(), (kept % count).int() + self._first, sums.float()))
+        keys, sums = sum_by_key(gaussians.long() * count + masks, weights)
+        self._parts.append(((keys // count).int(), (keys % count).int() + self._first, sums.float()))
         self._first += count
 
     def matrix(self) -> DeviceMatrix:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgc import parallel
+from cgc import kernels, parallel
 from cgc.device_neighbours import nearest_points_on_device
 from cgc.neighbours import build_tree, nearest_in, nearest_of_another_label
 
@@ -41,7 +41,7 @@ class Rows(Protocol):
 
 def rows_of(rows: Tensor) -> Rows:
     """Return rows [N, D] as they are best looked up where they lie."""
-    return HostRows(rows.numpy()) if rows.device.type == "cpu" else DeviceRows(rows)
+    return HostRows(rows.numpy()) if kernels.serve(rows.device) else DeviceRows(rows)
 
 
 class HostRows:

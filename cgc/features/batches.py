@@ -39,10 +39,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A batch that another process holds: which one, and how many Gaussians its pixels show."""
+    """A batch that another process holds: which one, how many Gaussians its pixels show, whether it is on a device."""
 
     holder: int
     shown: int
+    on_device: bool = False
 
 
 def held(batches: Sequence[Batch | Elsewhere]) -> list[Batch]:

@@ -13,7 +13,7 @@ import torch
 from numba import float32 as f
 from torch import Tensor
 
-from cgc import parallel
+from cgc import kernels, parallel
 from cgc.device_neighbours import nearest_others_on_device
 from cgc.errors import InputError
 from cgc.features.batches import Batch, Elsewhere
@@ -36,7 +36,7 @@ def nearest_neighbours(points: Tensor, k: int) -> Tensor:
 
     They are found where the points are.
     """
-    if points.device.type != "cpu":
+    if not kernels.serve(points.device):
         check_finite("positions", points)
         return nearest_others_on_device(points.detach(), k)[0]
     array = points.detach().numpy()
@@ -52,13 +52,13 @@ def learn_features(
 
     neighbours [N, k] as `nearest_neighbours` gives them. Deterministic for a seed; a Gaussian in no batch keeps the
     small random feature it starts with. A step costs by the pixels and Gaussians of its batches only. Several processes
-    each hold all features and learn alike, and find the gradients of the batches that they hold. The features are where
-    the neighbours are: `DeviceBatch`es are learned from by `DeviceLearner`, from the same start and draws.
+    each hold all features and learn alike, and find the gradients of the batches that they hold. From `DeviceBatch`es
+    features are learned where these are (`DeviceLearner`), from the same start and draws.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     start = torch.randn(len(neighbours), settings.dim, generator=generator).mul_(0.1)
     plan = _draw_steps(len(batches), settings, generator)
-    if neighbours.device.type != "cpu" or any(isinstance(batch, DeviceBatch) for batch in batches):
+    if any(isinstance(batch, DeviceBatch) or (isinstance(batch, Elsewhere) and batch.on_device) for batch in batches):
         return _learn_on_device(batches, neighbours, start, list(plan), settings, quiet)
     learner = Learner(batches, neighbours, start, settings)
     with progress_bar("features", settings.steps, quiet=quiet) as bar:
@@ -92,9 +92,9 @@ def _learn_on_device(
     settings: LiftSettings,
     quiet: bool,
 ) -> Tensor:
-    """Learn where the neighbours are; what is drawn goes there in one piece, and only the bar's loss comes back."""
-    device = neighbours.device
-    learner = DeviceLearner(neighbours, start.to(device), settings)
+    """Learn where the batches are; what is drawn goes there in one piece, and only the bar's loss comes back."""
+    device = next((batch.home for batch in batches if isinstance(batch, DeviceBatch)), neighbours.device)
+    learner = DeviceLearner(neighbours.to(device), start.to(device), settings)
     draws = torch.stack([some for _, some in plan]).to(device) if plan else start
     rates = torch.tensor([_rate(step, settings) for step in range(settings.steps)]).to(device)
     with progress_bar("features", settings.steps, quiet=quiet) as bar:
@@ -171,7 +171,7 @@ def _average(worker, workers, features, neighbours, weights, averages):
 
 def smooth_features(features: Tensor, neighbours: Tensor, mass: Tensor) -> Tensor:
     """Average unit features over each Gaussian and its neighbours, weighted by visible mass; unit again, [N, D]."""
-    if features.device.type != "cpu":
+    if not kernels.serve(features.device):
         return smooth_on_device(features, neighbours, mass)
     unit = torch.nn.functional.normalize(features, dim=-1).contiguous()
     averages = torch.empty_like(unit)

@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from scipy.sparse import coo_matrix, csr_matrix
 
-from cgc import parallel
+from cgc import kernels, parallel
+from cgc.keyed import sum_by_key
 from cgc.progress import progress_bar
-from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.base import Rasterizer, device_of
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
+
+MERGE = 1 << 25  # sums that may wait on a device to be added up: 500 MB
 
 
 def vote_ids(
@@ -37,6 +40,8 @@ def vote_ids(
     processes each weighs a share of the views, and the first one has the sum.
     """
     kinds = np.unique(np.concatenate([np.zeros(1, np.int64), *(np.unique(m) for m in id_maps.values())]))
+    if not kernels.serve(device_of(rasterizer)) and parallel.here()[1] == 1:
+        return vote_on_device(splats, cameras, id_maps, kinds, rasterizer, min_weight, stride, quiet), kinds
     votes: Any = csr_matrix((len(splats), len(kinds)), dtype=np.float32)
 
     def weigh(view: int) -> list[np.ndarray]:
@@ -51,3 +56,38 @@ def vote_ids(
             votes = votes + coo_matrix((weights, (gaussians, columns)), shape=votes.shape).tocsr()
             bar.advance()
     return votes, kinds
+
+
+def vote_on_device(
+    splats: Splats,
+    cameras: Sequence[Camera],
+    id_maps: Mapping[int, np.ndarray],
+    kinds: np.ndarray,
+    rasterizer: Rasterizer,
+    min_weight: float,
+    stride: int,
+    quiet: bool,
+) -> Any:
+    """Return W^T onehot(ids) summed over views, [N, I], summed where W is: an id map goes there, the sum comes back."""
+    device, count = device_of(rasterizer), len(kinds)
+    there, names = splats.detach().to(device), torch.from_numpy(kinds).to(device)
+    parts = [(names.new_zeros(0), torch.zeros(0, dtype=torch.float64, device=device))]  # keys and sums
+    with torch.no_grad(), progress_bar("votes", len(id_maps), quiet=quiet) as bar:
+        for view, id_map in id_maps.items():
+            pixels = None if stride == 1 else torch.arange(view % stride, id_map.size, stride)
+            w = rasterizer.contributions(there, cameras[view], pixels, min_weight=min_weight)
+            ids = torch.from_numpy(id_map.ravel().astype(np.int64)).to(device)
+            column = torch.searchsorted(names, ids[w.pixels])[w.rows]
+            parts.append(sum_by_key(w.ids.long() * count + column, w.weights))
+            if sum(len(keys) for keys, _ in parts) > MERGE:
+                parts = [_merged(parts)]
+            bar.advance()
+    keys, sums = _merged(parts)
+    rows = torch.searchsorted(keys, torch.arange(len(splats) + 1, device=device) * count)
+    arrays = ((stride * sums).float(), (keys % count).int(), rows)
+    return csr_matrix(tuple(x.cpu().numpy() for x in arrays), shape=(len(splats), count))
+
+
+def _merged(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    keys, sums = zip(*parts)
+    return sum_by_key(torch.cat(keys), torch.cat(sums))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgc import parallel
+from cgc import kernels, parallel
 from cgc.errors import InputError
 from cgc.features.batches import Batch as Batch
 from cgc.features.batches import Elsewhere as Elsewhere
@@ -24,7 +24,7 @@ from cgc.features.cache import Cache
 from cgc.features.device_batches import DeviceBatch, DevicePool, split_on_device
 from cgc.masks.id_maps import border_mask
 from cgc.progress import progress_bar
-from cgc.rasterize.base import Contributions, Rasterizer
+from cgc.rasterize.base import Contributions, Rasterizer, device_of
 from cgc.rasterize.sparse import Csr
 from cgc.scene.types import Camera
 from cgc.settings import LiftSettings
@@ -51,11 +51,13 @@ def sample_batches(
     id_maps: one [H, W] int array a camera, 0 = unassigned, or None. The pixels are the same for any backend and any
     number of processes: each of these draws all, and holds the weights of an equal run of the views. layout: "host"
     makes `Batch`es for the CPU's kernels, of which `settings.cache_gb` lie in memory and the rest in a temporary file
-    in `folder` (None: the system's); "device" makes `DeviceBatch`es on the splats' device, past the limit in memory of
-    the host; "auto" goes by where the splats are.
+    in `folder` (None: the system's); "device" makes `DeviceBatch`es on the rasteriser's device, past the limit in the
+    host's memory; "auto" goes by where that is.
     """
     rank, size = parallel.here()
-    on_device = layout == "device" or (layout == "auto" and splats.means.device.type != "cpu")
+    device = device_of(rasterizer)
+    on_device = layout == "device" or (layout == "auto" and not kernels.serve(device))
+    splats = splats.detach().to(device)
     masked = np.cumsum([id_map is not None for id_map in id_maps])
     made: list[tuple[int, int]] = []  # of each batch the view, and who holds it
     pool, drawn = DevicePool(settings.cache_gb), _draw_views(id_maps, settings)
@@ -80,7 +82,7 @@ def sample_batches(
         own = iter(pool.batches or [from_arrays(v, cameras[v], arrays) for v, arrays in zip(views, cache.groups())])
         batches = [next(own) if holder == rank else None for _, holder in made]
     shown = parallel.add_up(torch.tensor([len(batch.gaussians) if batch else 0 for batch in batches]))
-    return [batch or Elsewhere(holder, int(n)) for batch, (_, holder), n in zip(batches, made, shown)]
+    return [batch or Elsewhere(holder, int(n), on_device) for batch, (_, holder), n in zip(batches, made, shown)]
 
 
 class Part(NamedTuple):
@@ -168,7 +170,7 @@ def _make_device_batches(
 ) -> Iterator[DeviceBatch]:
     """Do as `_make_batches` without W leaving its device; what is drawn goes there in one piece."""
     drawn = np.stack([np.concatenate(some) for some in zip(*((part.pixels, part.masks) for part in parts))])
-    pixels, masks = torch.from_numpy(drawn).to(splats.means.device)
+    pixels, masks = torch.from_numpy(drawn).to(device_of(rasterizer))
     weights = rasterizer.contributions(
         splats, camera, pixels, min_weight=settings.min_weight, heaviest=settings.heaviest
     )

@@ -217,6 +217,19 @@ class Rasterizer(Protocol):
 
 
 @runtime_checkable
+class DeviceRasterizer(Protocol):
+    """A rasteriser that works on one device, where its results are, wherever its inputs lie."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+def device_of(rasterizer: Rasterizer) -> torch.device:
+    """Return where the results of a rasteriser are; the CPU where it does not say."""
+    return rasterizer.device if isinstance(rasterizer, DeviceRasterizer) else torch.device("cpu")
+
+
+@runtime_checkable
 class GroupRasterizer(Protocol):
     """A rasteriser that sums the weights of groups of Gaussians as it goes, which saves time and memory."""
 

@@ -28,7 +28,7 @@ from cgc.scene import images
 from cgc.scene.types import Camera, View
 from cgc.segmentation.edit import ORIGIN
 from cgc.segmentation.halo import seen_shares
-from cgc.segmentation.labels import render_levels
+from cgc.segmentation.labels import render_ids
 from cgc.segmentation.saved import shown_level
 from cgc.segmentation.segments import Segment, Segmentation, describe, is_clean
 from cgc.splats.ply import write_ply
@@ -87,7 +87,7 @@ class Export:
         level = shown_level(self.segmentation)
         maps = []
         for view in self.views:
-            ids = render_levels(splats, tree, [level], view.camera, self.rasterizer)[0].ids
+            ids = render_ids(splats, tree, level, view.camera, self.rasterizer)
             maps.append(np.where(np.isin(ids, self.chosen), ids, 0).astype(np.int32))
         return maps
 

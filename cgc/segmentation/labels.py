@@ -11,17 +11,20 @@ Or, as in Contrastive Gaussian Clustering, of features: the segment that a pixel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cgc import kernels
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.kernels import kernel, spread
-from cgc.rasterize.base import Contributions, Rasterizer, group_contributions
+from cgc.rasterize.base import Contributions, Rasterizer, device_of, group_contributions
 from cgc.scene.types import Camera
+from cgc.segmentation.device_labels import WEIGHED, LabelDrawer, ShownThere, read_rows_there
 from cgc.splats.types import Splats
 
 MAX_PIXELS_AT_ONCE = 1 << 20
@@ -128,6 +131,10 @@ def render_levels(
     it, a finer one the heaviest of its parts (ties: the lower id), whatever else is in the pixel.
     """
     size = camera.width * camera.height
+    if not kernels.serve(device_of(rasterizer)):
+        drawer = LabelDrawer(splats, hierarchy, levels, rasterizer)
+        if drawer.labels <= WEIGHED:
+            return _pictures(drawer.read_one_hot(camera), (camera.height, camera.width))
     made = [LabelPicture(np.zeros(size, np.int32), np.zeros(size, np.float32)) for _ in levels]
     groups, shown = leaf_groups(hierarchy), ShownNodes.of(hierarchy, levels)
     for begin in range(0, size, MAX_PIXELS_AT_ONCE):
@@ -137,6 +144,21 @@ def render_levels(
             whole.ids[piece], whole.weight[piece] = part
     shape = (camera.height, camera.width)
     return [LabelPicture(ids.reshape(shape), weight.reshape(shape)) for ids, weight in made]
+
+
+def render_ids(
+    splats: Splats, hierarchy: Hierarchy, level: float | None, camera: Camera, rasterizer: Rasterizer
+) -> np.ndarray:
+    """Return the ids [H, W] int32 that `render_levels` gives at one level; without their weights this is faster."""
+    if kernels.serve(device_of(rasterizer)):
+        return render_levels(splats, hierarchy, [level], camera, rasterizer)[0].ids
+    ids = LabelDrawer(splats, hierarchy, [level], rasterizer).ids(camera)[0]
+    return ids.cpu().numpy().reshape(camera.height, camera.width)
+
+
+def _pictures(found: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, ...]) -> list[LabelPicture]:
+    """Bring ids and weights [P] to the host."""
+    return [LabelPicture(*(x.cpu().numpy().reshape(shape) for x in pair)) for pair in found]
 
 
 def leaf_groups(hierarchy: Hierarchy) -> Tensor:
@@ -151,6 +173,7 @@ class ShownNodes(NamedTuple):
     last_object: int
     replaced: list[np.ndarray | None]
     tree: tuple[np.ndarray, ...]  # parents, first, children: see _walk
+    there: Callable[[torch.device], ShownThere]  # the same on a device
 
     @classmethod
     def of(cls, hierarchy: Hierarchy, levels: Sequence[float | None]) -> ShownNodes:
@@ -160,12 +183,15 @@ class ShownNodes(NamedTuple):
         children = np.argsort(hierarchy.parents, kind="stable").astype(np.int32)
         first = np.searchsorted(hierarchy.parents[children], np.arange(len(children) + 1))
         objects = hierarchy.shown_for(hierarchy.base)
-        return cls(objects, int(objects.max(initial=0)), replaced, (hierarchy.parents, first, children))
+        there = partial(ShownThere.of, hierarchy, levels)
+        return cls(objects, int(objects.max(initial=0)), replaced, (hierarchy.parents, first, children), there)
 
 
 def read_rows(rows: Contributions, shown: ShownNodes) -> list[LabelPicture]:
     """Say what pixels show, ids [P] and weight [P], at each level, by their rows of W summed by `leaf_groups`."""
-    parts = [t.cpu().numpy() for t in (rows.indptr, rows.ids, rows.weights)]
+    if not kernels.serve(rows.ids.device):
+        return _pictures(read_rows_there(rows, shown.there(rows.ids.device)), (len(rows),))
+    parts = [t.numpy() for t in (rows.indptr, rows.ids, rows.weights)]
     own_ids, own_weight = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
     spread(_winners, *parts, shown.objects, shown.last_object, own_ids, own_weight)
     made = []
@@ -204,19 +230,20 @@ class MeanFeatures(NamedTuple):
         """Average features [N, D] over labels [N] (-1 noise, 1..K)."""
         ids, rows = np.unique(labels, return_inverse=True)
         unit = torch.nn.functional.normalize(features, dim=-1)
-        sums = unit.new_zeros(len(ids), unit.shape[1]).index_add(0, torch.from_numpy(rows), unit)  # [K, D]
+        index = torch.from_numpy(rows).to(unit.device)
+        sums = unit.new_zeros(len(ids), unit.shape[1]).index_add(0, index, unit)  # [K, D]
         return cls(ids[ids > 0], torch.nn.functional.normalize(sums[torch.from_numpy(ids > 0)], dim=-1))
 
 
 def read_blended(blended: Tensor, alphas: Tensor, segments: MeanFeatures) -> LabelPicture:
     """Say which segment each of P pixels shows, by its blended feature [P, D] and its alpha [P]."""
     ids, weight = np.zeros(len(alphas), np.int32), np.zeros(len(alphas), np.float32)
-    seen = (alphas >= MIN_ALPHA).cpu().numpy()
+    seen = alphas >= MIN_ALPHA
     if len(segments.ids):
-        unit = torch.nn.functional.normalize(blended.cpu()[torch.from_numpy(seen)], dim=-1)  # [P, D]
-        cosine = (unit @ segments.means.T).numpy()  # [P, K]
-        ids[seen] = segments.ids[cosine.argmax(1)]
-        weight[seen] = cosine.max(1).clip(0, 1)
+        unit = torch.nn.functional.normalize(blended[seen], dim=-1)  # [P, D]
+        most, best = (x.cpu().numpy() for x in (unit @ segments.means.to(unit.device).T).max(1))  # of [P, K]
+        where = seen.cpu().numpy()
+        ids[where], weight[where] = segments.ids[best], most.clip(0, 1)
     return LabelPicture(ids, weight)
 
 

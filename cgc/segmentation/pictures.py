@@ -58,6 +58,8 @@ def finest_map(segmentation: Segmentation, camera: Camera) -> np.ndarray:
     if context.blended:
         features = segmentation.features
         ids = render_blended(segmentation.splats, features, tree.at(), camera, context.rasterizer).ids
+    elif segmentation.drawer is not None:
+        ids = segmentation.drawer.ids(camera)[0].cpu().numpy().reshape(camera.height, camera.width)
     else:
         ids = render_levels(segmentation.splats, tree, [1.0], camera, context.rasterizer)[0].ids
     kept[id(camera)] = camera, ids

@@ -17,11 +17,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from cgc import kernels
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
+from cgc.rasterize.base import device_of
 from cgc.scene.types import Camera
 from cgc.segmentation import objects, pictures, query, text
 from cgc.segmentation.context import Context
+from cgc.segmentation.device_labels import LabelDrawer
 from cgc.segmentation.labels import MeanFeatures
 from cgc.segmentation.objects import Object, Selection, is_clean
 from cgc.segmentation.pictures import ViewOrCamera, What
@@ -106,6 +109,7 @@ class Segmentation:
         """The same splats as the hierarchy shows them at a level, 0 (wholes) to 1 (smallest parts); None: objects."""
         made = replace(self, labels=self.hierarchy.at(level), level=level)
         made.__dict__["kept_maps"] = self.kept_maps  # of the finest nodes, whatever the level
+        made.__dict__["drawer"] = self.drawer
         return made
 
     def object(self, segment: int, *, clean: bool = False) -> Splats:
@@ -327,6 +331,14 @@ class Segmentation:
     def kept_maps(self) -> dict[int, tuple[Camera, np.ndarray]]:
         """Id maps of the last cameras; see `pictures.finest_map`."""
         return {}
+
+    @cached_property
+    def drawer(self) -> LabelDrawer | None:
+        """What draws id maps of the finest nodes, where pictures are made on a device; None on the CPU."""
+        rasterizer = self.context.rasterizer
+        if kernels.serve(device_of(rasterizer)):
+            return None
+        return LabelDrawer(self.splats, self.hierarchy, [1.0], rasterizer)
 
     @cached_property
     def pixels_of_views(self) -> np.ndarray:

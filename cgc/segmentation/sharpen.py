@@ -23,12 +23,13 @@ from scipy.sparse import coo_matrix
 from cgc.appearance.codes import LabelCodes
 from cgc.appearance.losses import psnr
 from cgc.appearance.trainer import train
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import row_winners
 from cgc.features.lifting import vote_ids
 from cgc.progress import progress_bar
-from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.base import Rasterizer, device_of
 from cgc.scene.types import Camera, Scene, View
-from cgc.segmentation.labels import render_labels, render_rgb
+from cgc.segmentation.labels import render_ids, render_rgb
 from cgc.settings import SharpenSettings, TrainSettings
 from cgc.splats.split import split
 from cgc.splats.types import Splats
@@ -134,10 +135,11 @@ def label_targets(
     quiet: bool = False,
 ) -> dict[int, np.ndarray]:
     """Return the label each pixel of the masked views should show, int32 [H, W], 0 where nobody knows."""
-    targets = {}
+    targets, tree = {}, Hierarchy.flat(labels)
+    there = splats.detach().to(device_of(rasterizer))
     with progress_bar("targets", len(id_maps), quiet=quiet) as bar:
         for view, ids in sorted(id_maps.items()):
-            targets[view] = believed(ids, render_labels(splats, labels, cameras[view], rasterizer).ids)
+            targets[view] = believed(ids, render_ids(there, tree, None, cameras[view], rasterizer))
             bar.advance(1)
     return targets
 
