@@ -262,17 +262,29 @@ class Workspace:
 
     def _do(self, step: str) -> str:
         said = ""
-        if step in SHARED:
+        if self.shares(step):
             said = FUNCTIONS[step](self)
         elif parallel.is_first():
             if parallel.count() > 1 and step in ("train", "sharpen"):
-                self.say(f"{step}: in one process, the others wait: training in several needs gsplat's CUDA code")
+                self.say(f"{step}: in one process, the others wait{self._how_to_share(step)}")
             threads = kernels.thread_count()  # and those of the processes that wait on this machine
             threads = max(threads, min(threads * parallel.count_here(), os.cpu_count() or 1))
             with parallel.alone(), kernels.threads(threads):
                 said = FUNCTIONS[step](self)
         self._follow(step)
         return said
+
+    def shares(self, step: str) -> bool:
+        """Say whether processes share a step: training does where a step has a photo for more than one of them."""
+        run, train = self.run, self.run.settings.train
+        alone = run.trains_features or run.source.splats is not None or train.views_per_step == 1
+        return step in SHARED or (step == "train" and not alone)
+
+    def _how_to_share(self, step: str) -> str:
+        """Return what to add, where a setting would share a step."""
+        if step != "train" or self.run.trains_features or self.run.source.splats is not None:
+            return ""
+        return f"; with --train.views-per-step {parallel.count()} each has a photo of every step"
 
     def _follow(self, step: str) -> None:
         """Take over what the first process has found and written."""
@@ -309,6 +321,8 @@ def train(work: Workspace) -> str:
             test_every=run.settings.scene.test_every, companion=companion, checkpoint_dir=run.root / "checkpoints",
             quiet=work.quiet,
         )  # fmt: skip
+        if not parallel.is_first():
+            return ""
         if companion:
             with write_beside(run.root / TRAINED_FEATURES) as path:
                 save_file(trained.carried, path)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from test_appearance import TINY, make_scene, make_splats
-from test_parallel import Group
-from tiny import cameras
+from test_parallel import Group, launch
+from tiny import SETTINGS, cameras, snapshot
 
-from cgc import parallel
+from cgc import cli, parallel, pipeline
 from cgc.appearance.capture import IdentityCapture
 from cgc.appearance.exchange import pack, unpack
 from cgc.appearance.run import Run
@@ -23,8 +23,11 @@ from cgc.appearance.trainer import TrainStats, train
 from cgc.errors import InputError
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.rasterize.sight import may_see
+from cgc.run_folder import open_run
 from cgc.scene.types import Camera
+from cgc.segmentation.labels import render_rgb
 from cgc.settings import TrainSettings
+from cgc.splats.ply import read_ply
 from cgc.splats.types import Splats
 
 CPU = torch.device("cpu")
@@ -236,3 +239,73 @@ def go_wrong() -> str:
 def test_all_know_what_goes_wrong_in_one(two) -> None:
     first, second = two.call(go_wrong)
     assert first == second and re.match(r"the loss became nan at step [0-2];", first)
+
+
+# --- a run ---
+
+SHARED = replace(SETTINGS, train=replace(SETTINGS.train, views_per_step=2, checkpoint_every=10))
+
+
+def train_run(scene: Path, out: Path, settings=SHARED) -> None:
+    pipeline.run_all(scene, out, settings, masks=None, splats=None, quiet=True)
+    parallel.barrier()
+
+
+def test_a_run_of_two_trains_what_one_trains(two, tiny_scene, tmp_path) -> None:
+    train_run(tiny_scene, tmp_path / "one")
+    two.call(train_run, tiny_scene, tmp_path / "two")
+    one, other = (read_ply(tmp_path / name / "splats.ply") for name in ("one", "two"))
+    assert len(one) == len(other)  # pictures agree; what hardly shows has no gradient but rounding, which Adam follows
+    for camera in cameras()[::3]:
+        a, b = (render_rgb(splats, camera, CpuRasterizer()) for splats in (one, other))
+        assert abs(a - b).max() < 1 / 255
+    assert snapshot(tmp_path / "one").keys() == snapshot(tmp_path / "two").keys()
+    facts = [open_run(tmp_path / name).stats["gaussians"] for name in ("one", "two")]
+    assert facts[0] == facts[1] == len(one) and not (tmp_path / "two/checkpoints").exists()
+
+
+DYING = """
+    import os, signal, sys
+    from cgc import cli, parallel
+    from cgc.appearance.run import Run
+
+    step = Run.step
+
+    def die(self, number):
+        if parallel.here()[0] == 1 and number == 25:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, number)
+
+    Run.step = die
+    sys.exit(cli.main(["train", sys.argv[2], "--scene", sys.argv[3], *sys.argv[4:]]))
+"""
+
+
+def test_a_process_that_dies_ends_the_training_and_one_goes_on(tiny_scene, tmp_path) -> None:
+    out, own = tmp_path / "run", ["--views-per-step", "2", "--steps", "40", "--checkpoint-every", "10"]
+    ((code, said),) = launch(DYING, 2, str(tmp_path), str(out), str(tiny_scene), *own, torchrun=True)
+    assert code != 0 and "cgc: process 2 of 2 has ended" in said and "run the same command again" in said
+    left = sorted(p.name for p in (out / "checkpoints").iterdir())
+    assert left == ["train_0000010.safetensors", "train_0000020.safetensors"]
+    assert not (out / "splats.ply").exists()
+    stepped, step = [], Run.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "step", lambda self, i: (stepped.append(i), step(self, i))[1])
+        assert cli.main(["train", str(out), "--quiet"]) == 0
+    assert stepped == list(range(20, 40)) and len(read_ply(out / "splats.ply"))
+
+
+COMMAND = """
+    import sys
+    from cgc import cli
+    sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def test_who_does_not_share_is_told_how(tiny_scene, tmp_path) -> None:
+    steps = ["--steps", "5", "--checkpoint-every", "0"]
+    arguments = ["train", str(tmp_path / "run"), "--scene", str(tiny_scene), *steps]
+    first, second = launch(COMMAND, 2, str(tmp_path), *arguments)
+    said = " ".join(first[1].split())
+    assert "train: in one process, the others wait; with --train.views-per-step 2 each has a photo of every" in said
+    assert (first[0], second[0], second[1]) == (0, 0, "")

@@ -73,7 +73,7 @@ class MarkovChain(Densifier):
         noise = self._shards.own(drawn) * (self._settings.mcmc_noise * rate * faint)[:, None]
         turns, variances = quat_to_rotation(params["quats"]), (2 * params["scales"]).exp()
         local = torch.einsum("nij,ni->nj", turns, noise) * variances
-        params["means"] += torch.einsum("nij,nj->ni", turns, local)
+        params["means"].add_(torch.einsum("nij,nj->ni", turns, local))
 
     def refine(self, params: Params, optimizers: Optimizers, step: int, plan: Densification, limit: int) -> None:
         """Move the dead to the living, then add a share of all, to at most `limit`; (seed, step) decides where."""

@@ -229,7 +229,9 @@ class Run:
         s = self.settings
         return step + 1 == s.steps or (s.checkpoint_every > 0 and (step + 1) % s.checkpoint_every == 0)
 
-    def _values(self, params: Params, cameras: Sequence[Camera], step: int, beside: Tensor | None) -> Tensor:
+    def _values(
+        self, params: Mapping[str, Tensor], cameras: Sequence[Camera], step: int, beside: Tensor | None
+    ) -> Tensor:
         """Return what to render of Gaussians: colours seen from the cameras, and what is `beside` them."""
         degree = min(schedule.sh_degree(self.settings, step), self._degree)
         rest = params["sh_rest"] if "sh_rest" in params else params["sh_dc"].new_zeros(0, 0, 3)
