@@ -2,9 +2,11 @@
 
 Notation: A groups, M masks, V views. A group's share of a view is how its weight there is spread over the masks,
 sharpened (a few Gaussians that belong elsewhere hardly count). Two groups are together in a view as far as one mask
-has both, the product of their shares; `seen` counts the views that see both. Their rate, together / (seen + DOUBT), is
-small where few views speak. Groups are joined by falling rate, and what is joined pools its counts, so the views of all
-its Gaussians speak: sides of an object that no view shows at once are joined through those in between.
+has both, the product of their shares; `seen` counts the views that see both. Where a view's masks have missed a group,
+all that they show of it is what spills over its border into the masks beside: such a view counts little. Their rate,
+together / (seen + DOUBT), is small where few views speak. Groups are joined by falling rate, and what is joined pools its
+counts, so the views of all its Gaussians speak: sides of an object that no view shows at once are joined through those in
+between.
 
 The idea of asking other views whether two masks are one is MaskClustering's (arXiv 2401.07745); here it is asked of
 groups of Gaussians through the blending weights, so that masks of several objects need not be found and dropped first.
@@ -21,8 +23,9 @@ from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.vote import compact
 
 ENOUGH = 4.0  # sampled pixels of a group in a view: with as many, the view counts half
+SPILL = 0.05  # of what a group shows in the view that has most of it: with as little, a view counts half of that
 SHARPNESS = 3  # power of the shares
-DOUBT = 2.0  # views that would say no, added to those that see both
+DOUBT = 1.5  # views that would say no, added to those that see both
 CORE = 0.7  # confidence of the Gaussians that speak for a group ...
 LEAST_CORE = 0.2  # ... if they are more than this share of it; else all of them do
 
@@ -69,9 +72,16 @@ def count_views(columns: Columns, groups: Any) -> Counts:
     in_view = shown @ by_view  # [A, V]
     share = (shown / np.maximum(in_view @ by_view.T, 1e-9)) ** SHARPNESS
     share /= np.maximum((share @ by_view) @ by_view.T, 1e-9)
-    weight = in_view / (in_view + ENOUGH)
+    weight = _view_weights(in_view)
     weighted = share * (weight @ by_view.T)
     return Counts((weighted @ weighted.T).astype(np.float64), (weight @ weight.T).astype(np.float64))
+
+
+def _view_weights(in_view: np.ndarray) -> np.ndarray:
+    """Return how much each view counts for each group, [A, V] in 0..1, of what it shows in the view's masks."""
+    largest = in_view.max(axis=1, keepdims=True, initial=0.0)
+    share = (in_view / np.maximum(largest, 1e-9)) ** 2
+    return in_view / (in_view + ENOUGH) * share / (share + SPILL**2)
 
 
 def join(counts: Counts, least: float) -> Joins:
