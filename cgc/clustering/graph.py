@@ -4,9 +4,9 @@ Notation: A groups, M masks, V views. A group's share of a view is how its weigh
 sharpened (a few Gaussians that belong elsewhere hardly count). Two groups are together in a view as far as one mask
 has both, the product of their shares; `seen` counts the views that see both. Where a view's masks have missed a group,
 all that they show of it is what spills over its border into the masks beside: such a view counts little. Their rate,
-together / (seen + DOUBT), is small where few views speak. Groups are joined by falling rate, and what is joined pools its
-counts, so the views of all its Gaussians speak: sides of an object that no view shows at once are joined through those in
-between.
+together / (seen + DOUBT), is small where few views speak. Groups are joined by falling rate, and what is joined pools
+its counts, so the views of all its Gaussians speak: sides of an object that no view shows at once are joined through
+those in between.
 
 The idea of asking other views whether two masks are one is MaskClustering's (arXiv 2401.07745); here it is asked of
 groups of Gaussians through the blending weights, so that masks of several objects need not be found and dropped first.
