@@ -12,8 +12,9 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
+from cgc.clustering import graph
 from cgc.clustering.cluster import Space, cluster, cluster_ids, cluster_masks, cut_into_pieces
-from cgc.clustering.columns import group_matrix, mask_columns, with_wholes
+from cgc.clustering.columns import Columns, group_matrix, mask_columns, with_wholes
 from cgc.clustering.density import ERROR, draw_sample, propagate, run_hdbscan
 from cgc.clustering.graph import DOUBT, SPILL, Counts, core, count_views, join, join_groups
 from cgc.clustering.linkage import spanning_tree
@@ -382,6 +383,23 @@ def test_parts_that_half_of_the_views_fuse_are_one_and_neighbours_that_few_fuse_
     assert same_partition(join_groups(groups, columns, 0.7), groups)  # finer
     unseen = np.where(np.arange(90) % 10 == 0, NOISE, groups)
     assert (join_groups(unseen, columns, 0.35)[unseen == NOISE] == NOISE).all()
+
+
+def test_counts_do_not_depend_on_how_many_views_are_looked_at_at_once(monkeypatch):
+    g = np.random.default_rng(4)
+    groups = np.repeat(np.arange(5), 12)
+    columns = views_of(groups, g.integers(-1, 3, (7, 5)).tolist())
+    columns = with_wholes(columns, {0: np.array([0, 1, 1, 1])})
+    together = columns.together
+    shuffled = g.permutation(len(together.views))
+    mixed = Columns(together.matrix[:, shuffled], together.views[shuffled], together.ids[shuffled])
+    whole = count_views(together, group_matrix(groups))
+    for most in (1, 5 * 4, 5 * 9):
+        monkeypatch.setattr(graph, "BLOCK", most)
+        for other in (together, mixed):
+            counts = count_views(other, group_matrix(groups))
+            np.testing.assert_allclose(counts.together, whole.together, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(counts.seen, whole.seen, rtol=1e-6)
 
 
 @pytest.mark.parametrize("missed", [0, 6, 9])
