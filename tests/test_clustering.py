@@ -12,10 +12,11 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
+from cgc.clustering import graph
 from cgc.clustering.cluster import Space, cluster, cluster_ids, cluster_masks, cut_into_pieces
-from cgc.clustering.columns import group_matrix, mask_columns, with_wholes
+from cgc.clustering.columns import Columns, group_matrix, mask_columns, with_wholes
 from cgc.clustering.density import draw_sample, propagate, run_hdbscan
-from cgc.clustering.graph import Counts, core, count_views, join, join_groups
+from cgc.clustering.graph import DOUBT, SPILL, Counts, core, count_views, join, join_groups
 from cgc.clustering.linkage import spanning_tree
 from cgc.clustering.rows import ERROR
 from cgc.clustering.tree import grow
@@ -339,7 +340,7 @@ def test_views_are_counted_by_hand():
     groups = np.repeat([0, 1, 2], 40)
     columns = views_of(groups, [[0, 0, 1], [0, 1, 2], [0, 1, -1]])
     counts = count_views(columns, group_matrix(groups))
-    weight = (40 / 44) ** 2  # of a pair of groups that show 40 pixels each
+    weight = (40 / 44 / (1 + SPILL**2)) ** 2  # of a pair of groups that show 40 pixels each
     np.testing.assert_allclose(counts.seen, weight * np.array([[3, 3, 2], [3, 3, 2], [2, 2, 2]]), rtol=1e-5)
     np.testing.assert_allclose(counts.together, weight * np.array([[3, 1, 0], [1, 3, 0], [0, 0, 2]]), atol=1e-5)
 
@@ -350,7 +351,7 @@ def slow_join(together, seen, least):
     while len(sets) > 1:
         pool = lambda t, a, b: sum(t[i, j] for i in a for j in b)  # noqa: E731
         pairs = [(a, b) for a in range(len(sets)) for b in range(a)]
-        rate = {p: pool(together, *(sets[i] for i in p)) / (pool(seen, *(sets[i] for i in p)) + 2) for p in pairs}
+        rate = {p: pool(together, *(sets[i] for i in p)) / (pool(seen, *(sets[i] for i in p)) + DOUBT) for p in pairs}
         best = max(pairs, key=lambda p: rate[p])
         if rate[best] < least:
             break
@@ -383,6 +384,41 @@ def test_parts_that_half_of_the_views_fuse_are_one_and_neighbours_that_few_fuse_
     assert same_partition(join_groups(groups, columns, 0.7), groups)  # finer
     unseen = np.where(np.arange(90) % 10 == 0, NOISE, groups)
     assert (join_groups(unseen, columns, 0.35)[unseen == NOISE] == NOISE).all()
+
+
+def test_counts_do_not_depend_on_how_many_views_are_looked_at_at_once(monkeypatch):
+    g = np.random.default_rng(4)
+    groups = np.repeat(np.arange(5), 12)
+    columns = views_of(groups, g.integers(-1, 3, (7, 5)).tolist())
+    columns = with_wholes(columns, {0: np.array([0, 1, 1, 1])})
+    together = columns.together
+    shuffled = g.permutation(len(together.views))
+    mixed = Columns(together.matrix[:, shuffled], together.views[shuffled], together.ids[shuffled])
+    whole = count_views(together, group_matrix(groups))
+    for most in (1, 5 * 4, 5 * 9):
+        monkeypatch.setattr(graph, "BLOCK", most)
+        for other in (together, mixed):
+            counts = count_views(other, group_matrix(groups))
+            np.testing.assert_allclose(counts.together, whole.together, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(counts.seen, whole.seen, rtol=1e-6)
+
+
+@pytest.mark.parametrize("missed", [0, 6, 9])
+def test_a_thing_that_masks_often_miss_is_not_joined_to_what_it_spills_into(missed):
+    """In views without a mask of the small thing, all that masks show of it is a rim: one part in twenty-five."""
+    groups = np.repeat([0, 1], [400, 200])
+    batches = []
+    for view in range(15):
+        without = view < missed
+        weights, masks = np.eye(600), groups.copy()
+        if without:
+            shown = np.flatnonzero((groups == 0) | (np.arange(600) % 25 == 0))
+            weights, masks = weights[shown], np.zeros(len(shown), int)
+        batches.append(a_batch(weights, masks.tolist(), 600, 1 if without else 2, view))
+    columns = mask_columns(batches, 600)
+    assert same_partition(join_groups(groups, columns, 0.35), groups)
+    rate = count_views(columns, group_matrix(groups)).rates()[0, 1]
+    assert rate < 0.6 * missed / 15 + 1e-6
 
 
 def test_only_sure_gaussians_speak_where_there_are_enough():

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix, csr_matrix, hstack
+from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, hstack
 from torch import Tensor
 
 from cgc.clustering.device_columns import DeviceMatrix, Summing
@@ -66,9 +66,10 @@ class Columns:
         """What says which Gaussians are one thing: the masks, and those that hold them."""
         return self.nested or self
 
-    def under(self, groups: Any) -> np.ndarray:
-        """Return what groups [A, N], a sparse matrix of weights, weigh in each mask, [A, M] float32."""
-        return self.matrix.under(groups) if isinstance(self.matrix, DeviceMatrix) else (groups @ self.matrix).toarray()
+    def under(self, groups: Any) -> Any:
+        """Return what groups [A, N], a sparse matrix of weights, weigh in each mask: [A, M] float32, sparse, by mask."""
+        on_device = isinstance(self.matrix, DeviceMatrix)
+        return csc_matrix(self.matrix.under(groups)) if on_device else (groups @ self.matrix).tocsc()
 
     def on_host(self) -> Columns:
         """Return the columns as the host's matrix."""

@@ -2,9 +2,11 @@
 
 Notation: A groups, M masks, V views. A group's share of a view is how its weight there is spread over the masks,
 sharpened (a few Gaussians that belong elsewhere hardly count). Two groups are together in a view as far as one mask
-has both, the product of their shares; `seen` counts the views that see both. Their rate, together / (seen + DOUBT), is
-small where few views speak. Groups are joined by falling rate, and what is joined pools its counts, so the views of all
-its Gaussians speak: sides of an object that no view shows at once are joined through those in between.
+has both, the product of their shares; `seen` counts the views that see both. Where a view's masks have missed a group,
+all that they show of it is what spills over its border into the masks beside: such a view counts little. Their rate,
+together / (seen + DOUBT), is small where few views speak. Groups are joined by falling rate, and what is joined pools
+its counts, so the views of all its Gaussians speak: sides of an object that no view shows at once are joined through
+those in between.
 
 The idea of asking other views whether two masks are one is MaskClustering's (arXiv 2401.07745); here it is asked of
 groups of Gaussians through the blending weights, so that masks of several objects need not be found and dropped first.
@@ -21,8 +23,10 @@ from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.vote import compact
 
 ENOUGH = 4.0  # sampled pixels of a group in a view: with as many, the view counts half
+SPILL = 0.05  # of what a group shows in the view that has most of it: with as little, a view counts half of that
 SHARPNESS = 3  # power of the shares
-DOUBT = 2.0  # views that would say no, added to those that see both
+BLOCK = 1 << 24  # of A x M: what is counted at once, in arrays of 64 MB
+DOUBT = 1.5  # views that would say no, added to those that see both
 CORE = 0.7  # confidence of the Gaussians that speak for a group ...
 LEAST_CORE = 0.2  # ... if they are more than this share of it; else all of them do
 
@@ -62,16 +66,37 @@ class Joins:
 def count_views(columns: Columns, groups: Any) -> Counts:
     """Count the views in which masks have groups [A, N] (weights of their Gaussians) together, and see them both.
 
-    Memory: 12 B for each of A x M and 16 for each of A x A.
+    Memory: 12 B for each of A x M, the masks of some views at a time, and 16 for each of A x A.
     """
-    by_view = columns.by_view
-    shown = columns.under(groups)  # [A, M]
-    in_view = shown @ by_view  # [A, V]
-    share = (shown / np.maximum(in_view @ by_view.T, 1e-9)) ** SHARPNESS
-    share /= np.maximum((share @ by_view) @ by_view.T, 1e-9)
-    weight = in_view / (in_view + ENOUGH)
-    weighted = share * (weight @ by_view.T)
-    return Counts((weighted @ weighted.T).astype(np.float64), (weight @ weight.T).astype(np.float64))
+    all_shown, of_view = columns.under(groups), columns.by_view.tocsc()  # [A, M], [M, V]
+    all_in_view = (all_shown @ of_view).toarray()  # [A, V]
+    all_weight = _view_weights(all_in_view)
+    together = np.zeros((len(all_weight),) * 2, np.float64)
+    for views in _blocks(np.diff(of_view.indptr), BLOCK // max(len(all_weight), 1)):
+        masks = np.sort(of_view[:, views].indices)
+        by_view, shown = of_view[:, views][masks], all_shown[:, masks].toarray()
+        share = (shown / np.maximum(all_in_view[:, views] @ by_view.T, 1e-9)) ** SHARPNESS
+        share /= np.maximum((share @ by_view) @ by_view.T, 1e-9)
+        weighted = share * (all_weight[:, views] @ by_view.T)
+        together += weighted @ weighted.T
+    return Counts(together, (all_weight @ all_weight.T).astype(np.float64))
+
+
+def _blocks(counts: np.ndarray, most: int) -> list[slice]:
+    """Cut views with so many masks each, [V], into runs of at most `most` masks, or of one view."""
+    ends, first = [], 0
+    for v in range(1, len(counts) + 1):
+        if v == len(counts) or counts[first : v + 1].sum() > most:
+            ends.append(slice(first, v))
+            first = v
+    return ends
+
+
+def _view_weights(in_view: np.ndarray) -> np.ndarray:
+    """Return how much each view counts for each group, [A, V] in 0..1, of what it shows in the view's masks."""
+    largest = in_view.max(axis=1, keepdims=True, initial=0.0)
+    share = (in_view / np.maximum(largest, 1e-9)) ** 2
+    return in_view / (in_view + ENOUGH) * share / (share + SPILL**2)
 
 
 def join(counts: Counts, least: float) -> Joins:

@@ -31,7 +31,7 @@ def revote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarr
     is_noise = (np.arange(shape[1]) + lowest) == NOISE
     own = OWN * mass.numpy() + 1e-9
     ones: Any = csr_matrix((np.ones(n, np.float32), (shift, np.arange(n))), shape=shape[::-1])
-    shown = columns.under(ones).T  # [M, labels]
+    shown = columns.under(ones).toarray().T  # [M, labels]
     purity = shown.max(1, initial=0.0, where=~is_noise) / np.maximum(shown.sum(1), 1e-9)
     winner = np.where(is_noise, -1.0, shown).argmax(1)
     if isinstance(columns.matrix, DeviceMatrix):
