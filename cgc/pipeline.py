@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from cgc import kernels, parallel
 from cgc.appearance.trainer import train as train_splats
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import Columns, mask_columns, side_by_side, with_wholes
+from cgc.clustering.settle import Look, look_at
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.evaluation.instances import InstanceScores, score_instances
@@ -164,6 +165,11 @@ class Workspace:
             self.run.settings.lift,
             quiet=self.quiet,
         )
+
+    def looks(self) -> Iterator[Look]:
+        """Evenly spread pixels of each training view that has masks, and the weights behind them."""
+        cameras, least = [v.camera for v in self.scene.views], self.run.settings.lift.min_weight
+        return look_at(self.splats, cameras, self.train_id_maps(), self.rasterizer, least)
 
     @cached_property
     def neighbours(self) -> torch.Tensor:
@@ -384,7 +390,7 @@ def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) ->
         return parallel.serve(nearest_in)
     if settings.smoothing == "neighbours":
         features = smooth_features(features, work.neighbours, mass)
-    found = cluster(features, mass, columns, settings, space=_space(work))
+    found = cluster(features, mass, columns, settings, space=_space(work), looks=work.looks)
     parallel.release()
     return found
 
@@ -409,7 +415,8 @@ def _space(work: Workspace) -> Space:
 def _by_masks(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:
     """Join masks of different views."""
     columns = _columns(work)
-    return columns and cluster_masks(mass, columns, work.run.settings.cluster, space=_space(work))
+    settings = work.run.settings.cluster
+    return columns and cluster_masks(mass, columns, settings, space=_space(work), looks=work.looks)
 
 
 def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:
