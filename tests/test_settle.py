@@ -3,92 +3,102 @@
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
-from tiny import clumps
+from tiny import cameras, clumps
 
-from cgc.clustering.settle import PIXELS, Look, believed_pixels, look_at, settle
-from cgc.clustering.vote import NOISE, OWN
-from cgc.rasterize.base import Contributions
+from cgc.clustering.settle import OWN, PIXELS, ROUNDS, RUNNER_UP, Look, hear, look_at, settle
+from cgc.clustering.vote import NOISE
+from cgc.features.lifting import vote_ids
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
+from cgc.segmentation.labels import render_labels
 
 
-def a_look(weights, masks):
-    """A look given as a dense [P, N] array."""
-    w = csr_matrix(np.asarray(weights, np.float32))
-    indptr, ids, values = (torch.from_numpy(a) for a in (w.indptr.astype(np.int64), w.indices, w.data))
-    rows = Contributions(indptr, ids, values, torch.arange(w.shape[0]), w.shape[0], 1, w.shape[1])
-    return Look(rows, np.asarray(masks))
+def a_look(weights, ids, gaussians=None):
+    """A look given as a dense [U, M] array."""
+    weights = np.asarray(weights, np.float32)
+    gaussians = np.arange(len(weights)) if gaussians is None else gaussians
+    return Look(np.asarray(gaussians), csr_matrix(weights), np.asarray(ids))
 
 
 def slow(labels, looks):
-    """Do as `settle`, one mask, pixel and Gaussian at a time."""
+    """Do as `settle`, one mask and Gaussian at a time."""
     n, k = len(labels), labels.max() + 2
-    votes = np.zeros((n, k))
-    for dense, masks in looks:
-        shown = np.zeros((len(dense), k))
-        for g in range(n):
-            shown[:, labels[g] + 1] += dense[:, g]
-        said, purity, kept = {}, {}, np.zeros(k)
-        for m in set(masks.tolist()) - {0}:
-            area = shown[masks == m].sum(0)
-            said[m] = 1 + int(area[1:].argmax())
-            purity[m] = area[said[m]] / max(area.sum(), 1e-9)
-            kept[said[m]] += area[said[m]]
-        missed = 1 - kept / np.maximum(shown.sum(0), 1e-9)
-        missed[0] = 0
-        for p, m in enumerate(masks.tolist()):
-            if m:
-                clear = 1 - (shown[p] * missed).sum() / max(shown[p].sum(), 1e-9)
-                votes[:, said[m]] += dense[p] * purity[m] ** 2 * clear
-        for g in range(n):
-            votes[g, labels[g] + 1] += OWN * dense[:, g].sum()
-    total = votes.sum(1)
-    best = np.where(total > 0, votes.argmax(1) - 1, labels)
-    return best, votes.max(1) / np.maximum(total, 1e-12)
+    now, contenders, shares = labels + 1, [{c} for c in labels + 1], np.zeros(n)
+    for _ in range(ROUNDS):
+        votes = np.zeros((n, k))
+        for look in looks:
+            weights = look.weights.toarray()
+            shown = np.zeros((k, len(look.ids)))
+            for g, row in zip(look.gaussians, weights):
+                shown[now[g]] += row
+            known, said = np.zeros(k), {}
+            for m, i in enumerate(look.ids):
+                if i and shown[1:, m].max() > 0:
+                    best = 1 + int(shown[1:, m].argmax())
+                    said[m] = best, shown[best, m] / shown[:, m].sum()
+                    known[best] += shown[best, m]
+            known /= np.maximum(shown.sum(1), 1e-9)
+            known[0] = 1
+            for g, row in zip(look.gaussians, weights):
+                heard = np.prod([known[c] for c in contenders[g]])
+                for m, (label, purity) in said.items():
+                    votes[g, label] += row[m] * purity * heard
+                votes[g, now[g]] += OWN * row.sum()
+        for g, own in enumerate(votes):
+            if own.sum() > 0:
+                now[g] = own.argmax()
+                shares[g] = own.max() / own.sum()
+                rest = np.where(np.arange(k) == now[g], 0, own)
+                contenders[g] = {now[g], rest.argmax()} if rest.max() > RUNNER_UP * own.sum() else {now[g]}
+    return now - 1, shares
 
 
 def test_settling_equals_brute_force():
     rng = np.random.default_rng(0)
     labels = rng.integers(-1, 4, 60)
     looks = []
-    for _ in range(3):
-        dense = rng.random((200, 60)) * (rng.random((200, 60)) < 0.1)
-        dense[:, :2] = 0  # never seen
-        looks.append((dense, rng.integers(0, 6, 200)))
-    found, shares = settle(labels, [a_look(*look) for look in looks])
+    for _ in range(6):
+        seen = np.flatnonzero(rng.random(60) < 0.6)
+        seen = seen[seen > 1]  # the first two never
+        weights = rng.random((len(seen), 5)) * (rng.random((len(seen), 5)) < 0.4)
+        looks.append(a_look(weights + 1e-3, rng.choice(9, 5, replace=False), seen))
+    found, shares = settle(labels, iter(looks))
     expected, expected_shares = slow(labels, looks)
+    assert (found != labels).sum() > 10
     assert np.array_equal(found, expected) and found.dtype == np.int32
     assert np.allclose(shares, expected_shares, atol=1e-5)
     assert np.array_equal(found[:2], labels[:2]) and (shares[:2] == 0).all()
 
 
 def test_a_border_goes_to_whom_most_of_it_shows_in():
-    labels = np.array([0, 1, 0])  # the last one shows in the other label's mask, mostly
-    dense = np.zeros((20, 3))
-    dense[:10, 0] = dense[10:, 1] = 1.0
-    dense[8:16, 2] = 0.2
-    found, shares = settle(labels, [a_look(dense, np.repeat([7, 3], 10))])
+    weights = [[10, 0], [0, 10], [1, 2]]  # the last one shows in the other label's mask, mostly
+    found, shares = settle(np.array([0, 1, 0]), [a_look(weights, [7, 3])])
     assert found.tolist() == [0, 1, 1] and (shares > 0.5).all()
 
 
 def test_what_masks_have_missed_is_not_given_to_what_it_lies_on():
-    """A pen on a table: one view of three has a mask of it; two have left it to the table's."""
-    dense = np.zeros((104, 2))
-    dense[:100, 0] = dense[100:, 1] = 1.0  # 100 pixels of the table, 4 of the pen
-    missed, found = np.ones(104, int), np.repeat([1, 2], [100, 4])
-    labels = np.array([0, 1])
-    settled, _ = settle(labels, [a_look(dense, missed), a_look(dense, missed), a_look(dense, found)])
+    """A pen on a table: one view has a mask of it, three have left it to the table's."""
+    missed = a_look([[100, 0], [4, 0]], [1, 5])
+    found = a_look([[100, 0], [0, 4]], [1, 5])
+    settled, _ = settle(np.array([0, 1]), [missed, missed, missed, found])
     assert settled.tolist() == [0, 1]
-    _, believed = believed_pixels(csr_matrix(np.column_stack([np.zeros(104), dense])), missed)
-    assert (believed[:100] > 0.9).all() and (believed[100:] == 0).all()
+    winner, purity, known = hear(missed, np.array([1, 2]), 3)
+    assert winner[0] == 1 and purity[0] > 0.9 and known.tolist() == [1, 1, 0]
+
+
+def test_views_that_know_one_contender_alone_do_not_decide():
+    """A Gaussian on the pen's border, taken for the table's: the views that have missed the pen would keep it there."""
+    missed = a_look([[100, 0], [8, 0], [1, 0]], [1, 5])
+    found = a_look([[100, 0], [0, 8], [0.3, 0.7]], [1, 5])
+    settled, shares = settle(np.array([0, 1, 0]), [missed] * 2 + [found] * 4)
+    assert settled.tolist() == [0, 1, 1] and 0.6 < shares[2] < 0.75
 
 
 def test_nothing_is_said_outside_of_masks_nor_for_noise():
-    dense = np.eye(3)
     labels = np.array([0, NOISE, NOISE])
-    settled, _ = settle(labels, [a_look(dense, [0, 0, 4])])
+    settled, _ = settle(labels, [a_look([[1, 0], [1, 0], [0, 1]], [0, 4])])
     assert np.array_equal(settled, labels)
-    assert settle(np.array([0, NOISE]), [a_look([[1.0, 0.0], [0.6, 0.4]], [4, 4])])[0].tolist() == [0, 0]
+    assert settle(np.array([0, NOISE]), [a_look([[1.6], [0.4]], [4])])[0].tolist() == [0, 0]
 
 
 def test_without_looks_labels_stay():
@@ -97,12 +107,34 @@ def test_without_looks_labels_stay():
     assert np.array_equal(settled, labels) and not shares.any()
 
 
-def test_looks_spread_evenly_over_the_masked_views():
+def test_looks_hold_the_weights_of_evenly_spread_pixels():
+    splats, labels = clumps()
+    rasterizer, camera = CpuRasterizer(), cameras()[0]
+    ids = render_labels(splats, labels, camera, rasterizer).ids
+    (look,) = look_at(splats, [camera], {0: ids}, rasterizer)
+    votes, kinds = vote_ids(splats, [camera], {0: ids}, rasterizer, quiet=True)
+    assert np.array_equal(look.ids, kinds) and 0 in look.ids
+    dense = np.zeros((len(splats), len(kinds)))
+    dense[look.gaussians] = look.weights.toarray()
+    assert np.allclose(dense, votes.toarray(), atol=1e-4)
+
+
+def test_large_views_are_thinned():
     splats, _ = clumps()
-    cameras = [Camera.look_at([0, 0, -4], [0, 0, 0], width=w, height=200, focal=200.0) for w in (100, 1000, 50)]
-    maps = {1: np.arange(200_000).reshape(200, 1000) % 7, 0: np.ones((200, 100), int)}
-    small, large = look_at(splats, cameras, maps, CpuRasterizer())
-    assert len(small.masks) == 20_000 and (small.masks == 1).all()
+    camera = Camera.look_at([0, 0, 4], [0, 0, 0], width=500, height=400, focal=300.0)
+    ids = np.ones((400, 500), int)
+    (look,) = look_at(splats, [camera] * 2, {1: ids}, CpuRasterizer())
     step = 200_000 // PIXELS
-    assert np.array_equal(large.rows.pixels.numpy(), np.arange(1, 200_000, step))
-    assert np.array_equal(large.masks, maps[1].ravel()[1::step]) and len(large.rows) == len(large.masks)
+    pixels = torch.arange(1, 200_000, step)
+    whole = CpuRasterizer().contributions(splats, camera, pixels)
+    assert len(pixels) == PIXELS and np.isclose(look.weights.sum(), float(whole.weights.sum()), rtol=1e-5)
+
+
+def test_settled_labels_of_a_blurred_border_come_back():
+    splats, labels = clumps()
+    rasterizer, views = CpuRasterizer(), cameras()
+    maps = {i: render_labels(splats, labels, camera, rasterizer).ids for i, camera in enumerate(views)}
+    rng = np.random.default_rng(0)
+    wrong = np.where(rng.random(len(labels)) < 0.25, rng.integers(1, 8, len(labels)), labels)
+    settled, _ = settle(wrong, look_at(splats, views, maps, rasterizer))
+    assert (wrong != labels).mean() > 0.15 and (settled != labels).mean() < 0.03

@@ -11,6 +11,7 @@ file names.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from cgc.clustering.columns import Columns
 from cgc.clustering.density import draw_sample, find_clusters
 from cgc.clustering.graph import Counts, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
-from cgc.clustering.settle import Looks, settle
+from cgc.clustering.settle import Look, settle
 from cgc.clustering.space import tidy
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, cut, revote, row_winners
@@ -76,7 +77,7 @@ def cluster(
     settings: ClusterSettings,
     *,
     space: Space | None = None,
-    looks: Looks | None = None,
+    looks: Callable[[], Iterable[Look]] | None = None,
 ) -> Clustering:
     """Cluster Gaussians by features [N, D] (unit rows) and masks; mass [N] is their visible mass.
 
@@ -113,7 +114,7 @@ def cluster_masks(
     settings: ClusterSettings,
     *,
     space: Space | None = None,
-    looks: Looks | None = None,
+    looks: Callable[[], Iterable[Look]] | None = None,
 ) -> Clustering:
     """Cluster without features: masks of different views are joined by the Gaussians they share, and label these.
 
@@ -195,7 +196,7 @@ def _joined(
     settings: ClusterSettings,
     tree: dict[str, np.ndarray],
     space: Space | None,
-    looks: Looks | None,
+    looks: Callable[[], Iterable[Look]] | None,
 ) -> Clustering:
     """Join pieces [N] that are surely one, let the masks vote, join what is one at the settings' level, and settle."""
     together = columns.together
