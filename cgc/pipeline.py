@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from cgc.blocks.cut import check_size
 from cgc.blocks.steps import Blocks, cluster_blocks, lift_blocks
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import Columns, mask_columns, side_by_side, with_wholes
+from cgc.clustering.settle import Look, look_at
 from cgc.clustering.vote import NOISE
 from cgc.device import Lever, choose, out_of_memory, rasterizer_for
 from cgc.errors import InputError
@@ -194,6 +195,11 @@ class Workspace:
                 "--blocks.gaussians 0"
             )
         return Blocks(run.root / "blocks", run.root / "splats.ply", run.settings.blocks, run.key("train"))
+
+    def looks(self) -> Iterator[Look]:
+        """Evenly spread pixels of each training view that has masks, and the weights behind them."""
+        cameras, least = [v.camera for v in self.scene.views], self.run.settings.lift.min_weight
+        return look_at(self.splats, cameras, self.train_id_maps(), self.rasterizer, least)
 
     @cached_property
     def neighbours(self) -> torch.Tensor:
@@ -500,7 +506,7 @@ def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) ->
     if settings.smoothing == "neighbours":
         there = work.neighbours.device
         features = smooth_features(features.to(there), work.neighbours, mass.to(there))
-    found = cluster(features, mass, columns, settings, space=_space(work))
+    found = cluster(features, mass, columns, settings, space=_space(work), looks=work.looks)
     parallel.release()
     return found
 
@@ -531,7 +537,8 @@ def _space(work: Workspace) -> Space:
 def _by_masks(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:
     """Join masks of different views."""
     columns = _columns(work)
-    return columns and cluster_masks(mass, columns, work.run.settings.cluster, space=_space(work))
+    settings = work.run.settings.cluster
+    return columns and cluster_masks(mass, columns, settings, space=_space(work), looks=work.looks)
 
 
 def _by_ids(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:

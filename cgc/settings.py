@@ -286,6 +286,8 @@ class ClusterSettings:
     """Cells that clusters are cut by before they are joined, at most; each has 30 of the samples or more."""
     revote: int = 1
     """Rounds in which the masks correct the labels through the blending weights, without joining; 0: none."""
+    settle: bool = True
+    """Let the masks vote a last time by pixels spread evenly over each view, borders among them."""
     smoothing: Literal["neighbours", "none"] = "neighbours"
     """Average features over true neighbours first, or take them as they are."""
     draw: Literal["mass", "uniform"] = "mass"

@@ -128,13 +128,17 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
         learning = time.perf_counter() - start
 
         def ours(features=smooth, columns=columns, base=base, changed_space=space, **changed: Any) -> Clustering:
-            return cluster(features, mass, columns, replace(base, **changed), space=changed_space)
+            return cluster(features, mass, columns, replace(base, **changed), space=changed_space, looks=work.looks)
 
         add("**ours**", ours, learning)
-        add("mask graph, no features", lambda c=columns, b=base: cluster_masks(mass, c, b, space=space))
+        add(
+            "mask graph, no features",
+            lambda c=columns, b=base: cluster_masks(mass, c, b, space=space, looks=work.looks),
+        )
         ablations: dict[str, dict[str, Any]] = {
             "without joining (HDBSCAN and the vote)": {"join": False},
             "nor the vote": {"join": False, "revote": 0},
+            "without the last vote": {"settle": False},
             "raw features": {"features": features},
             "pieces and segments anywhere in space": {"changed_space": None},
             "200 pieces": {"pieces": 200},

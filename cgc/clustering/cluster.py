@@ -2,14 +2,16 @@
 
 Policy (`cluster`): HDBSCAN's clusters of the features (density.py), cut into compact pieces, are joined where masks of
 enough views have them in one (graph.py); the masks then vote through the blending weights (vote.py), and what they
-made cleaner is joined and voted on again. Without joining, HDBSCAN's clusters are the objects; without features, the
-masks themselves are what is joined (`cluster_masks`). Noise (-1) is what no view sees, and what the settings ask for.
+made cleaner is joined and voted on again, the last time by pixels of all kinds (settle.py). Without joining, HDBSCAN's
+clusters are the objects; without features, the masks themselves are what is joined (`cluster_masks`). Noise (-1) is
+what no view sees, and what the settings ask for.
 Labels count from 1, largest segment first, so that one number names an object everywhere: in labels, in id maps and in
 file names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from cgc.clustering.density import draw_sample, find_clusters
 from cgc.clustering.graph import Counts, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.rows import rows_of
+from cgc.clustering.settle import Look, settle
 from cgc.clustering.space import tidy
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, cut, revote, row_winners
@@ -71,12 +74,18 @@ class Clustering:
 
 
 def cluster(
-    features: Tensor, mass: Tensor, columns: Columns, settings: ClusterSettings, *, space: Space | None = None
+    features: Tensor,
+    mass: Tensor,
+    columns: Columns,
+    settings: ClusterSettings,
+    *,
+    space: Space | None = None,
+    looks: Callable[[], Iterable[Look]] | None = None,
 ) -> Clustering:
     """Cluster Gaussians by features [N, D] (unit rows) and masks; mass [N] is their visible mass.
 
-    Places keep pieces compact and segments whole. Memory: a copy of the features and 40 B a Gaussian, plus the sparse
-    votes and `count_views`. InputError if nothing clusters.
+    Places keep pieces compact, segments whole; looks at the views settle whose borders are. Memory: a copy of the
+    features and 40 B a Gaussian, plus the sparse votes and `count_views`. InputError if nothing clusters.
     """
     if not torch.isfinite(features).all():
         raise InputError("features hold NaN or infinity where finite numbers were expected; run `cgc lift` again")
@@ -95,7 +104,7 @@ def cluster(
     labels[~seen] = NOISE
     if settings.join and columns.matrix.nnz:
         labels = cut_into_pieces(labels, normal, mass, space.places if space else None, settings)
-        return _joined(labels, columns, mass, settings, found.tree, space)
+        return _joined(labels, columns, mass, settings, found.tree, space, looks)
     for _ in range(settings.revote):
         labels, confidences = _vote(labels, columns, mass)
     labels, confidences = _finished(labels, confidences, settings)
@@ -103,7 +112,12 @@ def cluster(
 
 
 def cluster_masks(
-    mass: Tensor, columns: Columns, settings: ClusterSettings, *, space: Space | None = None
+    mass: Tensor,
+    columns: Columns,
+    settings: ClusterSettings,
+    *,
+    space: Space | None = None,
+    looks: Callable[[], Iterable[Look]] | None = None,
 ) -> Clustering:
     """Cluster without features: masks of different views are joined by the Gaussians they share, and label these.
 
@@ -127,7 +141,7 @@ def cluster_masks(
     shape = (held.shape[1], int(joined.max()) + 1)
     ballots = csr_matrix((np.ones(len(pure), np.float32), (picked[pure], joined)), shape=shape)
     labels, _ = row_winners(csr_matrix(held @ ballots))
-    return _joined(labels, columns, mass, settings, {}, space)
+    return _joined(labels, columns, mass, settings, {}, space, looks)
 
 
 def cluster_ids(votes: Any, ids: np.ndarray) -> Clustering:
@@ -185,8 +199,9 @@ def _joined(
     settings: ClusterSettings,
     tree: dict[str, np.ndarray],
     space: Space | None,
+    looks: Callable[[], Iterable[Look]] | None,
 ) -> Clustering:
-    """Join pieces [N] that are surely one, let the masks vote, and join what is one at the settings' level."""
+    """Join pieces [N] that are surely one, let the masks vote, join what is one at the settings' level, and settle."""
     together = columns.together
     parts, confidences = _vote(join_groups(pieces, together, max(FINE, settings.level)), columns, mass)
     labels = parts
@@ -196,6 +211,8 @@ def _joined(
     if space is not None:
         places, neighbours = space.places.cpu().numpy().astype(float), space.neighbours.cpu().numpy()
         labels = tidy(labels, confidences, places, neighbours, together, settings.level)
+    if looks is not None and settings.settle:
+        labels, confidences = settle(labels, looks())
     labels, confidences = _finished(labels, confidences, settings)
     return Clustering(labels, confidences, tree, grow(labels, parts, together, settings.level))
 

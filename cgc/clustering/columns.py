@@ -67,7 +67,7 @@ class Columns:
         return self.nested or self
 
     def under(self, groups: Any) -> Any:
-        """Return what groups [A, N], a sparse matrix of weights, weigh in each mask: [A, M] float32, sparse, by mask."""
+        """Return what groups [A, N], a sparse matrix of weights, weigh in each mask, [A, M] float32, sparse by mask."""
         on_device = isinstance(self.matrix, DeviceMatrix)
         return csc_matrix(self.matrix.under(groups)) if on_device else (groups @ self.matrix).tocsc()
 

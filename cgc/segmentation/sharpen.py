@@ -4,7 +4,7 @@
     targets, W    --> votes W^T onehot(targets), [N, K]; a Gaussian with a large second vote straddles a border
     straddlers    --> two halves each (splats/split.py)
     all           --> a short training on the photos and on pictures of the labels (appearance/codes.py)
-    votes again   --> labels and confidences of what came out
+    a last vote   --> labels and confidences of what came out (clustering/settle.py)
 
 The picture must not pay for it: `Sharpened.loses` says by how much PSNR over the training views fell.
 """
@@ -24,6 +24,7 @@ from cgc.appearance.codes import LabelCodes
 from cgc.appearance.losses import psnr
 from cgc.appearance.trainer import train
 from cgc.clustering.hierarchy import Hierarchy
+from cgc.clustering.settle import look_at, settle
 from cgc.clustering.vote import row_winners
 from cgc.features.lifting import vote_ids
 from cgc.progress import progress_bar
@@ -101,7 +102,7 @@ def sharpen(
         device=device, test_every=test_every, companion=companion, start=halves, quiet=quiet, title="sharpen",
     )  # fmt: skip
     moved = replace(moved, extras=halves.extras, features=halves.features)
-    found, sure = winners(label_votes(moved, now, cameras, targets, rasterizer, stride=stride), now)
+    found, sure = settle(now, look_at(moved, cameras, id_maps, rasterizer, MIN_WEIGHT))
     views = scene.split(test_every)[0]
     background = torch.ones(3, device=device) if training.background == "white" else None
     before, after = (mean_psnr(s, scene, views, load_image, rasterizer, background) for s in (splats, moved))
