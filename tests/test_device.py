@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -182,7 +183,7 @@ def test_loading_is_tried_once_and_quiet(monkeypatch: pytest.MonkeyPatch, capfd:
         return SimpleNamespace(_C=None)
 
     monkeypatch.setattr(gsplat_code, "import_module", imported)
-    monkeypatch.setattr(gsplat_code, "_point_to_toolkit", lambda: None)
+    monkeypatch.setattr(gsplat_code, "find_toolkit", lambda: None)
     gsplat_code._attempt.cache_clear()
     for _ in range(2):
         with pytest.raises(InputError, match="gsplat's CUDA code cannot be used: there is no CUDA compiler"):
@@ -197,7 +198,7 @@ def test_a_missing_gsplat_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def imported(name: str) -> object:
         raise ModuleNotFoundError("No module named 'gsplat'", name="gsplat")
 
-    monkeypatch.setattr(gsplat_code, "_point_to_toolkit", lambda: None)
+    monkeypatch.setattr(gsplat_code, "find_toolkit", lambda: None)
     monkeypatch.setattr(gsplat_code, "import_module", imported)
     gsplat_code._attempt.cache_clear()
     assert gsplat_code.why_not() == "the package gsplat is missing: pip install 'gsplat>=1.5'"
@@ -212,16 +213,34 @@ def test_an_nvcc_that_is_a_script_does_not_mislead(tmp_path, monkeypatch: pytest
         path.touch()
     script.parent.mkdir(parents=True)
     script.symlink_to(toolkit / "bin" / "nvcc")
-    extension = SimpleNamespace(CUDA_HOME="wrong")
-    monkeypatch.setattr(gsplat_code, "import_module", lambda name: extension)
     monkeypatch.setenv("CUDA_HOME", "")
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setattr(gsplat_code.shutil, "which", lambda name: str(toolkit / "bin" / "nvcc"))
-    gsplat_code._point_to_toolkit()
-    assert extension.CUDA_HOME == "wrong"  # torch finds it by itself
+    assert gsplat_code.find_toolkit() is None  # torch finds it by itself
     monkeypatch.setattr(gsplat_code.shutil, "which", lambda name: str(script))
-    gsplat_code._point_to_toolkit()
-    assert extension.CUDA_HOME == str(toolkit) == gsplat_code.os.environ["CUDA_HOME"]
+    assert gsplat_code.find_toolkit() == toolkit
+
+
+def test_a_toolkit_of_pip_is_arranged_as_compilers_expect(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip's lies in nvidia/cu13 of site-packages; its libraries have versions in their names, which linkers skip."""
+    packages = tmp_path / "site" / "nvidia" / "cu13"
+    for name in ("bin/nvcc", "include/cuda_runtime.h", "nvvm/bin/cicc", "lib/libcudart.so.13", "lib/libnvrtc.so.13"):
+        (packages / name).parent.mkdir(parents=True, exist_ok=True)
+        (packages / name).write_text(name)
+    home = tmp_path / "extensions" / "cuda_13"
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(gsplat_code, "Path", lambda *p: tmp_path / "none" if p == ("/usr/local/cuda",) else Path(*p))
+    monkeypatch.setattr(gsplat_code.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gsplat_code.torch.version, "cuda", "13.0")
+    monkeypatch.setattr(gsplat_code.sys, "path", [str(tmp_path / "site")])
+    monkeypatch.setattr(gsplat_code, "_extensions", lambda: home.parent)
+    for _ in range(2):  # the second time it is there
+        assert gsplat_code.find_toolkit() == home
+    assert (home / "bin" / "nvcc").read_text() == "bin/nvcc" and (home / "nvvm" / "bin" / "cicc").exists()
+    assert (home / "lib64" / "libcudart.so").read_text() == "lib/libcudart.so.13"
+    (packages / "bin" / "nvcc").unlink()
+    assert gsplat_code.find_toolkit() is None
 
 
 FULL = (

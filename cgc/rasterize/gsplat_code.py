@@ -52,7 +52,7 @@ def is_built() -> bool:
     if _HOME in sys.modules or _attempt.cache_info().currsize or find_spec("gsplat.csrc"):
         return True
     with contextlib.suppress(Exception):  # a private function of torch: without it, it is as if nothing were built
-        folder = Path(import_module("torch.utils.cpp_extension")._get_build_directory("gsplat_cuda", False))
+        folder = _extensions() / "gsplat_cuda"
         return any((folder / f"gsplat_cuda.{suffix}").exists() for suffix in ("so", "lib", "pyd"))
     return False
 
@@ -66,8 +66,9 @@ def _attempt() -> ModuleType | str:
         quietly.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        if _HOME not in sys.modules:
-            _point_to_toolkit()
+        if _HOME not in sys.modules and (home := find_toolkit()):
+            os.environ["CUDA_HOME"] = str(home)
+            vars(import_module("torch.utils.cpp_extension"))["CUDA_HOME"] = str(home)
         try:
             code = import_module(_HOME)._C
             functions = import_module("gsplat.cuda._wrapper")
@@ -80,18 +81,47 @@ def _attempt() -> ModuleType | str:
     return functions
 
 
-def _point_to_toolkit() -> None:
-    """Set CUDA_HOME where it is not set and torch would guess wrong: from an nvcc that is a script or a link."""
+def find_toolkit() -> Path | None:
+    """Return the CUDA toolkit that torch would not find by itself; None where it would, or there is none.
+
+    One whose nvcc on the PATH is a script or a link, or else one that pip has installed (the extra `nvcc`).
+    """
     if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
-        return
+        return None
     nvcc = shutil.which("nvcc")
     guesses = [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1]] if nvcc else []
     for folder in (*guesses, Path("/usr/local/cuda")):
         if (folder / "bin" / "nvcc").exists() and (folder / "include" / "cuda_runtime.h").exists():
-            if folder != next(iter(guesses), None):
-                os.environ["CUDA_HOME"] = str(folder)
-                vars(import_module("torch.utils.cpp_extension"))["CUDA_HOME"] = str(folder)
-            return
+            return None if folder == next(iter(guesses), None) else folder
+    major = (torch.version.cuda or "").partition(".")[0]
+    for packages in map(Path, sys.path):
+        if (packages / "nvidia" / f"cu{major}" / "bin" / "nvcc").exists():
+            return arrange(packages / "nvidia" / f"cu{major}", _extensions() / f"cuda_{major}")
+    return None
+
+
+def arrange(packages: Path, home: Path) -> Path:
+    """Make the folder that compilers expect a toolkit to be of the one in which pip puts it: links, nothing else.
+
+    pip's libraries lie in lib and have their version in their name; linkers look in lib64, for names without one.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    links = {home / name: packages / name for name in ("bin", "include", "nvvm")}
+    (home / "lib64").mkdir(exist_ok=True)
+    for library in sorted((packages / "lib").glob("lib*.so*")):
+        links[home / "lib64" / library.name] = links[home / "lib64" / f"{library.name.partition('.so')[0]}.so"] = (
+            library
+        )
+    for link, target in links.items():
+        if not link.exists():
+            link.unlink(missing_ok=True)  # it may lead to what is no longer there
+            link.symlink_to(target)
+    return home
+
+
+def _extensions() -> Path:
+    """The folder in which torch keeps what it has built."""
+    return Path(import_module("torch.utils.cpp_extension")._get_build_directory("gsplat_cuda", False)).parent
 
 
 def toolkit() -> str:
@@ -100,7 +130,10 @@ def toolkit() -> str:
     if version is None:
         return "install a torch with CUDA, the CUDA toolkit of its version and a C++ compiler"
     major = version.partition(".")[0]
-    return f"install the CUDA toolkit {major} (nvcc; torch {torch.__version__} has CUDA {version}) and a C++ compiler"
+    return (
+        f"install the CUDA toolkit {major} (nvcc; torch {torch.__version__} has CUDA {version}), of the system or with "
+        "pip install 'contrastive-gaussian-clustering[nvcc]', and a C++ compiler"
+    )
 
 
 def explain(error: Exception) -> str:
