@@ -192,6 +192,23 @@ def test_loading_is_tried_once_and_quiet(monkeypatch: pytest.MonkeyPatch, capfd:
     assert tries.count("gsplat.cuda._backend") == 1 and capfd.readouterr() == ("", "")
 
 
+def test_a_built_copy_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch's folder of extensions; without gsplat, nothing is built."""
+    extension = SimpleNamespace(_get_build_directory=lambda name, verbose: str(tmp_path))
+    monkeypatch.delitem(sys.modules, "gsplat.cuda._backend", raising=False)
+    monkeypatch.setattr(gsplat_code, "import_module", lambda name: extension)
+    gsplat_code._attempt.cache_clear()
+    assert not gsplat_code.is_built()
+    (tmp_path / "gsplat_cuda.so").touch()
+    assert gsplat_code.is_built()
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'gsplat'")
+
+    monkeypatch.setattr(gsplat_code, "find_spec", missing)
+    assert not gsplat_code.is_built()
+
+
 def test_a_missing_gsplat_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """With how to get it."""
 

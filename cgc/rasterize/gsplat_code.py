@@ -49,9 +49,11 @@ def why_not() -> str:
 
 def is_built() -> bool:
     """Say whether a built copy is there, so that loading takes seconds and not minutes."""
-    if _HOME in sys.modules or _attempt.cache_info().currsize or find_spec("gsplat.csrc"):
+    if _HOME in sys.modules or _attempt.cache_info().currsize:
         return True
-    with contextlib.suppress(Exception):  # a private function of torch: without it, it is as if nothing were built
+    with contextlib.suppress(Exception):  # no gsplat; a private function of torch: then it is as if nothing were built
+        if find_spec("gsplat.csrc"):
+            return True
         folder = _extensions() / "gsplat_cuda"
         return any((folder / f"gsplat_cuda.{suffix}").exists() for suffix in ("so", "lib", "pyd"))
     return False
