@@ -602,7 +602,7 @@ def render(work: Workspace) -> str:
     start = time.perf_counter()
     run, target = work.run, work.run.root / "masks"
     segmentation = work.segmentation()
-    draw = label_renderer(work, segmentation)
+    draw, there = label_renderer(work, segmentation), segmentation.splats.to(device_of(work.rasterizer))
     n_ids = int(segmentation.labels.max(initial=0)) + 1
     pixels: dict[str, np.ndarray] = {}
     quality: Quality = {}
@@ -611,7 +611,7 @@ def render(work: Workspace) -> str:
 
     def look(index: int) -> list[np.ndarray]:
         picture = draw(work.scene.views[index].camera, [None])[0]
-        return [picture.ids, picture.weight, np.array(_measure_view(work, index, segmentation.splats))]
+        return [picture.ids, picture.weight, np.array(_measure_view(work, index, there))]
 
     with progress_bar("render", len(names), quiet=work.quiet) as bar:
         for index, (ids, weight, measured) in enumerate(parallel.shared(range(len(names)), look)):

@@ -41,6 +41,13 @@ def test_sums_equal_the_matrix_whatever_the_rows_hold(seed, tensors_on):
     assert (sums.starts.diff() <= PART).all() and len(sums.starts) - 1 == 1 + 1 + 2 + 6 + 1
 
 
+def test_a_matrix_without_entries_gives_zeros(tensors_on):
+    sums = cut_rows(
+        *moved((torch.zeros(4, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0)), tensors_on)
+    )
+    assert torch.equal(sums.times(torch.ones(2, 5, device=tensors_on)).cpu(), torch.zeros(3, 5))
+
+
 def test_a_batch_is_the_same_matrix_in_both_layouts():
     for host, device in zip(*both_layouts(replace(SETTINGS, heaviest=5))[1:]):
         assert isinstance(device, DeviceBatch) and device.view == host.view

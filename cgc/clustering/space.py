@@ -7,13 +7,14 @@ the median length of the connections of its label.
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import coo_matrix
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.graph import count_views
 from cgc.clustering.vote import NOISE
+from cgc.kernels import kernel, spread
 
 STEP = 6.0  # typical steps: neighbours farther apart are not connected
 SPECK = 0.03  # of a segment's Gaussians: components of less are specks, as are those of fewer than ...
@@ -45,14 +46,13 @@ def tidy(
     own = labels >= 0
     if not own.any() or not neighbours.shape[1]:
         return labels
-    n = len(neighbours)
-    lengths = np.linalg.norm(places[:, None] - places[neighbours], axis=2)  # [N, k]
-    same = own[:, None] & (labels[neighbours] == labels[:, None])
+    lengths, same = np.empty(neighbours.shape), np.empty(neighbours.shape, bool)  # [N, k]
+    spread(_measure, places, neighbours, labels, lengths, same)
     typical = _medians(labels, lengths, same)  # [labels]
     reach = np.where(own, typical[np.maximum(labels, 0)], 0.0)
     linked = same & (lengths <= STEP * reach[:, None])
-    near = np.repeat(np.arange(n), linked.sum(1))
-    graph = coo_matrix((np.ones(len(near), bool), (near, neighbours[linked])), shape=(n, n))
+    ends = np.cumsum(np.append(0, linked.sum(1)))
+    graph = csr_matrix((np.ones(ends[-1], bool), neighbours[linked], ends), shape=(len(labels), len(labels)))
     component = np.where(own, connected_components(graph, directed=False)[1], -1)
     sizes = np.bincount(component[own], minlength=component.max() + 1)
     label_of = np.full(len(sizes), NOISE)
@@ -67,6 +67,20 @@ def tidy(
     alone = ALONE * float(np.median(lengths[own]))
     joined = _join_specks(labels, component, unsure, places, neighbours, lengths, alone)
     return _split_far(joined, labels, component, small, places, columns, level)
+
+
+@kernel
+def _measure(worker, workers, places, neighbours, labels, lengths, same):
+    """Write how far each neighbour is, lengths [N, k], and whether it has the Gaussian's own label, same [N, k]."""
+    n = neighbours.shape[0]
+    for row in range(worker * n // workers, (worker + 1) * n // workers):
+        for j in range(neighbours.shape[1]):
+            other, square = neighbours[row, j], 0.0
+            for axis in range(places.shape[1]):
+                apart = places[row, axis] - places[other, axis]
+                square += apart * apart
+            lengths[row, j] = np.sqrt(square)
+            same[row, j] = labels[row] >= 0 and labels[other] == labels[row]
 
 
 def _medians(labels: np.ndarray, lengths: np.ndarray, same: np.ndarray) -> np.ndarray:

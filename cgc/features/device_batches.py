@@ -44,6 +44,8 @@ class Sums(NamedTuple):
 
     def times(self, x: Tensor) -> Tensor:
         """Return the matrix times x [columns, D] float32, [R, D], summed in one order always."""
+        if not len(self.ids):
+            return x.new_zeros(len(self.rows) - 1, x.shape[1])
         parts = embedding_bag(
             self.ids, x, self.starts, mode="sum", per_sample_weights=self.weights, include_last_offset=True
         )  # [Q, D]

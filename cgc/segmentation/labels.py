@@ -250,6 +250,6 @@ def read_blended(blended: Tensor, alphas: Tensor, segments: MeanFeatures) -> Lab
 def render_rgb(splats: Splats, camera: Camera, rasterizer: Rasterizer, background: Tensor | None = None) -> np.ndarray:
     """Render the picture of one camera, [H, W, 3] float32 in 0..1, on `background` [3] (default black)."""
     with torch.no_grad():
-        colors = splats.colors(camera.position)
+        colors = splats.colors(camera.position.to(splats.means.device))
         picture = rasterizer.render(splats, colors, [camera], backgrounds=background).values[0]
     return picture.clamp(0, 1).cpu().numpy()
