@@ -422,14 +422,15 @@ def add_in_turn(tensor: Tensor, add: Callable[[Tensor], None]) -> Tensor:
 def swap(rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[int]]:
     """Give rows [n, ...] away, counts[r] of them to process r in their order; return those that came, by their process.
 
-    With them, how many came from each. All give rows of one shape and kind.
+    With them, how many came from each. All give rows of one shape and kind. How many is told by gloo, which notices at
+    once where a process has died; NCCL may wait for it.
     """
     if here()[1] == 1:
         return rows, list(counts)
     import torch
     import torch.distributed as dist
 
-    given = torch.tensor(counts, device=rows.device)
+    given = torch.tensor(counts)
     came = torch.empty_like(given)
     _try(partial(dist.all_to_all_single, came, given))
     many = came.tolist()

@@ -16,7 +16,7 @@ from torch import Tensor
 from cgc.appearance import photos as photos_module
 from cgc.appearance.capture import IdentityCapture
 from cgc.appearance.companion import NoCompanion
-from cgc.appearance.losses import photometric_arrays, photometric_tensors
+from cgc.appearance.losses import photometric_arrays, photometric_loss, photometric_tensors
 from cgc.appearance.photos import Photo, Photos, read_photo
 from cgc.appearance.plan import Plan
 from cgc.appearance.run import First, Run
@@ -282,3 +282,41 @@ def test_steps_of_a_device_that_runs_ahead_are_timed_together(tiny) -> None:
         plan.tick(step)
     assert [plan.effort(step) for step in (15, 29, 42)] == pytest.approx([0.1009] * 3)
     assert plan.effort(90) == pytest.approx(0.1, rel=0.1)
+
+
+# --- on every device there is ---
+
+
+def test_training_learns_as_much_on_every_device(tiny, device, rasterizer) -> None:
+    settings = replace(TINY, steps=200, sh_degree=2, background="white", grow_grad2d=1e-6, max_gaussians=90)
+    for changed in (settings, replace(settings, photos="host"), replace(settings, strategy="mcmc", mcmc_growth=0.2)):
+        _, expected = train(*tiny, CpuRasterizer(), changed, test_every=3, quiet=True)
+        splats, stats = train(*tiny, rasterizer, changed, device=device, test_every=3, quiet=True)
+        assert splats.means.device.type == device.type and stats.gaussians == len(splats)
+        assert stats.psnr_train > expected.psnr_train - 0.5
+
+
+def test_checkpoints_go_from_device_to_device(tiny, device, rasterizer, tmp_path) -> None:
+    settings = replace(TINY, checkpoint_every=30, background="random", grow_grad2d=1e-6)
+    with pytest.raises(InputError):
+        train(*tiny, Full(45), settings, test_every=3, quiet=True, checkpoint_dir=tmp_path)
+    splats, stats = train(
+        *tiny, rasterizer, settings, device=device, test_every=3, quiet=True, checkpoint_dir=tmp_path
+    )  # fmt: skip
+    assert stats.resumed_from == 45 and splats.means.isfinite().all()
+    _, straight = train(*tiny, CpuRasterizer(), settings, test_every=3, quiet=True)
+    assert stats.psnr_train == pytest.approx(straight.psnr_train, abs=0.5)
+
+
+def test_losses_and_colours_are_the_same_on_every_device(device) -> None:
+    g = torch.Generator().manual_seed(3)
+    y, splats = torch.rand(40, 50, 3, generator=g), make_splats(100, 3)
+    found = []
+    for place in ("cpu", device):
+        x = (y + 0.1).to(place).requires_grad_()
+        loss = photometric_loss(x, y.to(place), 0.4)
+        loss.backward()
+        means, sh, eye = (t.to(place) for t in (splats.means, splats.sh, torch.ones(3)))
+        found.append([loss.detach(), x.grad, sh_colors(means, sh[:, 0], sh[:, 1:], eye, 3)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(b.cpu(), a, rtol=1e-4, atol=1e-6)

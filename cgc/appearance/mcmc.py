@@ -14,6 +14,7 @@ to it, what is relocated takes no momentum along, and lengths are relative to th
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -37,12 +38,14 @@ def relocated(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tensor
     o = opacities.double()
     new = -torch.expm1(torch.log1p(-o) / copies)
     k = torch.arange(1, MOST_COPIES + 1, device=o.device)
-    ways = _binomials().to(o.device)[copies]  # [M, MOST_COPIES], (n choose k) with its sign over sqrt(k)
+    ways = _binomials().to(o.device)[copies]  # [M, MOST_COPIES]
     total = (ways * new[:, None] ** k).sum(1)
     return new.to(opacities.dtype), (scales * (o / total)[:, None]).to(scales.dtype)
 
 
+@cache
 def _binomials() -> Tensor:
+    """Return (n choose k) (-1)^(k-1) / sqrt(k) for n from 0 and k from 1, [MOST_COPIES + 1, MOST_COPIES]."""
     rows = [[math.comb(n, k) * (-1) ** (k - 1) / math.sqrt(k) for k in range(1, MOST_COPIES + 1)]
             for n in range(MOST_COPIES + 1)]  # fmt: skip
     return torch.tensor(rows, dtype=torch.float64)
