@@ -276,7 +276,7 @@ class SharpenSettings:
     steps: int = 200
     """Optimiser steps, one view each; 0: the splats stay as they are."""
     weight: float = 1.0
-    """Weight of the labels' pictures beside the photos."""
+    """Weight of the labels' pictures beside the photos, of usual quality; beside better ones less."""
     min_second: float = 0.05
     """Gaussians are split whose second label has more than this share of their votes."""
     dim: int = 5
