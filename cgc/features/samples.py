@@ -108,8 +108,7 @@ def sample_batches(
 
 def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
     """Draw pixels inside masks and off their borders, in random order, as `settings.sampling` says."""
-    inside = (id_map > 0) & ~border_mask(id_map, settings.border)
-    candidates = np.flatnonzero(inside)
+    candidates = np.flatnonzero(off_border(id_map, settings.border, settings.min_mask_pixels))
     n = settings.pixels_per_view
     if len(candidates) <= n or settings.sampling == "uniform":
         return generator.permutation(candidates)[:n]
@@ -123,6 +122,17 @@ def _draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.rando
     first = np.flatnonzero(beside)[: n // 2]
     rest = np.delete(order, first)[: n - len(first)]
     return generator.permutation(candidates[np.concatenate([order[first], rest])])
+
+
+def off_border(id_map: np.ndarray, width: int, least: int) -> np.ndarray:
+    """Say which pixels [H, W] are in masks and farther than `width` pixels from their borders.
+
+    Of thin masks, which have fewer than `least` of these, all pixels count: they are better than nothing.
+    """
+    off = (id_map > 0) & ~border_mask(id_map, width)
+    _, index = np.unique(id_map, return_inverse=True)
+    thin = np.bincount(index.ravel(), off.ravel()) < least
+    return off | ((id_map > 0) & thin[index].reshape(id_map.shape))
 
 
 def _part(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[np.ndarray]:
