@@ -186,8 +186,8 @@ class LiftSettings:
     """Weights kept a pixel, its so many heaviest; 0: all. They bound what a step costs, whatever the scene; with few,
     Gaussians that are faint everywhere belong to no object."""
     border: int = 1
-    """Pixels this near to a mask's border are not trained on, as masks are unsure there; but all of a mask of which fewer
-    than `min_mask_pixels` would be left."""
+    """Pixels this near to a mask's border are not trained on, as masks are unsure there; but all of a mask of which
+    fewer than `min_mask_pixels` would be left."""
     min_mask_pixels: int = 8
     """Masks with fewer sampled pixels in a step are ignored in that step."""
     lr: float = 0.05

@@ -1,4 +1,4 @@
-"""Segment the splats of a finished run with truth from masks of other flaws than its own: what the default makes of them.
+"""Segment the splats of a finished run with truth from masks of other flaws than its own.
 
     python tools/benchmark_flaws.py runs/demo --write docs/benchmarks.md
 
@@ -94,7 +94,7 @@ def score(work: Workspace, labels: np.ndarray) -> InstanceScores:
 
 def row(name: str, found: Clustering, scores: InstanceScores) -> str:
     """A line of the table."""
-    counts = f"{found.n_segments} | {scores.false_negatives} | {scores.false_positives}"
+    counts = f"{len(np.unique(found.labels[found.labels > 0]))} | {scores.false_negatives} | {scores.false_positives}"
     line = f"| {name} | {scores.miou_things:.3f} | {scores.pq:.3f} | {counts} |"
     print(line, flush=True)
     return line
