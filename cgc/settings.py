@@ -213,7 +213,8 @@ class LiftSettings:
     """Weights kept a pixel, its so many heaviest; 0: all. They bound what a step costs, whatever the scene; with few,
     Gaussians that are faint everywhere belong to no object."""
     border: int = 1
-    """Pixels this near to a mask's border are not trained on: masks are unsure there."""
+    """Pixels this near to a mask's border are not trained on, as masks are unsure there; but all of a mask of which
+    fewer than `min_mask_pixels` would be left."""
     min_mask_pixels: int = 8
     """Masks with fewer sampled pixels in a step are ignored in that step."""
     lr: float = 0.05
@@ -305,7 +306,7 @@ class SharpenSettings:
     steps: int = 200
     """Optimiser steps, one view each; 0: the splats stay as they are."""
     weight: float = 1.0
-    """Weight of the labels' pictures beside the photos."""
+    """Weight of the labels' pictures beside the photos, of usual quality; beside better ones less."""
     min_second: float = 0.05
     """Gaussians are split whose second label has more than this share of their votes."""
     dim: int = 5

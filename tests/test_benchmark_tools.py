@@ -137,3 +137,17 @@ def test_gpu_benchmark_measures_every_stage_on_the_cpu(tmp_path: Path) -> None:
         assert f"| {stage} |" in text
     assert float(text.split("Things mIoU ")[1].split(",")[0]) > 0.5  # the cells of the grid are found
     assert (tmp_path / "trace.json").stat().st_size > 1000
+
+
+def test_flawed_masks_are_made_of_training_views_and_segmented(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    flaws = load("benchmark_flaws")
+    work = flaws.Workspace(flaws.open_run(tiny_run), quiet=True)
+    exact = flaws.Flaws(missing=0, split=0, pair_merged=0, shake=0, grow=0, least=0)
+    masks = flaws.flawed(work, exact, 1, seed=0)
+    assert sorted(masks) == work.train_views and sorted(flaws.flawed(work, exact, 3, 0)) == work.train_views[::3]
+    spoilt = flaws.flawed(work, flaws.Flaws(missing=0.5, least=0), 1, seed=0)
+    assert all((spoilt[i] > 0).sum() < (masks[i] > 0).sum() for i in masks)
+    found = flaws.segment(work, masks)
+    line = flaws.row("exact", found, flaws.score(work, found.labels))
+    assert found.n_segments == 7 and line.startswith("| exact | 0.") and float(line.split("|")[2]) > 0.7

@@ -15,7 +15,7 @@ from cgc.features.contrast import contrast, contrast_gradient
 from cgc.features.frozen import Learner, learn_features, nearest_neighbours, smooth_features
 from cgc.features.losses import contrastive_loss, smoothness_loss
 from cgc.features.rows import Rows
-from cgc.features.samples import sample_batches, visible_mass
+from cgc.features.samples import off_border, sample_batches, visible_mass
 from cgc.kernels import threads
 from cgc.masks.id_maps import border_mask
 from cgc.rasterize.cpu import CpuRasterizer
@@ -372,8 +372,23 @@ def test_all_pixels_are_drawn_where_few_can_be(sampling):
     from cgc.features.samples import draw_pixels
 
     ids = patches()
-    pixels = draw_pixels(ids, LiftSettings(sampling=sampling, border=8), np.random.default_rng(0))
-    assert np.array_equal(np.sort(pixels), np.flatnonzero((ids > 0) & ~border_mask(ids, 8)))
+    pixels = draw_pixels(ids, LiftSettings(sampling=sampling, border=5), np.random.default_rng(0))
+    inside = (ids > 0) & ~border_mask(ids, 5)
+    thin = ids == 2  # 10 x 10 pixels, all of them that near to its border
+    assert not inside[thin].any() and np.array_equal(np.sort(pixels), np.flatnonzero(inside | thin))
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3])
+def test_thin_masks_are_drawn_from_as_a_whole(width):
+    """A pole two pixels wide is all border: without that nothing would be learned of it."""
+    ids = np.zeros((60, 80), np.int32)
+    ids[5:55, 5:60], ids[5:55, 40:42], ids[5:55, 65:72], ids[56:59, 10:13] = 7, 500, 3, 9
+    inside, plain = off_border(ids, width, 8), (ids > 0) & ~border_mask(ids, width)
+    left = {i: int(plain[ids == i].sum()) for i in (7, 500, 3, 9)}
+    assert left[500] == (100 if width == 0 else 0) and left[7] > 1000
+    for i, count in left.items():
+        assert np.array_equal(inside & (ids == i), ids == i if count < 8 else plain & (ids == i))
+    assert not inside[ids == 0].any() and not off_border(np.zeros((4, 5), np.int32), width, 8).any()
 
 
 def test_the_memory_that_weights_may_take_changes_no_bit():

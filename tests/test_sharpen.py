@@ -21,7 +21,7 @@ from cgc.run_folder import STEPS, open_run
 from cgc.scene.types import Camera
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segments import SharpenedSplats, load_labels, load_sharpened, save_sharpened
-from cgc.segmentation.sharpen import believed, label_votes, refining, straddles, winners
+from cgc.segmentation.sharpen import USUAL_PSNR, believed, label_votes, label_weight, refining, straddles, winners
 from cgc.settings import LIMITS, SharpenSettings, TrainSettings
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.split import OFFSET, SHRINK, half_opacity, split
@@ -227,6 +227,12 @@ def test_the_short_training_grows_nothing_and_keeps_the_degree():
     s = refining(SharpenSettings(), TrainSettings(background="white", reset_every=5, budget=3.0), one(0.5))
     assert (s.sh_degree, s.refine_stop, s.reset_every, s.budget, s.coarse) == (0, 0, 0, 0, 0)
     assert s.background == "white" and s.steps == SharpenSettings().steps and s.means_lr == 0.5 * TrainSettings.means_lr
+
+
+def test_labels_weigh_as_the_error_of_photos_that_are_fitted_well():
+    settings = SharpenSettings(weight=0.8)
+    assert label_weight(settings, 20.0) == label_weight(settings, USUAL_PSNR) == 0.8
+    assert label_weight(settings, USUAL_PSNR + 20) == pytest.approx(0.08)  # a tenth of the error
 
 
 # ---- the step

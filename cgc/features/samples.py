@@ -111,8 +111,7 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
 
 def draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
     """Draw pixels inside masks and off their borders, in random order, as `settings.sampling` says."""
-    inside = (id_map > 0) & ~border_mask(id_map, settings.border)
-    candidates = np.flatnonzero(inside)
+    candidates = np.flatnonzero(off_border(id_map, settings.border, settings.min_mask_pixels))
     n = settings.pixels_per_view
     if len(candidates) <= n or settings.sampling == "uniform":
         return generator.permutation(candidates)[:n]
@@ -135,6 +134,17 @@ def _log_chances(ids: np.ndarray) -> np.ndarray:
         return np.log(1.0 / np.sqrt(np.maximum(counts, 1)))[ids]
     _, index, counts = np.unique(ids, return_inverse=True, return_counts=True)
     return np.log(1.0 / np.sqrt(counts))[index]
+
+
+def off_border(id_map: np.ndarray, width: int, least: int) -> np.ndarray:
+    """Say which pixels [H, W] are in masks and farther than `width` pixels from their borders.
+
+    Of thin masks, which have fewer than `least` of these, all pixels count: they are better than nothing.
+    """
+    off = (id_map > 0) & ~border_mask(id_map, width)
+    _, index = np.unique(id_map, return_inverse=True)
+    thin = np.bincount(index.ravel(), off.ravel()) < least
+    return off | ((id_map > 0) & thin[index].reshape(id_map.shape))
 
 
 def part_pixels(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[Part]:

@@ -45,6 +45,8 @@ WANDER = 3
 """Masks are not believed where they differ from the labels over more than this many pixels to every side."""
 MIN_WEIGHT = 5e-3
 """Blending weights under this do not vote."""
+USUAL_PSNR = 28.7
+"""Of training views, dB: where the photos are fitted better, labels weigh less beside them, as their error is less."""
 MIN_MASS = 1.0
 """Pixels that a Gaussian must weigh to be split, in all views."""
 
@@ -87,26 +89,34 @@ def sharpen(
     `id_maps` [H, W] by view, 0 = unassigned, are of training views; of `training` what makes a picture counts. All is
     done where the splats are.
     """
-    cameras = [view.camera.to(splats.means.device) for view in scene.views]
+    device, views = splats.means.device, scene.split(test_every)[0]
+    cameras = [view.camera.to(device) for view in scene.views]
+    background = torch.ones(3, device=device) if training.background == "white" else None
+    before = mean_psnr(splats, scene, views, load_image, rasterizer, background)
     targets = label_targets(splats, labels, cameras, id_maps, rasterizer, quiet=quiet)
     stride = settings.vote_stride
     votes = label_votes(splats, labels, cameras, targets, rasterizer, stride=stride)
-    device = splats.means.device
     halves, origin = split(splats, torch.from_numpy(straddles(votes, settings.min_second)).to(device))
     origin = origin.cpu().numpy()
     own = labels[origin]
     now, _ = winners(label_votes(halves, own, cameras, targets, rasterizer, stride=stride), own)
-    companion = LabelCodes(now, targets, dim=settings.dim, weight=settings.weight, seed=settings.seed)
+    companion = LabelCodes(now, targets, dim=settings.dim, weight=label_weight(settings, before), seed=settings.seed)
     moved, _ = train(
         scene, load_image, rasterizer, refining(settings, training, splats),
         device=device, test_every=test_every, companion=companion, start=halves, quiet=quiet, title="sharpen",
     )  # fmt: skip
     moved = replace(moved, extras=halves.extras, features=halves.features)
     found, sure = settle(now, look_at(moved, cameras, id_maps, rasterizer, MIN_WEIGHT))
-    views = scene.split(test_every)[0]
-    background = torch.ones(3, device=device) if training.background == "white" else None
-    before, after = (mean_psnr(s, scene, views, load_image, rasterizer, background) for s in (splats, moved))
+    after = mean_psnr(moved, scene, views, load_image, rasterizer, background)
     return Sharpened(moved, found, sure, origin, before, after)
+
+
+def label_weight(settings: SharpenSettings, psnr_before: float) -> float:
+    """Return the weight of the labels' pictures: in proportion to the photos' error where that is less than usual.
+
+    Otherwise photos that are fitted well would lose, to labels, what no step of so short a training gives back.
+    """
+    return settings.weight * min(1.0, 10 ** ((USUAL_PSNR - psnr_before) / 20))
 
 
 def refining(settings: SharpenSettings, training: TrainSettings, splats: Splats) -> TrainSettings:

@@ -1,0 +1,132 @@
+"""Segment the splats of a finished run with truth from masks of other flaws than its own.
+
+    python tools/benchmark_flaws.py runs/demo --write docs/benchmarks.md
+
+Masks are made anew from the true maps of the training views, of each kind in FLAWS, and the features learned and
+clustered as the run's settings say; nothing is trained again or sharpened. Prints things mIoU and panoptic quality over
+the test views, how many segments there are, and how many true things no segment of an IoU above 0.5 has, or the
+reverse; before them the ceiling, labels voted through W^T from the true maps. Masks show parts (handles, lids) by
+themselves in half of the views, and truth is scored by whole objects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from demo_scene.noisy import Flaws, noisy_masks
+from tyro.conf import Positional
+
+from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids
+from cgc.clustering.columns import mask_columns
+from cgc.evaluation.instances import InstanceScores, score_instances
+from cgc.evaluation.truth import read_truth
+from cgc.features.frozen import learn_features, smooth_features
+from cgc.features.lifting import vote_ids
+from cgc.features.samples import held, sample_batches, visible_mass
+from cgc.files import write_text
+from cgc.masks.id_maps import read_id_map
+from cgc.pipeline import Workspace
+from cgc.run_folder import open_run
+from cgc.segmentation.labels import render_labels
+
+BEGIN, END = "<!-- flaws: begin -->", "<!-- flaws: end -->"
+FLAWS: dict[str, tuple[Flaws, int]] = {
+    "as bundled: 10 % missing, 15 % split, 10 % of pairs merged, borders off by 2 px": (Flaws(), 1),
+    "twice as much of each": (Flaws(missing=0.2, split=0.3, pair_merged=0.2, shake=2.0, grow=2), 1),
+    "60 % split, none merged": (Flaws(missing=0.05, split=0.6, pair_merged=0.0), 1),
+    "35 % of touching pairs merged, none split": (Flaws(missing=0.05, split=0.0, pair_merged=0.35), 1),
+    "40 % missing": (Flaws(missing=0.4), 1),
+    "every third view has masks": (Flaws(), 3),
+}
+"""Kinds of flaws, and of how many training views one has masks."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is measured."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    """Finished runs of scenes with truth."""
+    seed: int = 100
+    """Seed of the flaws."""
+    write: Path | None = None
+    """Write the tables into this document, between its marks, in place of printing them."""
+
+
+def flawed(work: Workspace, flaws: Flaws, step: int, seed: int) -> dict[int, np.ndarray]:
+    """Make masks of every `step`-th training view from its true ids, [H, W] by view."""
+    root = Path(work.run.source.scene)
+    table = json.loads((root / "instances.json").read_text())
+    parents = {row["id"]: row["parent"] for row in table["instances"] if row.get("parent")}
+    stuff, made = {row["id"] for row in table["instances"] if row.get("stuff")}, {}
+    for i in work.train_views[::step]:
+        ids = read_id_map(root / "instance" / f"{work.picture_names[i]}.png")
+        made[i] = noisy_masks(ids, parents, stuff, seed * 1000 + i, flaws).astype(np.int32)
+    return made
+
+
+def segment(work: Workspace, masks: Mapping[int, np.ndarray]) -> Clustering:
+    """Learn features from masks and cluster them, as the run's settings say."""
+    settings, n = work.run.settings, len(work.splats)
+    cameras, maps = [v.camera for v in work.scene.views], [masks.get(i) for i in range(len(work.scene.views))]
+    batches = sample_batches(work.splats, cameras, maps, work.rasterizer, settings.lift, quiet=True)
+    mass = visible_mass(batches, n)
+    features = smooth_features(
+        learn_features(batches, work.neighbours, settings.lift, quiet=True), work.neighbours, mass
+    )
+    space = Space(work.splats.means / work.scene.extent, work.neighbours)
+    return cluster(features, mass, mask_columns(held(batches), n), settings.cluster, space=space)
+
+
+def score(work: Workspace, labels: np.ndarray) -> InstanceScores:
+    """Score labels [N] by the id maps of the test views that they render to."""
+    assert work.truth is not None
+    cameras = [work.scene.views[i].camera for i in work.test_views]
+    maps = [render_labels(work.splats, labels, camera, work.rasterizer).ids for camera in cameras]
+    return score_instances(work.truth.maps, maps, work.truth.stuff_ids)
+
+
+def row(name: str, found: Clustering, scores: InstanceScores) -> str:
+    """A line of the table."""
+    counts = f"{len(np.unique(found.labels[found.labels > 0]))} | {scores.false_negatives} | {scores.false_positives}"
+    line = f"| {name} | {scores.miou_things:.3f} | {scores.pq:.3f} | {counts} |"
+    print(line, flush=True)
+    return line
+
+
+def compare(run: Path, seed: int) -> list[str]:
+    """Return the table of a run."""
+    work = Workspace(open_run(run), quiet=True)
+    names = [work.picture_names[i] for i in work.train_views]
+    exact = dict(zip(work.train_views, read_truth(Path(work.run.source.scene), names).maps))
+    cameras = [view.camera for view in work.scene.views]
+    ceiling = cluster_ids(*vote_ids(work.splats, cameras, exact, work.rasterizer, 0.005, quiet=True))
+    lines = [
+        f"`{run.name}`",
+        "",
+        "| masks | things mIoU | PQ | segments | missed | spurious |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines.append(row("ceiling: true maps", ceiling, score(work, ceiling.labels)))
+    for name, (flaws, step) in FLAWS.items():
+        found = segment(work, flawed(work, flaws, step, seed))
+        lines.append(row(name, found, score(work, found.labels)))
+    return [*lines, ""]
+
+
+def main(benchmark: Benchmark) -> None:
+    """Print a table a run, or write them."""
+    lines = [line for run in benchmark.runs for line in compare(run, benchmark.seed)]
+    if benchmark.write:
+        before, rest = benchmark.write.read_text().split(BEGIN)
+        write_text(benchmark.write, before + BEGIN + "\n" + "\n".join(lines) + END + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))
