@@ -280,6 +280,21 @@ def test_half_of_the_margin_must_agree():
     assert len(np.unique(joined.labels)) == 2 and len(np.unique(joined.labels[:100])) == 1
 
 
+def test_things_that_only_touch_stay_apart():
+    """Two walls meet at a corner: a few Gaussians of the one are called the other's by a block that sees no more."""
+    pieces = pieces_of(np.repeat([0, 1], 500), np.repeat([0, 1], 500), [(0, 500, 5), (500, 1000, 5)])
+    for piece in pieces:
+        piece.labels[:] = piece.leaves[:] = 1
+    tree = {"parents": np.zeros(2, int), "levels": np.array([-1.0, 1])}
+    masks = {"shown": csr_matrix((1, 4)), "views": np.arange(4), "ids": np.ones(4, int)}
+    pieces = [piece._replace(**tree, **masks) for piece in pieces]
+    assert same_partition(join_blocks(pieces, 1000, 0.35).labels, np.repeat([0, 1], 500))
+    heavy = pieces[0].mass.copy()
+    heavy[-3:] = 1e6  # what shows in large pixels there is still a few Gaussians
+    assert same_partition(join_blocks([pieces[0]._replace(mass=heavy), pieces[1]], 1000, 0.35).labels,
+                          np.repeat([0, 1], 500))  # fmt: skip
+
+
 def test_a_crumb_whose_bulk_lies_in_another_block_is_what_that_calls_it():
     objects = np.repeat([0, 1], [90, 110])
     pieces = pieces_of(objects, objects, [(0, 100, 40), (100, 200, 40)])
