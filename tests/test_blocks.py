@@ -330,6 +330,16 @@ def test_parts_join_by_falling_level_of_all_blocks():
     assert set(hierarchy.at()) == {1, 2}
 
 
+def test_wholes_are_what_masks_of_all_blocks_hold_together():
+    objects = np.repeat([0, 1], 100)
+    pieces = pieces_of(objects, objects, [(0, 100, 10), (100, 200, 10)])
+    for piece in pieces:
+        piece.ids[piece.views == 3] = 9  # one mask of one view in four has both
+    tree = join_blocks(pieces, 200, 0.35).hierarchy
+    assert same_partition(tree.at(), objects) and len(set(tree.at(0.0))) == 1 and tree.n_nodes == 3
+    assert 0.1 < tree.levels[tree.at(0.0)[0]] < 0.25
+
+
 def test_features_of_blocks_are_turned_into_one_space(tmp_path):
     g = np.random.default_rng(0)
     features = g.normal(size=(300, 6)).astype(np.float32)

@@ -5,7 +5,7 @@ A file says with which settings it was made (its key) and is taken only with the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,8 @@ def cluster_block(
     }  # fmt: skip
 
 
-def _try(work: Any) -> Clustering | None:
+def _try(work: Callable[[], Clustering]) -> Clustering | None:
+    """Return what some work finds, None where it finds nothing."""
     try:
         return work()
     except NothingFound:
