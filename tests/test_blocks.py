@@ -120,8 +120,10 @@ def test_a_block_reads_back_its_own_gaussians(tmp_path, small_cells):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_culling_changes_no_weight_of_any_view(tmp_path, small_cells, seed):
+def test_culling_changes_no_weight_of_any_view(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(cutting, "CELL", 1)  # nothing is seen because of what is beside it
     splats = some_splats(500, seed)
+    splats = replace(splats, log_scales=splats.log_scales + 1)
     geometry = a_geometry(tmp_path, splats, 0)
     g = np.random.default_rng(seed)
     eye, target = g.uniform(-2.5, 2.5, 3), g.uniform(-1, 1, 3)  # inside of the splats too
@@ -190,6 +192,10 @@ def test_one_block_has_the_batches_of_a_run_without(tmp_path, small_cells):
 def test_masks_say_of_a_gaussian_what_they_say_without_blocks(tmp_path, small_cells):
     splats, plain, blocks = evidence(tmp_path, 160)
     columns, mass = mask_columns(plain, len(splats)), visible_mass(plain, len(splats))
+    total = {}  # of a view's pixel, what all Gaussians weigh there
+    for batch in plain:
+        sums = np.bincount(batch.weights.rows, batch.weights.weights, minlength=len(batch.masks))
+        total |= zip([(batch.view, pixel) for pixel in batch.weights.pixels.tolist()], sums)
     assert len(blocks) == 4
     for members, found in blocks:
         torch.testing.assert_close(found.mass, mass[members.rows], rtol=1e-4, atol=1e-5)
@@ -200,7 +206,9 @@ def test_masks_say_of_a_gaussian_what_they_say_without_blocks(tmp_path, small_ce
         assert not np.delete(expected, index, 1).any()  # what is left out says nothing
         for batch in found.batches:  # learned from are pixels that are mostly the block's
             own = np.bincount(batch.weights.rows, batch.weights.weights, minlength=len(batch.masks))
-            assert (own > 0).all() and (np.bincount(batch.masks) >= SETTINGS.lift.min_mask_pixels).all()
+            of_all = np.array([total[batch.view, pixel] for pixel in batch.weights.pixels.tolist()])
+            assert (own > 0.499 * of_all).all() and (own[of_all > 0] > 0).all()
+            assert (np.bincount(batch.masks) >= SETTINGS.lift.min_mask_pixels).all()
 
 
 # ---- joining
@@ -268,16 +276,29 @@ def test_the_order_of_blocks_does_not_matter(seed):
         np.testing.assert_array_equal(getattr(first.hierarchy, name), getattr(other.hierarchy, name))
 
 
-def test_half_of_the_margin_must_agree():
-    """Two objects that only touch in the margin stay two: the second's own Gaussians there are more."""
-    pieces = pieces_of(np.zeros(200, int), np.zeros(200, int), [(0, 100, 20), (100, 200, 20)])
-    labels = pieces[1].labels.copy()
-    labels[:12] = 2  # of the 40 that are shared
-    labels[28:] = 2
-    second = pieces[1]._replace(labels=labels, leaves=labels, parents=np.zeros(3, int),
-                                levels=np.array([-1, 1, 1], np.float32), shown=csr_matrix((2, 4)))  # fmt: skip
-    joined = join_blocks([pieces[0], second], 200, 0.35)
-    assert len(np.unique(joined.labels)) == 2 and len(np.unique(joined.labels[:100])) == 1
+def test_most_of_the_margin_must_agree():
+    """Each block has three objects there, which share a third with each of the other's: nobody knows which are one."""
+    pieces = []
+    for begin, end, names in ((0, 120, np.arange(240) % 3), (120, 240, np.arange(240) // 3 % 3)):
+        (piece,) = pieces_of(names, names, [(begin, end, 30)], seed=begin)
+        pieces.append(piece._replace(mass=1 + 0.01 * np.arange(len(piece.rows), dtype=np.float32)))
+    labels = join_blocks(pieces, 240, 0.35).labels
+    assert len(set(labels[:120])) == len(set(labels[120:])) == 3 and len(set(labels)) == 6
+
+
+def test_things_that_only_touch_stay_apart():
+    """Two walls meet at a corner: a few Gaussians of the one are called the other's by a block that sees no more."""
+    pieces = pieces_of(np.repeat([0, 1], 500), np.repeat([0, 1], 500), [(0, 500, 5), (500, 1000, 5)])
+    for piece in pieces:
+        piece.labels[:] = piece.leaves[:] = 1
+    tree = {"parents": np.zeros(2, int), "levels": np.array([-1.0, 1])}
+    masks = {"shown": csr_matrix((1, 4)), "views": np.arange(4), "ids": np.ones(4, int)}
+    pieces = [piece._replace(**tree, **masks) for piece in pieces]
+    assert same_partition(join_blocks(pieces, 1000, 0.35).labels, np.repeat([0, 1], 500))
+    heavy = pieces[0].mass.copy()
+    heavy[-3:] = 1e6  # what shows in large pixels there is still a few Gaussians
+    assert same_partition(join_blocks([pieces[0]._replace(mass=heavy), pieces[1]], 1000, 0.35).labels,
+                          np.repeat([0, 1], 500))  # fmt: skip
 
 
 def test_a_crumb_whose_bulk_lies_in_another_block_is_what_that_calls_it():
@@ -313,6 +334,16 @@ def test_parts_join_by_falling_level_of_all_blocks():
     for level, kinds in expected.items():
         assert same_partition(hierarchy.at(level), np.repeat(kinds, 20)), level
     assert set(hierarchy.at()) == {1, 2}
+
+
+def test_wholes_are_what_masks_of_all_blocks_hold_together():
+    objects = np.repeat([0, 1], 100)
+    pieces = pieces_of(objects, objects, [(0, 100, 10), (100, 200, 10)])
+    for piece in pieces:
+        piece.ids[piece.views == 3] = 9  # one mask of one view in four has both
+    tree = join_blocks(pieces, 200, 0.35).hierarchy
+    assert same_partition(tree.at(), objects) and len(set(tree.at(0.0))) == 1 and tree.n_nodes == 3
+    assert 0.1 < tree.levels[tree.at(0.0)[0]] < 0.25
 
 
 def test_features_of_blocks_are_turned_into_one_space(tmp_path):

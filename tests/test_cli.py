@@ -160,7 +160,7 @@ def test_a_run_takes_its_folders_and_scene_settings(called):
 def test_steps_take_the_run_alone_or_as_out_and_start_from_its_settings(place, own_run, called):
     place = [word.replace("RUN", str(own_run)) for word in place]
     assert main(["train", *place, "--sh-degree", "1"]) == 0
-    assert main(["lift", *place, "--dim", "5", "--masks", "m"]) == 0
+    assert main(["lift", *place, "--dim", "5", "--masks", "m", "--blocks.gaussians", "2000000"]) == 0
     assert main(["cluster", *place, "--revote", "0"]) == 0
     assert main(["sharpen", *place, "--weight", "2"]) == 0
     assert main(["render", *place]) == main(["export", *place]) == main(["report", *place, "--quiet"]) == 0
@@ -168,8 +168,9 @@ def test_steps_take_the_run_alone_or_as_out_and_start_from_its_settings(place, o
     steps = [(a[1], k) for name, a, k in called if name == "run_step"]
     assert {a[0] for _, a, _ in called} == {own_run}
     usual = {"quiet": False, "device": "auto"}
+    lift = {"lift": replace(SETTINGS.lift, dim=5), "blocks": replace(SETTINGS.blocks, gaussians=2_000_000)}
     assert steps[0] == ("train", {"scene": None, "train": replace(SETTINGS.train, sh_degree=1), **usual})
-    assert steps[1] == ("lift", {"lift": replace(SETTINGS.lift, dim=5), "masks": Path("m"), **usual})
+    assert steps[1] == ("lift", {**lift, "masks": Path("m"), **usual})
     assert steps[2] == ("cluster", {"cluster": replace(SETTINGS.cluster, revote=0), **usual})
     assert steps[3] == ("sharpen", {"sharpen": replace(SETTINGS.sharpen, weight=2.0), **usual})
     assert [s for s, _ in steps[4:]] == ["render", "export", "report"] and called[-1][0] == "info"

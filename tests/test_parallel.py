@@ -38,7 +38,7 @@ from cgc.prepare import draw_preview, masks_command
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.segmentation.labels import render_labels
-from cgc.settings import MaskSettings, SceneSettings
+from cgc.settings import BlockSettings, MaskSettings, SceneSettings
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("stats.json", "report/index.html")
@@ -442,6 +442,16 @@ def test_other_methods_and_sharpening(two, tiny_run, tiny_scene, tmp_path, metho
     run(tiny_scene, tmp_path / "one", settings)
     two.call(run, tiny_scene, tmp_path / "two", settings)
     assert (tmp_path / "one/sharpened.ply").exists()
+    assert same_runs(tmp_path / "one", tmp_path / "two")
+
+
+def test_blocks_are_shared(two, tiny_run, tiny_scene, tmp_path):
+    settings = replace(SETTINGS, blocks=BlockSettings(gaussians=250))
+    for name in ("one", "two"):
+        shutil.copytree(tiny_run, tmp_path / name)
+    run(tiny_scene, tmp_path / "one", settings)
+    two.call(run, tiny_scene, tmp_path / "two", settings)
+    assert len(list((tmp_path / "two/blocks").glob("*/clustered.safetensors"))) == 3
     assert same_runs(tmp_path / "one", tmp_path / "two")
 
 

@@ -3,7 +3,8 @@
 The scene is generated: Gaussians with spherical harmonics of degree 3 on a wavy sheet, seen from above by cameras that
 each see about a ninth of it; the masks are the cells of a grid on the sheet, rendered. Each block size is done by a
 process of its own: from the splat file to features and labels, as a run does it. Printed are its CPU seconds, its peak
-memory (with the pages of mapped files, which the system may take back) and how far its labels agree with the grid.
+memory (with the pages of mapped files, which the system may take back; on Linux only), and how far its labels agree
+with the grid.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from cgc.features.frozen import learn_features, nearest_neighbours, smooth_featu
 from cgc.features.samples import held, sample_batches, visible_mass
 from cgc.progress import console
 from cgc.rasterize.cpu import CpuRasterizer
-from cgc.run_folder import peak_rss_bytes
 from cgc.scene.types import Camera
 from cgc.segmentation.labels import render_labels
 from cgc.settings import BlockSettings, ClusterSettings, LiftSettings
@@ -84,12 +84,18 @@ def lift_all(path: Path, cameras: list[Camera], id_maps: list[np.ndarray]) -> np
     return cluster(features, mass, columns, ClusterSettings(), space=Space(splats.means / 3, neighbours)).labels
 
 
+def peak_bytes() -> int:
+    """Return the largest resident memory since this program was started; getrusage counts what started it as well."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def measure(benchmark: Benchmark, folder: Path) -> dict[str, float]:
     """Measure one block size on the scene in a folder."""
     shots = make_scene(Benchmark(**{**asdict(benchmark), "gaussians": 1}))[1]
     id_maps = [np.load(folder / f"{i}.npy", mmap_mode="r") for i in range(len(shots))]
     lift, most, path = LiftSettings(), benchmark.blocks[0], folder / "splats.ply"
-    before, start = peak_rss_bytes(), time.process_time()
+    before, start = peak_bytes(), time.process_time()
     facts = {"count": 1, "with_margin": benchmark.gaussians}
     if most:
         blocks = Blocks(folder / f"blocks_{most}", path, BlockSettings(most, benchmark.margin), "")
@@ -106,7 +112,7 @@ def measure(benchmark: Benchmark, folder: Path) -> dict[str, float]:
     seen = labels > 0
     return {
         "blocks": facts["count"], "with margin": facts["with_margin"], "seconds": time.process_time() - start,
-        "peak": peak_rss_bytes(), "before": before, "segments": int(labels.max()),
+        "peak": peak_bytes(), "before": before, "segments": int(labels.max()),
         "ari": float(adjusted_rand_score(truth[seen], labels[seen])),
     }  # fmt: skip
 

@@ -85,7 +85,7 @@ class Owned(NamedTuple):
 def join_blocks(pieces: Sequence[Piece], n_gaussians: int, level: float) -> Joined:
     """Join blocks into one segmentation, whose objects are shown at `level`, as theirs are.
 
-    Pieces are taken one at a time, three times. Memory: 24 B a Gaussian, and `count_views` of the objects.
+    Pieces are taken one at a time, several times. Memory: 24 B a Gaussian, and `count_views` of up to MOST objects.
     """
     owned = _owned(pieces, n_gaussians)
     objects = _components(len(owned.block_of), _meet(pieces, owned, "labels").pairs())

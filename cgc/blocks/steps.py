@@ -87,11 +87,10 @@ def lift_blocks(
     """
     geometry = blocks.geometry()
     n = geometry.cut.n_blocks
-    members = [geometry.members(b, blocks.settings.margin) for b in range(n)]
-    largest = max(int(m.core.sum()) for m in members)
-    facts = {"count": n, "gaussians": largest, "with_margin": max(len(m.rows) for m in members)}
-    del members
-    say(f"{n} blocks of up to {largest:,} Gaussians, {facts['with_margin']:,} with their margins")
+    members = (geometry.members(b, blocks.settings.margin) for b in range(n))  # one in memory at a time
+    largest, with_margin = map(max, zip(*((int(m.core.sum()), len(m.rows)) for m in members)))
+    facts = {"count": n, "gaussians": largest, "with_margin": with_margin}
+    say(f"{n} blocks of up to {largest:,} Gaussians, {with_margin:,} with their margins")
     todo = parallel.agree([b for b in range(n) if not has_key(blocks.folder_of(b) / LIFTED, key)])
     if len(todo) < n:
         say(f"{n - len(todo)} of {n} blocks done before, kept")

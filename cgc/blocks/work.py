@@ -5,7 +5,7 @@ A file says with which settings it was made (its key) and is taken only with the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,8 @@ def cluster_block(
         found = Clustering(labels, np.zeros(len(mass), np.float32), {}, Hierarchy.flat(labels))
     together = columns.together
     tree = found.hierarchy
-    nodes = group_matrix(
-        np.append(np.maximum(tree.leaves - 1, NOISE), tree.n_nodes - 1), np.append(core, False)
-    )  # [T, n + 1]
+    of_leaf = np.append(np.maximum(tree.leaves - 1, NOISE), tree.n_nodes - 1)  # one more: all nodes have a row
+    nodes = group_matrix(of_leaf, np.append(core, False))  # [T, n + 1]
     shown: Any = (nodes[:, :-1] @ together.matrix).tocsr()
     first, views = len(columns.views), together.views.copy()
     # with_wholes counts its views on from the block's last: here on from -1 down, the same for every block
@@ -133,7 +132,8 @@ def cluster_block(
     }  # fmt: skip
 
 
-def _try(work: Any) -> Clustering | None:
+def _try(work: Callable[[], Clustering]) -> Clustering | None:
+    """Return what some work finds, None where it finds nothing."""
     try:
         return work()
     except NothingFound:
