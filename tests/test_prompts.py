@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.evaluation.binary import Counts, boundary, count
 from cgc.evaluation.gaussians import SurfaceSamples, adjusted_rand, read_samples, true_labels
-from cgc.evaluation.prompts import click_ids, innermost, mask_ids, score_prompts, scribble_ids
+from cgc.evaluation.prompts import Parts, click_ids, click_nodes, innermost, mask_ids, score_prompts, scribble_ids
 from cgc.evaluation.selection import best_ids, read_selection, write_selection
 
 
@@ -107,6 +108,43 @@ def test_more_clicks_fit_no_worse_and_masks_pick_the_slow_ids(seed, cell):
     wanted = [i for i, share in inside.items() if share > 0.5]
     best = max(iou, key=lambda i: iou[i], default=0)
     assert mask_ids(target, ids) == (wanted or ([best] if iou and iou[best] > 0 else []))
+
+
+def a_tree() -> Hierarchy:
+    """Objects 1 and 2 in whole 3; object 1 is made of parts 4 and 5."""
+    parents, levels = np.array([0, 3, 3, 0, 1, 1]), np.array([-1, 0.6, 1, 0.2, 1, 1], np.float32)
+    return Hierarchy(np.array([4, 5, 2]), parents, levels, 0.5)
+
+
+@pytest.mark.parametrize("level", [None, 0.1, 0.5, 1.0])
+def test_one_click_on_nodes_is_one_on_the_level_s_id_map(level):
+    rng, tree = np.random.default_rng(3), a_tree()
+    finest = np.array([0, 2, 4, 5])[blocks(rng, (12, 14), 3, 3)]
+    ids = tree.shown_for(tree.base if level is None else level)[finest]
+    for _ in range(10):
+        target = blocks(rng, (12, 14), 1, 3) > 0
+        expected = click_ids(target, ids, 1)
+        parts = Parts(tree, [finest])
+        found = click_nodes(target, parts, 0, level, 1)
+        assert found == expected and np.array_equal(parts.mask(0, found[0]), np.isin(ids, [*expected[0]]))
+
+
+def test_clicks_on_nodes_by_hand():
+    finest = np.zeros((6, 30), int)
+    finest[:, :10], finest[:, 10:15], finest[:, 15:30] = 4, 5, 2
+    parts = Parts(a_tree(), [finest])
+    part, whole = np.isin(finest, [4]), finest > 0
+    more = np.isin(finest, [2]) | (np.arange(30) == 14)
+    picked, made = click_nodes(part, parts, 0, None, 2)  # the object, and not its other part
+    assert picked == [4] and [c.positive for c in made] == [True, False]
+    assert click_nodes(whole, parts, 0, None, 2)[0] == [3]  # two objects: what holds both
+    picked, made = click_nodes(more, parts, 0, 1.0, 2)
+    assert picked == [2] and len(made) == 1  # what holds both parts has too much: taken back
+    small = np.zeros_like(part)
+    small[1:5, :4] = True
+    picked, made = click_nodes(small, parts, 0, None, 3)  # the second is in the part of the first: nothing parts them
+    assert picked == [1] and len(made) == 1
+    assert click_nodes(np.zeros_like(part), parts, 0, None, 2) == ([], ())
 
 
 def test_scribbles_by_hand():

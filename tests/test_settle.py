@@ -119,7 +119,7 @@ def test_looks_hold_the_weights_of_evenly_spread_pixels():
     assert np.allclose(dense, votes.toarray(), atol=1e-4)
 
 
-def test_large_views_are_thinned():
+def test_large_views_and_many_are_thinned(monkeypatch):
     splats, _ = clumps()
     camera = Camera.look_at([0, 0, 4], [0, 0, 0], width=500, height=400, focal=300.0)
     ids = np.ones((400, 500), int)
@@ -128,6 +128,9 @@ def test_large_views_are_thinned():
     pixels = torch.arange(1, 200_000, step)
     whole = CpuRasterizer().contributions(splats, camera, pixels)
     assert len(pixels) == PIXELS and np.isclose(look.weights.sum(), float(whole.weights.sum()), rtol=1e-5)
+    monkeypatch.setattr("cgc.clustering.settle.IN_ALL", 20_000)
+    for thin in look_at(splats, [camera] * 2, {0: ids, 1: ids}, CpuRasterizer()):
+        assert np.isclose(4 * thin.weights.sum(), look.weights.sum(), rtol=0.02)
 
 
 def test_settled_labels_of_a_blurred_border_come_back():

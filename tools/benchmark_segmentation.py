@@ -40,6 +40,7 @@ from cgc.run_folder import open_run
 from cgc.segmentation.labels import render_labels
 
 PLOT = "segmentation.svg"
+ALWAYS = ("without the last vote",)
 MEASURES = ("things mIoU", "boundary IoU", "PQ", "one click")
 BEGIN, END = "<!-- segmentation: begin -->", "<!-- segmentation: end -->"
 
@@ -54,6 +55,8 @@ class Benchmark:
     """Finished runs of the preset `paper` on the same scenes."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of learning and clustering."""
+    ablations: bool = True
+    """Measure what leaving each part out costs, and the same features by rasterising them; else the last vote alone."""
     write: Path | None = None
     """Write the tables into this document, between its marks, in place of printing them."""
 
@@ -99,7 +102,7 @@ def score_labels(work: Workspace, labels: np.ndarray) -> tuple[float, ...]:
     return score(work, {i: render_labels(work.splats, labels, c, work.rasterizer).ids for i, c in cameras.items()})
 
 
-def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
+def compare(run: Path, seeds: tuple[int, ...], with_ablations: bool = True) -> Rows:
     """Score every method on the splats of a run."""
     work, rows = Workspace(open_run(run), quiet=True), Rows()
     settings, cameras = work.run.settings, [view.camera for view in work.scene.views]
@@ -147,8 +150,9 @@ def compare(run: Path, seeds: tuple[int, ...]) -> Rows:
             "level 0.4": {"level": 0.4},
         }
         for name, changed in ablations.items():
-            add(f"- {name}", lambda o=ours, c=changed: o(**c), learning)
-        if seed == seeds[0]:
+            if with_ablations or name in ALWAYS:
+                add(f"- {name}", lambda o=ours, c=changed: o(**c), learning)
+        if seed == seeds[0] and with_ablations:
             start = time.perf_counter()
             learned = learn_by_rasterising(
                 work.splats, cameras, held(work.batches), work.neighbours, work.rasterizer,
@@ -213,7 +217,7 @@ def main(benchmark: Benchmark) -> None:
     ]
     for run in benchmark.runs:
         print(run, flush=True)
-        rows = compare(run, benchmark.seeds)
+        rows = compare(run, benchmark.seeds, benchmark.ablations)
         done = open_run(run).stats["seconds"]
         rows.add(
             "**ours, sharpened** (the run itself)", score_run(run), sum(done[k] for k in ("lift", "cluster", "sharpen"))

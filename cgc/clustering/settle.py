@@ -24,7 +24,8 @@ from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
-PIXELS = 40_000  # of a view that vote, at least, where it has as many
+PIXELS = 40_000  # of a view that vote, at least, where it has as many ...
+IN_ALL = 6_000_000  # ... but fewer where the views would have more than this together: it bounds the memory
 ROUNDS = 3  # of voting: who contends for a Gaussian is known after the first
 OWN = 0.03  # of its mass: what a Gaussian's vote for the label it has weighs
 RUNNER_UP = 0.05  # of a Gaussian's votes: a label with more contends for it
@@ -32,9 +33,9 @@ RUNNER_UP = 0.05  # of a Gaussian's votes: a label with more contends for it
 
 @dataclass(frozen=True)
 class Look:
-    """One view: weights [U, M] (csr) of the Gaussians [U] int64 in the pixels of each mask; ids [M], 0 = in none.
+    """One view: weights [U, M] (csr) of the Gaussians [U] in the pixels of each mask; ids [M], 0 = in none.
 
-    Memory: 8 B an entry, 16 B a Gaussian.
+    Memory: 8 B an entry, 8 B a Gaussian.
     """
 
     gaussians: np.ndarray
@@ -50,15 +51,16 @@ def look_at(
     min_weight: float = 0.0,
 ) -> Iterator[Look]:
     """Look at the views that have an id map [H, W], by the numbers of their cameras; small weights are left out."""
+    wanted = max(min(PIXELS, IN_ALL // max(len(id_maps), 1)), 1)
     for view, id_map in sorted(id_maps.items()):
-        stride = max(id_map.size // PIXELS, 1)
+        stride = max(id_map.size // wanted, 1)
         pixels = torch.arange(view % stride, id_map.size, stride)
         found = rasterizer.contributions(splats, cameras[view], pixels, min_weight=min_weight)
         rows, gaussians = found.to("cpu").compact()
         ids, mask = np.unique(id_map.ravel()[pixels.numpy()], return_inverse=True)
         matrix, shape = rows.by_pixel, (rows.n_gaussians, len(ids))
         entries = (matrix.ids, np.repeat(mask, np.diff(matrix.indptr)))
-        yield Look(gaussians.numpy().astype(np.int64), coo_matrix((matrix.weights, entries), shape).tocsr(), ids)
+        yield Look(gaussians.numpy(), coo_matrix((matrix.weights, entries), shape).tocsr(), ids)
 
 
 def settle(labels: np.ndarray, looks: Iterable[Look]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,16 +6,17 @@ prompt picks is a set of ids. Notation: H W image; id 0 = unassigned, picks noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.evaluation.binary import Counts, count
-from cgc.segmentation.prompts import mask_ids
+from cgc.segmentation.prompts import Inseparable, clicked_nodes, mask_ids
 
 Level = float | None
 """A level of the hierarchy, 0 to 1; None is the run's own segments."""
@@ -31,6 +32,21 @@ class Click:
     x: int
     y: int
     positive: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What lies under the clicks: the finest nodes of a hierarchy that each view shows, [H, W] with 0 = none."""
+
+    tree: Hierarchy
+    finest: Sequence[np.ndarray]
+
+    def mask(self, view: int, nodes: Sequence[int]) -> np.ndarray:
+        """Where a view shows any of some nodes, [H, W] bool."""
+        inside = np.isin(np.arange(len(self.tree.parents)), list(nodes))
+        while (more := inside[self.tree.parents] & ~inside).any():
+            inside |= more
+        return inside[self.finest[view]]
 
 
 @dataclass(frozen=True)
@@ -109,12 +125,14 @@ def score_prompts(
     ignore_id: int | None = None,
     prompt_views: Mapping[int, int] | None = None,
     min_pixels: int = 60,
+    parts: Parts | None = None,
 ) -> PromptScores:
     """Prompt every true object in one view and score what is picked in the others; id maps int [H, W], one a view.
 
     The prompt view is the one where the object is largest, unless `prompt_views` (id to index) names another. A
-    click is on the pixel farthest from the border; see `click_ids` and `mask_ids` for what is picked. Pixels where
-    the truth is `ignore_id` count nowhere; ids in `left_out` (stuff) are not prompted.
+    click is on the pixel farthest from the border; what is picked say `click_nodes` (with `parts`), `click_ids` and
+    `mask_ids`. Pixels where the truth is `ignore_id` count nowhere; ids in `left_out` (stuff) are not
+    prompted.
     """
     _check(truth, predicted)
     maps = [np.asarray(m, np.int64) for m in truth]
@@ -136,11 +154,17 @@ def score_prompts(
         for level, guess in predicted.items():
             target, shown = maps[at] == i, np.where(known[at], guess[at], 0)
             made: tuple[Click, ...] = ()
-            if prompt == "click":
+            nodes = parts if prompt == "click" else None
+            if nodes is not None:
+                picked, made = click_nodes(target, nodes, at, level, clicks, known[at])
+            elif prompt == "click":
                 picked, made = click_ids(target, shown, clicks, known[at])
             else:
                 picked = mask_ids(target, shown)
-            others = {v: count(m == i, np.isin(guess[v], picked) & known[v]) for v, m in enumerate(maps) if v != at}
+            masks = {
+                v: nodes.mask(v, picked) if nodes else np.isin(guess[v], picked) for v in range(len(maps)) if v != at
+            }
+            others = {v: count(maps[v] == i, mask & known[v]) for v, mask in masks.items()}
             rows.append(PromptRow(i, level, at, made, tuple(picked), others))
     if not rows:
         raise InputError(
@@ -175,27 +199,63 @@ def click_ids(
     pixel of the largest connected error in this view: a positive one adds the id under it, a negative one takes it
     away. Where that makes the error larger the click is taken back, as who sees the picture would, and no more follow.
     """
+
+    def pick(made: Sequence[Click]) -> list[int]:
+        picked: set[int] = set()
+        for click in made:
+            here = {int(ids[click.y, click.x])} - {0}
+            picked = picked | here if click.positive else picked - here
+        return sorted(picked)
+
+    return _click(target, clicks, known, pick, lambda picked: np.isin(ids, picked))
+
+
+def click_nodes(
+    target: np.ndarray, parts: Parts, view: int, level: Level, clicks: int, known: np.ndarray | None = None
+) -> tuple[list[int], tuple[Click, ...]]:
+    """Click as in `click_ids`, on what a hierarchy shows at a level: the nodes that `Segmentation.at_pixels` selects.
+
+    A negative click where the object is clicked on too leaves the largest part of it that has no negative one.
+    """
+    tree, finest = parts.tree, parts.finest[view]
+    shown = tree.shown_for(tree.base if level is None else level)
+
+    def pick(made: Sequence[Click]) -> list[int] | None:
+        leaves = [[int(finest[c.y, c.x]) for c in made if c.positive is sign] for sign in (True, False)]
+        try:
+            return clicked_nodes(tree, shown, *leaves)
+        except Inseparable:
+            return None
+
+    return _click(target, clicks, known, pick, lambda picked: parts.mask(view, picked))
+
+
+def _click(
+    target: np.ndarray,
+    clicks: int,
+    known: np.ndarray | None,
+    pick: Callable[[Sequence[Click]], list[int] | None],
+    mask: Callable[[list[int]], np.ndarray],
+) -> tuple[list[int], tuple[Click, ...]]:
+    """Click until the clicks are used up, or one does not help: `pick` says what they select (None: nothing can)."""
     known = np.ones(target.shape, bool) if known is None else known
     if not target.any():
         return [], ()
-    x, y = innermost(target)
-    picked, made = {int(ids[y, x])} - {0}, [Click(x, y, True)]
-    error = _error(target, ids, picked, known)
+    made = [Click(*innermost(target), True)]
+    picked = pick(made) or []
+    error = (mask(picked) != target) & known
     while len(made) < clicks and error.any():
         missed, wrong = _largest(error & target), _largest(error & ~target)
         positive = bool(missed.sum() >= wrong.sum())
-        x, y = innermost(missed if positive else wrong)
-        changed = (picked | {int(ids[y, x])} if positive else picked - {int(ids[y, x])}) - {0}
-        left = _error(target, ids, changed, known)
+        more = [*made, Click(*innermost(missed if positive else wrong), positive)]
+        changed = pick(more)
+        if changed is None:
+            break
+        left = (mask(changed) != target) & known
         if left.sum() >= error.sum():
             break
-        picked, error = changed, left
-        made.append(Click(x, y, positive))
-    return sorted(picked), tuple(made)
-
-
-def _error(target: np.ndarray, ids: np.ndarray, picked: set[int], known: np.ndarray) -> np.ndarray:
-    return (np.isin(ids, list(picked)) != target) & known
+        picked, error, made = changed, left, more
+    return picked, tuple(made)
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cgc.errors import InputError, some
-from cgc.evaluation.prompts import Level
+from cgc.evaluation.prompts import Level, Parts
 from cgc.evaluation.truth import IGNORE, Truth, read_drawn, read_truth
 from cgc.masks.id_maps import read_id_map, resize_nearest
 from cgc.scoring.report import size_text
@@ -19,7 +19,7 @@ from cgc.settings import EvalSettings
 
 @dataclass
 class Case:
-    """True id maps of some views beside the predicted ones of every level, at the truth's size."""
+    """True id maps of some views beside the predicted ones of every level, at the truth's size, and what these hold."""
 
     root: Path
     stems: list[str]
@@ -28,6 +28,7 @@ class Case:
     ignore_id: int | None
     level: str
     notes: list[str]
+    parts: Parts | None = None
 
 
 def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
@@ -57,13 +58,14 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
             else "pixels without a label count as background"
         )
     predicted: dict[Level, list[np.ndarray | None]]
+    parts = None
     if settings.predictions is not None or run is None:
         assert settings.predictions is not None  # else there was nothing to score
         predicted = {None: _stored_maps(settings.predictions, stems, truth, notes)}
     else:
         indices = _indices(run, stems, root)
         notes += learned_from(run, dict(zip(stems, indices)))
-        run.prepare(indices, run.levels)
+        run.prepare(indices, [*run.levels, 1.0] if run.has_levels else run.levels)
         shown = {level: [run.at_size(i, m.shape, level) for i, m in zip(indices, truth.maps)] for level in run.levels}
         unseen = [m == UNSEEN for m in shown[None]]
         predicted = {level: list(maps) for level, maps in shown.items()}
@@ -71,8 +73,11 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
             predicted = {level: [np.maximum(m, 0) for m in maps] for level, maps in shown.items()}
             hidden = tuple(np.where(u, IGNORE, m) for m, u in zip(truth.maps, unseen))
             truth, ignore_id = replace(truth, maps=hidden), IGNORE
+        if run.has_levels:
+            finest = [np.maximum(run.at_size(i, m.shape, 1.0), 0) for i, m in zip(indices, truth.maps)]
+            parts = Parts(run.tree, finest)
         notes += run.notes
-    return Case(root, stems, truth, predicted, ignore_id, settings.truth_level, notes)
+    return Case(root, stems, truth, predicted, ignore_id, settings.truth_level, notes, parts)
 
 
 def _indices(run: Run, stems: Sequence[str], root: Path) -> list[int]:

@@ -115,7 +115,9 @@ def report_prompts(case: Case) -> Report:
         for level, maps in case.predicted.items()
     }
     found = {
-        name: score_prompts(truth.maps, predicted, left_out=truth.stuff_ids, ignore_id=case.ignore_id, **asked)
+        name: score_prompts(
+            truth.maps, predicted, left_out=truth.stuff_ids, ignore_id=case.ignore_id, parts=case.parts, **asked
+        )
         for name, asked in PROMPTS.items()
     }
     summary: dict[str, Any] = {"truth": str(case.root), "truth_level": case.level, "views": case.stems}

@@ -67,6 +67,11 @@ class Run:
             return True
         return False
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether id maps can be made at any level of the hierarchy."""
+        return not self.stored and self.work.has_levels
+
     @cached_property
     def views(self) -> tuple[View, ...]:
         """The scene's views; none where the photos are gone."""
@@ -92,7 +97,7 @@ class Run:
     @cached_property
     def ids(self) -> list[int]:
         """The ids of the run's segments, of all levels that it can show."""
-        if self.stored or not self.work.has_levels:
+        if not self.has_levels:
             self.work.run.require("cluster")
             labels = load_labels(self.root)[0]
             return np.unique(labels[labels > 0]).tolist()
@@ -120,7 +125,7 @@ class Run:
     @cached_property
     def levels(self) -> tuple[Level, ...]:
         """The levels of the hierarchy that are scored: None, and those of LEVELS that show something else."""
-        if self.stored or not self.work.has_levels:
+        if not self.has_levels:
             return (None,)
         stops: dict[int, Level] = {self.tree.base_stop: None}
         for level in LEVELS:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from cgc.clustering.hierarchy import Hierarchy
 
 LARGEST_SHARE = 0.5
 """A mask picks the ids that lie in it with more than this share of their pixels."""
@@ -24,3 +28,39 @@ def ids_inside(inside: np.ndarray, area: np.ndarray, size: int) -> list[int]:
     if len(picked) or not inside.any():
         return picked.tolist()
     return [int((inside / np.maximum(area + size - inside, 1)).argmax())]
+
+
+class Inseparable(ValueError):
+    """A positive click, by its place among them, is in one smallest part with a negative one."""
+
+    def __init__(self, click: int) -> None:
+        super().__init__(f"positive click {click} is in one part with a negative one")
+        self.click = click
+
+
+def clicked_nodes(tree: Hierarchy, shown: np.ndarray, positive: Sequence[int], negative: Sequence[int]) -> list[int]:
+    """The nodes that clicks mean, by the finest nodes under them (0 = none), as `query.at_pixels` says; Inseparable.
+
+    shown [T + 1]: what is shown in place of each node (`Hierarchy.shown_for`).
+    """
+    refused = {n for leaf in negative for n in _chain(tree, leaf)}
+    picked = []
+    for place, leaf in enumerate(positive):
+        if leaf == 0:
+            continue
+        chain = _chain(tree, leaf)
+        chain = chain[: chain.index(int(shown[leaf])) + 1]
+        allowed = [n for n in chain if n not in refused]
+        if not allowed:
+            raise Inseparable(place)
+        picked.append(allowed[-1])
+    if len(set(picked)) > 1:
+        common = set.intersection(*(set(_chain(tree, n)) for n in picked)) - refused
+        if common:
+            picked = [max(common, key=lambda n: tree.levels[n])]
+    return sorted(set(picked))
+
+
+def _chain(tree: Hierarchy, node: int) -> list[int]:
+    """A node and what holds it, up to the root; empty for none."""
+    return [node, *tree.ancestors(node)] if node else []

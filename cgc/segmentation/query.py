@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.geometry import quat_to_rotation
 from cgc.scene.types import Camera
 from cgc.segmentation.objects import Object, Selection, checked_object, up_the_tree
 from cgc.segmentation.pictures import ViewOrCamera, camera_of, finest_ids, finest_map, id_map, shown_by_node
-from cgc.segmentation.prompts import ids_inside
+from cgc.segmentation.prompts import Inseparable, clicked_nodes, ids_inside
 
 if TYPE_CHECKING:
     from cgc.segmentation.segmentation import Segmentation
@@ -88,31 +87,15 @@ def at_pixels(
         raise InputError("a selection needs at least one positive click; got none")
     pixels = _pixels(camera, [*positive, *negative])
     finest = finest_ids(segmentation, camera, pixels).tolist()
-    shown = shown_by_node(segmentation)
-    refused = {n for f in finest[len(positive) :] for n in _chain(tree, f)}
-    picked = []
-    for (x, y), leaf in zip(positive, finest):
-        if leaf == 0:
-            continue
-        chain = _chain(tree, leaf)
-        chain = chain[: chain.index(int(shown[leaf])) + 1]
-        allowed = [n for n in chain if n not in refused]
-        if not allowed:
-            raise InputError(
-                f"the positive click ({x:g}, {y:g}) and a negative one are both in segment {leaf}, which has no parts; "
-                "click farther apart, or leave one of them out"
-            )
-        picked.append(allowed[-1])
-    if len(set(picked)) > 1:
-        common = set.intersection(*(set(_chain(tree, n)) for n in picked)) - refused
-        if common:
-            picked = [max(common, key=lambda n: tree.levels[n])]
+    try:
+        picked = clicked_nodes(tree, shown_by_node(segmentation), finest[: len(positive)], finest[len(positive) :])
+    except Inseparable as error:
+        x, y = positive[error.click]
+        raise InputError(
+            f"the positive click ({x:g}, {y:g}) and a negative one are both in segment {finest[error.click]}, which "
+            "has no parts; click farther apart, or leave one of them out"
+        ) from error
     return selection(segmentation, picked)
-
-
-def _chain(tree: Hierarchy, node: int) -> list[int]:
-    """A node and what holds it, up to the root; empty for none."""
-    return [node, *tree.ancestors(node)] if node else []
 
 
 def selection(segmentation: Segmentation, nodes: Iterable[int | Object]) -> Selection:
