@@ -36,7 +36,7 @@ def backend(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     elif request.param == "stand-in":
         from gsplat_stand_in import standing_in
 
-        monkeypatch.setattr("cgc.rasterize.base.kernels_serve", lambda device: False)
+        monkeypatch.setattr("cgc.kernels.serve", lambda device: False)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # its tensors are small
         with standing_in():

@@ -368,7 +368,7 @@ def test_products_of_the_torch_path_have_gradients(
         return [out.detach(), back.detach(), leaf.grad, kept, small.ids, some.weights, some.indptr, some.remainder]  # pyright: ignore[reportReturnType]
 
     kernels = everything()
-    monkeypatch.setattr("cgc.rasterize.base.kernels_serve", lambda device: False)
+    monkeypatch.setattr("cgc.kernels.serve", lambda device: False)
     for ours, theirs in zip(everything(), kernels):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert isinstance(W.select(torch.arange(3)).by_gaussian.ids, Tensor)

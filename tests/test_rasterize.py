@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cgc.errors import InputError
 from cgc.geometry import covariances
-from cgc.rasterize.base import Contributions, Rasterizer, group_contributions, transpose_product
+from cgc.rasterize.base import NEAR, Contributions, Rasterizer, group_contributions, transpose_product
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.rasterize.cuda import CudaRasterizer
 from cgc.scene.types import Camera
@@ -608,7 +608,7 @@ def test_projection_is_that_of_gsplat(seed: int) -> None:
     project(
         0, 1,
         *arrays, camera.viewmat.double().numpy(), camera.K.double().numpy(), 70.0, 50.0,
-        ours2d, ellipses, our_depths, our_radii,
+        NEAR, ours2d, ellipses, our_depths, our_radii,
     )  # fmt: skip
     shown = torch.from_numpy(our_radii > 0).all(1)
     theirs_shown = (radii[0] > 0).all(1)

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from cgc import kernels
 from cgc.rasterize import sparse, sparse_torch
 from cgc.rasterize.checks import check_indices, check_pixel_rows
 from cgc.rasterize.sparse_types import Csr
@@ -73,7 +74,7 @@ class Contributions:
     @property
     def for_kernels(self) -> bool:
         """Say whether the CPU kernels work on it; torch does elsewhere."""
-        return kernels_serve(self.ids.device)
+        return kernels.serve(self.ids.device)
 
     @cached_property
     def by_pixel(self) -> Csr:
@@ -143,11 +144,6 @@ class Contributions:
             matrix, kept = sparse_torch.drop_empty_columns(self.by_pixel, self.n_gaussians)
             ids = matrix.ids
         return replace(self, ids=ids, n_gaussians=len(kept), transposed=None), kept
-
-
-def kernels_serve(device: torch.device) -> bool:
-    """Say whether products with a matrix on this device are made by the CPU kernels (sparse.py)."""
-    return device.type == "cpu"
 
 
 class _Product(torch.autograd.Function):
