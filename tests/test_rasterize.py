@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cgc.errors import InputError
 from cgc.geometry import covariances
-from cgc.rasterize.base import Contributions, Rasterizer
+from cgc.rasterize.base import NEAR, Contributions, Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
@@ -582,7 +582,7 @@ def test_projection_is_that_of_gsplat(seed: int) -> None:
     arrays = [t.numpy() for t in (splats.means, splats.quats, splats.scales, splats.opacities)]
     project(
         0, 1,
-        *arrays, camera.viewmat.double().numpy(), camera.K.double().numpy(), 70.0, 50.0,
+        *arrays, camera.viewmat.double().numpy(), camera.K.double().numpy(), 70.0, 50.0, NEAR,
         ours2d, ellipses, our_depths, our_radii,
     )  # fmt: skip
     shown = torch.from_numpy(our_radii > 0).all(1)
