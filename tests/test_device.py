@@ -251,7 +251,7 @@ def test_a_toolkit_of_pip_is_arranged_as_compilers_expect(tmp_path, monkeypatch:
     monkeypatch.setattr(gsplat_code.shutil, "which", lambda name: None)
     monkeypatch.setattr(gsplat_code.torch.version, "cuda", "13.0")
     monkeypatch.setattr(gsplat_code.sys, "path", [str(tmp_path / "site")])
-    monkeypatch.setattr(gsplat_code, "_extensions", lambda: home.parent)
+    monkeypatch.setattr(gsplat_code, "_build_folder", lambda: home.with_name("gsplat_cuda"))
     for _ in range(2):  # the second time it is there
         assert gsplat_code.find_toolkit() == home
     assert (home / "bin" / "nvcc").read_text() == "bin/nvcc" and (home / "nvvm" / "bin" / "cicc").exists()

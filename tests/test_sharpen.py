@@ -229,10 +229,10 @@ def test_the_short_training_grows_nothing_and_keeps_the_degree():
     assert s.background == "white" and s.steps == SharpenSettings().steps and s.means_lr == 0.5 * TrainSettings.means_lr
 
 
-def test_labels_weigh_as_the_error_of_photos_that_are_fitted_well():
+def test_labels_weigh_as_the_squared_error_of_photos_that_are_fitted_well():
     settings = SharpenSettings(weight=0.8)
     assert label_weight(settings, 20.0) == label_weight(settings, USUAL_PSNR) == 0.8
-    assert label_weight(settings, USUAL_PSNR + 20) == pytest.approx(0.08)  # a tenth of the error
+    assert label_weight(settings, USUAL_PSNR + 10) == pytest.approx(0.08)  # a tenth of the squared error
 
 
 # ---- the step

@@ -54,7 +54,7 @@ def is_built() -> bool:
     with contextlib.suppress(Exception):  # no gsplat; a private function of torch: then it is as if nothing were built
         if find_spec("gsplat.csrc"):
             return True
-        folder = _extensions() / "gsplat_cuda"
+        folder = _build_folder()
         return any((folder / f"gsplat_cuda.{suffix}").exists() for suffix in ("so", "lib", "pyd"))
     return False
 
@@ -98,7 +98,7 @@ def find_toolkit() -> Path | None:
     major = (torch.version.cuda or "").partition(".")[0]
     for packages in map(Path, sys.path):
         if (packages / "nvidia" / f"cu{major}" / "bin" / "nvcc").exists():
-            return arrange(packages / "nvidia" / f"cu{major}", _extensions() / f"cuda_{major}")
+            return arrange(packages / "nvidia" / f"cu{major}", _build_folder().parent / f"cuda_{major}")
     return None
 
 
@@ -121,9 +121,9 @@ def arrange(packages: Path, home: Path) -> Path:
     return home
 
 
-def _extensions() -> Path:
-    """The folder in which torch keeps what it has built."""
-    return Path(import_module("torch.utils.cpp_extension")._get_build_directory("gsplat_cuda", False)).parent
+def _build_folder() -> Path:
+    """The folder in which torch keeps what it has built of gsplat."""
+    return Path(import_module("torch.utils.cpp_extension")._get_build_directory("gsplat_cuda", False))
 
 
 def toolkit() -> str:

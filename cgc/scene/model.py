@@ -10,7 +10,7 @@ import numpy as np
 
 from cgc.errors import InputError
 from cgc.scene.lens import intrinsics
-from cgc.scene.types import Lens, extent_of
+from cgc.scene.types import LEAST_EXTENT, Lens, extent_of
 
 LARGEST = 1e12  # poses and parameters beyond this are damage, and would overflow in float32
 FAR_OFF = 1000.0  # times the extent: float32, which splats are kept in, rounds places so far from 0 by 1e-4 of it
@@ -48,7 +48,7 @@ def find_origin(model: Model) -> np.ndarray:
     """
     centres = np.stack([-shot.viewmat[:3, :3].T @ shot.viewmat[:3, 3] for shot in model.shots])
     middle, extent = centres.mean(0), extent_of(centres)
-    far = np.abs(middle).max() > FAR_OFF * extent
+    far = np.abs(middle).max() > FAR_OFF * extent > FAR_OFF * LEAST_EXTENT  # cameras in one place tell of no size
     return middle.round(-math.floor(math.log10(extent))) if far else np.zeros(3)
 
 

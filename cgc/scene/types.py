@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LEAST_EXTENT = 1e-6  # world units: that of cameras in one place
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -124,4 +126,4 @@ class Scene:
 
 def extent_of(centres: np.ndarray) -> float:
     """Return 1.1 times the radius of camera centres [C, 3] about their mean, more than 0."""
-    return max(1.1 * float(np.linalg.norm(centres - centres.mean(0), axis=1).max()), 1e-6)
+    return max(1.1 * float(np.linalg.norm(centres - centres.mean(0), axis=1).max()), LEAST_EXTENT)

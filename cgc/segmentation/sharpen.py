@@ -112,11 +112,11 @@ def sharpen(
 
 
 def label_weight(settings: SharpenSettings, psnr_before: float) -> float:
-    """Return the weight of the labels' pictures: in proportion to the photos' error where that is less than usual.
+    """Return the weight of the labels' pictures: as the photos' squared error, where that is less than usual.
 
     Otherwise photos that are fitted well would lose, to labels, what no step of so short a training gives back.
     """
-    return settings.weight * min(1.0, 10 ** ((USUAL_PSNR - psnr_before) / 20))
+    return settings.weight * min(1.0, 10 ** ((USUAL_PSNR - psnr_before) / 10))
 
 
 def refining(settings: SharpenSettings, training: TrainSettings, splats: Splats) -> TrainSettings:
