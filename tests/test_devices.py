@@ -288,7 +288,7 @@ def test_steps_of_a_device_that_runs_ahead_are_timed_together(tiny) -> None:
 
 
 def test_training_learns_as_much_on_every_device(tiny, device, rasterizer) -> None:
-    settings = replace(TINY, steps=200, sh_degree=2, background="white", grow_grad2d=1e-6, max_gaussians=90)
+    settings = replace(TINY, steps=60, sh_degree=2, background="white", grow_grad2d=1e-6, max_gaussians=90)
     for changed in (settings, replace(settings, photos="host"), replace(settings, strategy="mcmc", mcmc_growth=0.2)):
         _, expected = train(*tiny, CpuRasterizer(), changed, test_every=3, quiet=True)
         splats, stats = train(*tiny, rasterizer, changed, device=device, test_every=3, quiet=True)
