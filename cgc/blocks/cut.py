@@ -47,7 +47,7 @@ def check_size(gaussians: int) -> None:
     if 0 < gaussians < LEAST:
         raise InputError(
             f"blocks.gaussians is {gaussians} where 0 (never cut) or a whole number of at least {LEAST} was expected; "
-            "a block of 1,000,000 takes about 1 GB"
+            "a block of 1,000,000 takes about 1.5 GB"
         )
 
 
