@@ -543,8 +543,10 @@ def _parse(name: str, arguments: list[str]) -> object:
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments)
     if name == "masks":
         return _parse_masks(arguments)
-    preset = _preset(arguments)
-    settings = preset_of(preset or ("short" if name == "demo" else "default"))
+    preset = _value(arguments, "--preset")
+    wanted = preset or ("short" if name == "demo" else "default")
+    trains = name in ("demo", "run", "train") and wanted == "default"
+    settings = preset_of(wanted, gpu=trains and _has_gpu(arguments))
     config = parse(settings)
     out = config.out or _default_out(config.scene_folder)  # pyright: ignore[reportAttributeAccessIssue]
     if not (out / "config.json").exists():
@@ -557,7 +559,7 @@ def _parse(name: str, arguments: list[str]) -> object:
 
 def _parse_masks(arguments: list[str]) -> object:
     """Parse `cgc masks`: what is not given is as in its preset."""
-    preset = _preset(arguments) or "default"
+    preset = _value(arguments, "--preset") or "default"
     default = Masks(scene_folder=tyro.MISSING)
     if preset in SAM_PRESETS:
         default = replace(default, sam=SAM_PRESETS[preset], regions=REGION_PRESETS[preset])
@@ -570,14 +572,25 @@ def _set_by(preset: RunSettings) -> dict[str, object]:
     return {p: getattr(preset, p) for p in parts if p == "train" or getattr(preset, p) != getattr(usual, p)}
 
 
-def _preset(arguments: list[str]) -> str | None:
-    """Return the value of `--preset` without parsing the rest: the defaults of the parse depend on it."""
+def _value(arguments: list[str], option: str) -> str | None:
+    """Return the value of an option without parsing the rest: the defaults of the parse depend on it."""
     for i, word in enumerate(arguments):
-        if word == "--preset" and i + 1 < len(arguments):
+        if word == option and i + 1 < len(arguments):
             return arguments[i + 1]
-        if word.startswith("--preset="):
+        if word.startswith(f"{option}="):
             return word.partition("=")[2]
     return None
+
+
+def _has_gpu(arguments: list[str]) -> bool:
+    """Say whether a command computes on a GPU: where it trains, that decides what the preset `default` means."""
+    device = _value(arguments, "--device") or "auto"
+    if device == "cpu" or {"-h", "--help"} & set(arguments):
+        return False  # without importing torch
+    from cgc.device import choose
+    from cgc.progress import console
+
+    return choose(device, console.print)[0].type != "cpu"
 
 
 def _in_seconds(arguments: list[str]) -> list[str]:

@@ -323,15 +323,16 @@ def train(work: Workspace) -> str:
         said = f"{len(splats):,} Gaussians taken from {run.source.splats}"
     else:
         splats, trained = train_splats(
-            work.scene, load_image, work.rasterizer, run.settings.train,
+            work.scene, load_image, work.rasterizer, run.settings.train, device=work.device,
             test_every=run.settings.scene.test_every, companion=companion, checkpoint_dir=run.root / "checkpoints",
             quiet=work.quiet,
         )  # fmt: skip
+        splats = splats.to("cpu")
         if not parallel.is_first():
             return ""
         if companion:
             with write_beside(run.root / TRAINED_FEATURES) as path:
-                save_file(trained.carried, path)
+                save_file({name: value.cpu() for name, value in trained.carried.items()}, path)
         start = time.perf_counter() - trained.seconds  # some of them in processes that were stopped
         cap, budget = trained.max_gaussians, run.settings.train.budget
         said = f"{len(splats):,} Gaussians trained"
@@ -423,8 +424,9 @@ def _joint(work: Workspace) -> torch.Tensor:
         )
     cameras = [view.camera for view in work.scene.views]
     return learn_rasterised(
-        work.splats, cameras, work.train_id_maps(), work.rasterizer, run.settings.joint, quiet=work.quiet
-    )
+        work.splats.to(work.device), cameras, work.train_id_maps(), work.rasterizer, run.settings.joint,
+        quiet=work.quiet,
+    )  # fmt: skip
 
 
 def _nothing(work: Workspace) -> torch.Tensor:
@@ -572,8 +574,8 @@ def sharpen_borders(work: Workspace) -> str:
         _check_masks(work)
         labels, _ = load_labels(run.root)
         found = sharpen(
-            work.splats, labels, work.scene, work.train_id_maps(), load_image, work.rasterizer, settings,
-            run.settings.train, test_every=run.settings.scene.test_every, quiet=work.quiet,
+            work.splats.to(work.device), labels, work.scene, work.train_id_maps(), load_image, work.rasterizer,
+            settings, run.settings.train, test_every=run.settings.scene.test_every, quiet=work.quiet,
         )  # fmt: skip
         kept = found.loses <= settings.max_loss
         facts = {
@@ -582,7 +584,7 @@ def sharpen_borders(work: Workspace) -> str:
         }  # fmt: skip
         said = _say_sharpened(facts) + (f": {run.root / 'sharpened.ply'}" if kept else "")
         found = found if kept else None
-    made = SharpenedSplats(found.splats, found.labels, found.confidences, found.origin) if found else None
+    made = found and SharpenedSplats(found.splats.to("cpu"), found.labels, found.confidences, found.origin)
     save_sharpened(run.root, made)
     work.sharpened = made
     run.finish("sharpen", time.perf_counter() - start, sharpened=facts)

@@ -640,3 +640,23 @@ def test_photos_of_another_shape(refused, scene, tmp_path):
     Image.new("RGB", (30, 36)).save(scene / "images" / NAMES[3])
     said = refused("run", scene, "--out", tmp_path / "run")
     assert "is 30x36 but its camera in the model is 48x36" in said
+
+
+def test_default_means_the_standard_training_on_a_gpu(called, monkeypatch, scene, tmp_path):
+    """On a CPU, or with --device cpu, it is the one for two cores; any other preset is what it says."""
+    seen: list[str] = []
+
+    def choose(text: str, say: object = None) -> tuple[torch.device, str]:
+        seen.append(text)
+        return torch.device("cuda"), "device: cuda:0"
+
+    monkeypatch.setattr("cgc.device.choose", choose)
+    for words, preset in (
+        ([], "standard"), (["--preset", "default"], "standard"),
+        (["--device", "cpu"], "default"), (["--preset=short"], "short"),
+    ):  # fmt: skip
+        called.clear()
+        assert main(["run", str(scene), "--masks", "none", "--out", str(tmp_path / "run"), *words]) == 0
+        [settings] = [a[2] for name, a, _ in called if name == "run_all"]
+        assert settings.train == PRESETS[preset].train
+    assert seen == ["auto", "auto"]
