@@ -384,6 +384,9 @@ def own_run(tiny_run, tmp_path):
 
 
 def test_one_block_gives_the_bits_of_a_run_without(own_run, tmp_path, small_cells):
+    """But for the last vote, which blocks leave to sharpening."""
+    cluster_settings = replace(open_run(own_run).settings.cluster, settle=False)
+    run_step(own_run, "cluster", cluster=cluster_settings, quiet=True)
     work = Workspace(open_run(own_run), quiet=True)
     run = work.run
     blocks = Blocks(tmp_path / "blocks", own_run / "splats.ply", BlockSettings(gaussians=10**6), "key")
