@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
+from cgc.clustering import cluster as cluster_module
 from cgc.clustering import graph
 from cgc.clustering.cluster import Space, cluster, cluster_ids, cluster_masks, cut_into_pieces
 from cgc.clustering.columns import Columns, group_matrix, mask_columns, with_wholes
@@ -425,6 +426,19 @@ def test_only_sure_gaussians_speak_where_there_are_enough():
     groups = np.array([0] * 10 + [1] * 10 + [-1])
     confidences = np.array([0.9] * 5 + [0.1] * 5 + [0.9] + [0.1] * 9 + [1.0])
     assert core(groups, confidences).tolist() == [True] * 5 + [False] * 5 + [True] * 10 + [False]
+
+
+def test_what_the_last_vote_shows_to_be_one_is_joined_and_nothing_else(monkeypatch):
+    groups = np.repeat(np.arange(3), 30)
+    columns, mass = views_of(groups, [[0, 1, 2]] * 8), torch.ones(90)
+    halves = np.where(np.arange(90) < 15, 3, groups)  # the first thing is in two by then
+    monkeypatch.setattr(cluster_module, "settle", lambda labels, looks: (halves, np.ones(90, np.float32)))
+    space = Space(torch.rand(90, 3), torch.zeros(90, 0, dtype=torch.long))
+    found = cluster_masks(mass, columns, ClusterSettings(), space=space, looks=lambda: iter(()))
+    assert same_partition(found.labels, groups)
+    apart = views_of(halves, [[0, 1, 2, 3]] * 8)  # and stays so where masks have its halves apart
+    found = cluster_masks(mass, apart, ClusterSettings(), space=space, looks=lambda: iter(()))
+    assert same_partition(found.labels, halves)
 
 
 def test_masks_that_hold_two_things_neither_join_them_nor_label():

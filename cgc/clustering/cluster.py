@@ -201,7 +201,10 @@ def _joined(
     space: Space | None,
     looks: Callable[[], Iterable[Look]] | None,
 ) -> Clustering:
-    """Join pieces [N] that are surely one, let the masks vote, join what is one at the settings' level, and settle."""
+    """Join pieces [N] that are surely one, let the masks vote, join what is one at the settings' level, and settle.
+
+    Then what settled borders show to be one is joined too: before, spill across them spoke against it.
+    """
     together = columns.together
     parts, confidences = _vote(join_groups(pieces, together, max(FINE, settings.level)), columns, mass)
     labels = parts
@@ -213,6 +216,7 @@ def _joined(
         labels = tidy(labels, confidences, places, neighbours, together, settings.level)
     if looks is not None and settings.settle:
         labels, confidences = settle(labels, looks())
+        labels = join_groups(labels, together, settings.level, confidences)
     labels, confidences = _finished(labels, confidences, settings)
     return Clustering(labels, confidences, tree, grow(labels, parts, together, settings.level))
 
