@@ -24,6 +24,7 @@ from tyro.conf import Positional
 
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids
 from cgc.clustering.columns import mask_columns
+from cgc.clustering.settle import look_at
 from cgc.evaluation.instances import InstanceScores, score_instances
 from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
@@ -81,7 +82,10 @@ def segment(work: Workspace, masks: Mapping[int, np.ndarray]) -> Clustering:
         learn_features(batches, work.neighbours, settings.lift, quiet=True), work.neighbours, mass
     )
     space = Space(work.splats.means / work.scene.extent, work.neighbours)
-    return cluster(features, mass, mask_columns(held(batches), n), settings.cluster, space=space)
+    return cluster(
+        features, mass, mask_columns(held(batches), n), settings.cluster, space=space,
+        looks=lambda: look_at(work.splats, cameras, masks, work.rasterizer, settings.lift.min_weight),
+    )  # fmt: skip
 
 
 def score(work: Workspace, labels: np.ndarray) -> InstanceScores:
