@@ -179,7 +179,8 @@ def test_steps_take_the_run_alone_or_as_out_and_start_from_its_settings(place, o
 @pytest.mark.parametrize("step", ["train", "lift", "cluster", "sharpen", "render", "export", "report", "run", "demo"])
 def test_the_device_reaches_the_pipeline(step, own_run, tiny_scene, called, monkeypatch):
     where = {"run": [str(tiny_scene), "--out", str(own_run)], "demo": ["--out", str(own_run)]}.get(step, [str(own_run)])
-    monkeypatch.setattr("cgc.device.see", lambda text: None)
+    for name in ("see", "choose"):
+        monkeypatch.setattr(f"cgc.device.{name}", lambda text, say=None: (torch.device("cuda", 1), "device: cuda:1"))
     assert main([step, *where, "--device", "cuda:1"]) == 0
     assert called[0][2]["device"] == "cuda:1"
 
