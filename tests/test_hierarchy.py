@@ -422,3 +422,13 @@ def test_gaussians_that_come_of_others_keep_their_part_or_go_to_their_new_object
     assert followed.leaves.tolist() == [3, 4, 4, 2, 3, -1, 2, -1]
     assert np.array_equal(followed.at(), labels)
     assert np.array_equal(tree.follow(np.arange(5), tree.at()).leaves, tree.leaves)
+
+
+def test_a_level_that_is_asked_for_twice_is_made_once(nested_run):
+    """Else its pictures would be taken for those of other views."""
+    run, views = Run(Workspace(open_run(nested_run), quiet=True)), [0, 1, 2]
+    run.prepare(views, [None, 1.0, 1.0])
+    alone = Run(Workspace(open_run(nested_run), quiet=True))
+    for level in (None, 1.0):
+        for twice, once in zip(run.maps(views, level), alone.maps(views, level)):
+            np.testing.assert_array_equal(twice, once)

@@ -134,7 +134,7 @@ class Run:
 
     def prepare(self, views: Sequence[int], levels: Sequence[Level]) -> None:
         """Make the id maps of some views at several levels, which costs little more than at one."""
-        levels = [level for level in levels if any((i, level) not in self._maps for i in views)]
+        levels = [level for level in dict.fromkeys(levels) if any((i, level) not in self._maps for i in views)]
         missing = [i for i in dict.fromkeys(views) if any((i, level) not in self._maps for level in levels)]
         if missing and self.stored:
             made = {None: [read_id_map(self.root / "masks" / f"{self.stems[i]}.png") for i in missing]}
