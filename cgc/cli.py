@@ -39,7 +39,13 @@ from cgc.settings import (
 )
 
 Preset = Literal["quick", "short", "default", "full", "fast", "standard", "paper"]
-Device = Annotated[str, arg(metavar="auto|cpu|cuda|cuda:N")]
+Device = Annotated[
+    str,
+    arg(
+        metavar="auto|cpu|cuda|cuda:N",
+        help="Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ...",
+    ),
+]
 RunArgument = Annotated[Path, arg(metavar="RUN", help="The run folder; the name alone, without --out, will do.")]
 
 
@@ -61,7 +67,6 @@ class Demo:
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,6 @@ class Run:
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,6 @@ class Train:
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,6 @@ class Lift:
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,6 @@ class Cluster:
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,6 @@ class Sharpen:
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,6 @@ class Render:
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,6 @@ class Export:
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +257,6 @@ class Query:
     json: bool = False
     """Print JSON."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +287,6 @@ class Edit:
     halo: bool = True
     """Remove what else shows that they were there, and colour what they hid like what is beside it."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +297,6 @@ class Report:
     quiet: bool = False
     """Show no progress."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +309,6 @@ class Eval:
     quiet: bool = False
     """Show no tables, only where the results lie."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -348,7 +342,6 @@ class View:
     out: Path | None = None
     """Where pictures and exports are saved (default: view/ in the run)."""
     device: Device = "auto"
-    """Where to compute: auto (CUDA where there is any that can be used), cpu, cuda, cuda:1, ..."""
 
 
 COMMANDS = {
