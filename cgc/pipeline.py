@@ -347,11 +347,17 @@ def train(work: Workspace) -> str:
 
 
 def _take_mapped(work: Workspace, given: Path, target: Path) -> str:
-    """Take splats that were given without holding them."""
+    """Take splats that were given without holding them; InputError where they would have to be moved."""
+    if any(work.scene.origin):
+        raise InputError(
+            f"{given} cannot be taken block by block: its scene lies so far from the origin that it is moved there, "
+            "which blocks do not do; centre the splats and the model, or give --blocks.gaussians 0"
+        )
     start, splats = time.perf_counter(), MappedSplats(given)
     _save_extras(work.run, splats.copy(target))
     work.__dict__.pop("splats", None)
-    work.run.finish("train", time.perf_counter() - start, gaussians=len(splats), max_gaussians=None)
+    facts = {"gaussians": len(splats), "max_gaussians": None, "extent": work.scene.extent}
+    work.run.finish("train", time.perf_counter() - start, **facts)
     return f"{len(splats):,} Gaussians taken from {given}: {target}"
 
 

@@ -29,7 +29,7 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.features.files import map_tensors, read_tensors
 from cgc.features.samples import sample_batches, visible_mass
-from cgc.pipeline import Workspace, run_all, run_step
+from cgc.pipeline import Workspace, _take_mapped, run_all, run_step
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.scene.types import Camera
@@ -588,3 +588,11 @@ def test_tensors_that_were_mapped_are_read_as_any(tmp_path):
 
 def test_the_limits_of_blocks_hold_for_the_usual_ones():
     check(replace(SETTINGS, blocks=BlockSettings()))
+
+
+def test_splats_that_would_have_to_be_moved_are_refused(own_run, tmp_path):
+    work = Workspace(open_run(own_run), quiet=True)
+    work.scene = replace(work.scene, origin=(1e6, 0.0, 0.0))
+    with pytest.raises(InputError, match="far from the origin"):
+        _take_mapped(work, own_run / "splats.ply", tmp_path / "splats.ply")
+    assert not (tmp_path / "splats.ply").exists()
