@@ -418,15 +418,16 @@ def _complain(text: str) -> None:
 
 def _call(config: object) -> None:
     with parallel.importing():
-        from cgc import kernels, pipeline
+        from cgc import kernels
+        from cgc.pipeline import commands
 
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:
         case Demo(out, _, train, lift, cluster, joint, sharpen, blocks, quiet, device):
-            scene = pipeline.demo_scene()
+            scene = commands.demo_scene()
             settings = RunSettings(SceneSettings(), train, lift, cluster, joint, sharpen, blocks)
-            pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet, device=device)
+            commands.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet, device=device)
         case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, blocks, quiet, device):
             from cgc import prepare
 
@@ -437,7 +438,7 @@ def _call(config: object) -> None:
             given = {"none": None, "auto": partial(prepare.masks_of, quiet=quiet, device=device)}.get(
                 masks, Path(masks)
             )
-            pipeline.run_all(folder, out, settings, masks=given, splats=splats, quiet=quiet, device=device)
+            commands.run_all(folder, out, settings, masks=given, splats=splats, quiet=quiet, device=device)
         case Reconstruct(photos, out, settings, quiet):
             from cgc import prepare
 
@@ -453,21 +454,21 @@ def _call(config: object) -> None:
             )  # fmt: skip
         case Train(out, Path() as folder, _, train, quiet, device) if not (out / "scene.json").exists():
             settings = RunSettings(train=train)
-            pipeline.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet, device=device)
+            commands.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet, device=device)
         case Train(out, folder, _, train, quiet, device):
-            pipeline.run_step(out, "train", scene=folder, train=train, quiet=quiet, device=device)
+            commands.run_step(out, "train", scene=folder, train=train, quiet=quiet, device=device)
         case Lift(out, masks, lift, blocks, quiet, device):
-            pipeline.run_step(out, "lift", lift=lift, blocks=blocks, masks=masks, quiet=quiet, device=device)
+            commands.run_step(out, "lift", lift=lift, blocks=blocks, masks=masks, quiet=quiet, device=device)
         case Cluster(out, cluster, quiet, device):
-            pipeline.run_step(out, "cluster", cluster=cluster, quiet=quiet, device=device)
+            commands.run_step(out, "cluster", cluster=cluster, quiet=quiet, device=device)
         case Sharpen(out, sharpen, quiet, device):
-            pipeline.run_step(out, "sharpen", sharpen=sharpen, quiet=quiet, device=device)
+            commands.run_step(out, "sharpen", sharpen=sharpen, quiet=quiet, device=device)
         case Export(out, objects, formats, to, level, quiet, device) if objects or formats or to or _is_saved(out):
             from cgc import asking
 
             asking.export(out, to, objects=objects, formats=formats, level=level, quiet=quiet, device=device)
         case Export(out, level=None, quiet=quiet, device=device):
-            pipeline.run_step(out, "export", quiet=quiet, device=device)
+            commands.run_step(out, "export", quiet=quiet, device=device)
         case Query():
             from cgc import asking
 
@@ -496,15 +497,15 @@ def _call(config: object) -> None:
         case Render(out, float() as level, quiet, device) | Export(
             out, level=float() as level, quiet=quiet, device=device
         ):
-            pipeline.run_at(out, type(config).__name__.lower(), level, quiet=quiet, device=device)
+            commands.run_at(out, type(config).__name__.lower(), level, quiet=quiet, device=device)
         case Render(out, _, quiet, device) | Report(out, quiet, device):
-            pipeline.run_step(out, type(config).__name__.lower(), quiet=quiet, device=device)
+            commands.run_step(out, type(config).__name__.lower(), quiet=quiet, device=device)
         case Eval(runs, settings, quiet, device):
             from cgc.scoring.evaluate import evaluate
 
             evaluate(runs, settings, quiet=quiet, device=device)
         case Info(out):
-            pipeline.info(out)
+            commands.info(out)
         case _:
             raise AssertionError(config)
 

@@ -85,7 +85,7 @@ def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A finished run of the tiny scene; copy it before changing it."""
     from tiny import SETTINGS
 
-    from cgc.pipeline import run_all
+    from cgc.pipeline.commands import run_all
 
     out = tmp_path_factory.mktemp("tiny") / "run"
     run_all(tiny_scene, out, SETTINGS, masks=tiny_scene / "masks", splats=None, quiet=True)

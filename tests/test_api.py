@@ -22,7 +22,7 @@ import cgc
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.geometry import quat_to_rotation
-from cgc.pipeline import Workspace
+from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.base import group_contributions
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run

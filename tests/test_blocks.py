@@ -29,7 +29,9 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.features.files import map_tensors, read_tensors
 from cgc.features.samples import sample_batches, visible_mass
-from cgc.pipeline import Workspace, _take_mapped, run_all, run_step
+from cgc.pipeline.commands import run_all, run_step
+from cgc.pipeline.train import take_mapped
+from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.scene.types import Camera
@@ -594,5 +596,5 @@ def test_splats_that_would_have_to_be_moved_are_refused(own_run, tmp_path):
     work = Workspace(open_run(own_run), quiet=True)
     work.scene = replace(work.scene, origin=(1e6, 0.0, 0.0))
     with pytest.raises(InputError, match="far from the origin"):
-        _take_mapped(work, own_run / "splats.ply", tmp_path / "splats.ply")
+        take_mapped(work, own_run / "splats.ply", tmp_path / "splats.ply")
     assert not (tmp_path / "splats.ply").exists()

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import NAMES, SETTINGS, clumps, snapshot
 
-from cgc import __version__, cli, pipeline
+from cgc import __version__, cli
 from cgc.cli import COMMANDS, main
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map, write_id_map
+from cgc.pipeline import commands
 from cgc.settings import PRESETS, RunSettings, seconds_of
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
@@ -69,7 +70,7 @@ def called(monkeypatch):
     """What the command line asks of the pipeline, instead of doing it."""
     asked = []
     for name in ("run_all", "run_step", "info"):
-        monkeypatch.setattr(pipeline, name, lambda *a, _name=name, **k: asked.append((_name, a, k)))
+        monkeypatch.setattr(commands, name, lambda *a, _name=name, **k: asked.append((_name, a, k)))
     return asked
 
 
@@ -124,7 +125,7 @@ def test_presets_change_defaults_and_options_change_presets(preset, called):
     assert (folder, out, given["splats"]) == (Path("s"), Path("runs/s"), None) and callable(given["masks"])
     assert settings.train == replace(PRESETS[preset].train, sh_degree=1) and settings.lift.dim == 5
     assert demo == PRESETS[preset] and demo_out == Path("there")
-    assert demo_given["masks"] == pipeline.demo_scene() / "masks"
+    assert demo_given["masks"] == commands.demo_scene() / "masks"
 
 
 def test_a_run_takes_its_folders_and_scene_settings(called):
@@ -322,7 +323,7 @@ def test_a_stop_by_the_user_says_how_to_go_on(monkeypatch, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "run_all", stop)
+    monkeypatch.setattr(commands, "run_all", stop)
     assert main(["demo"]) == 130
     assert "run the same command again to go on" in capsys.readouterr().err
 
@@ -552,7 +553,7 @@ def test_what_the_system_refuses_to_read(refused, tiny_scene, tmp_path, monkeypa
     def no(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "sparse/0")
 
-    monkeypatch.setattr(pipeline, "read_scene", no)
+    monkeypatch.setattr(commands, "read_scene", no)
     said = refused("run", tiny_scene, "--out", tmp_path / "run", *TINY)
     assert said.startswith("cgc: sparse/0 could not be read or written (Permission denied)")
 
@@ -623,7 +624,7 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch):
     def bug(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pipeline, "info", bug)
+    monkeypatch.setattr(commands, "info", bug)
     with pytest.raises(ZeroDivisionError):
         main(["info", "x"])
 

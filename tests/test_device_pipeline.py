@@ -11,7 +11,11 @@ from sklearn.metrics import adjusted_rand_score
 
 from cgc import kernels
 from cgc.masks.id_maps import read_id_map
-from cgc.pipeline import Workspace, cluster_features, lift, render, sharpen_borders
+from cgc.pipeline.cluster import cluster_features
+from cgc.pipeline.lift import lift
+from cgc.pipeline.render import render
+from cgc.pipeline.sharpen import sharpen_borders
+from cgc.pipeline.workspace import Workspace
 from cgc.run_folder import open_run
 from cgc.segmentation.segments import load_labels
 

@@ -21,7 +21,7 @@ from cgc.cli import main
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map
-from cgc.pipeline import Workspace
+from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.scene.types import Camera

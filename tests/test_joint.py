@@ -22,7 +22,9 @@ from cgc.features.extremes import BLOCK, nearest_and_farthest
 from cgc.features.joint import JointFeatures, is_due, learn_rasterised, pixels_of_masks, spatial_loss
 from cgc.kernels import threads
 from cgc.masks.id_maps import read_id_map, resize_nearest, write_id_map
-from cgc.pipeline import Workspace, load_features, run_all, run_step
+from cgc.pipeline.commands import run_all, run_step
+from cgc.pipeline.lift import load_features
+from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, TRAINED_FEATURES, open_run
 from cgc.scene.types import Camera

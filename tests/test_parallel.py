@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from tiny import NAMES, SETTINGS, cameras, clumps, make_scene, snapshot
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from cgc import parallel, pipeline
+from cgc import parallel
 from cgc.clustering.columns import mask_columns, side_by_side
 from cgc.errors import InputError
 from cgc.features.frozen import Learner, learn_features, nearest_neighbours
@@ -34,6 +34,7 @@ from cgc.features.samples import held, sample_batches, visible_mass
 from cgc.masks.regions import PRESETS as REGIONS
 from cgc.masks.sam import PRESETS as SAMS
 from cgc.neighbours import build_tree, nearest_in, nearest_points
+from cgc.pipeline import commands
 from cgc.prepare import draw_preview, masks_command
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
@@ -398,9 +399,9 @@ def run(scene: Path, out: Path, settings=SETTINGS, steps: tuple[str, ...] = ()) 
     """Do a whole run, or some steps of one."""
     if steps:
         for step in steps:
-            pipeline.run_step(out, step, quiet=True)
+            commands.run_step(out, step, quiet=True)
     else:
-        pipeline.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=True)
+        commands.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=True)
     parallel.barrier()
 
 
@@ -456,8 +457,8 @@ def test_blocks_are_shared(two, tiny_run, tiny_scene, tmp_path):
 
 
 def render_level(out: Path) -> None:
-    pipeline.run_at(out, "render", 0.5, quiet=True)
-    pipeline.run_at(out, "export", 0.5, quiet=True)
+    commands.run_at(out, "render", 0.5, quiet=True)
+    commands.run_at(out, "export", 0.5, quiet=True)
     parallel.barrier()
 
 

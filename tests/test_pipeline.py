@@ -17,12 +17,14 @@ from PIL import Image
 from rich.console import Console
 from tiny import NAMES, SETTINGS, cameras, clumps, make_scene, snapshot
 
-from cgc import pipeline, progress
+from cgc import progress
 from cgc.api import load
 from cgc.appearance import trainer
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map, write_id_map
-from cgc.pipeline import load_features, run_all, run_step
+from cgc.pipeline import steps
+from cgc.pipeline.commands import info, run_all, run_step
+from cgc.pipeline.lift import load_features
 from cgc.progress import progress_bar
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, Source, create_run, open_run
@@ -63,7 +65,7 @@ def calls(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(pipeline, "FUNCTIONS", {k: counted(k, f) for k, f in pipeline.FUNCTIONS.items()})
+    monkeypatch.setattr(steps, "FUNCTIONS", {k: counted(k, f) for k, f in steps.FUNCTIONS.items()})
     return done
 
 
@@ -221,7 +223,7 @@ def test_a_deleted_result_is_made_again(tiny_scene, own_run, calls):
 
 def test_each_step_can_be_done_again_alone_and_names_what_it_made_stale(own_run, capsys):
     def states():
-        pipeline.info(own_run)
+        info(own_run)
         lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
         return {words[0]: words[1] for words in lines if words[0] in STEPS}
 

@@ -14,13 +14,14 @@ from test_appearance import TINY, make_scene, make_splats
 from test_parallel import Group, launch
 from tiny import SETTINGS, cameras, snapshot
 
-from cgc import cli, parallel, pipeline
+from cgc import cli, parallel
 from cgc.appearance.capture import IdentityCapture
 from cgc.appearance.exchange import pack, unpack
 from cgc.appearance.run import Run
 from cgc.appearance.shards import Shards
 from cgc.appearance.trainer import TrainStats, train
 from cgc.errors import InputError
+from cgc.pipeline import commands
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.rasterize.sight import may_see
 from cgc.run_folder import open_run
@@ -247,7 +248,7 @@ SHARED = replace(SETTINGS, train=replace(SETTINGS.train, views_per_step=2, check
 
 
 def train_run(scene: Path, out: Path, settings=SHARED) -> None:
-    pipeline.run_all(scene, out, settings, masks=None, splats=None, quiet=True)
+    commands.run_all(scene, out, settings, masks=None, splats=None, quiet=True)
     parallel.barrier()
 
 

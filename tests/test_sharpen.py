@@ -12,10 +12,11 @@ import torch
 from scipy.sparse import csr_matrix
 from tiny import SETTINGS, cameras, clumps, snapshot
 
-from cgc import pipeline
 from cgc.appearance.codes import TOLERATED, LabelCodes
 from cgc.errors import InputError
-from cgc.pipeline import Workspace, run_all, run_step
+from cgc.pipeline.commands import run_all, run_step
+from cgc.pipeline.facts import find_warnings
+from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, open_run
 from cgc.scene.types import Camera
@@ -278,7 +279,7 @@ def test_pictures_that_would_get_worse_are_refused_and_that_is_said(own_run, cap
     assert not (own_run / "sharpened.ply").exists() and load_sharpened(own_run) is None
     run = open_run(own_run)
     assert not run.stats["sharpened"]["used"]
-    assert any("Borders were not sharpened" in w for w in pipeline.find_warnings(run.stats))
+    assert any("Borders were not sharpened" in w for w in find_warnings(run.stats))
     assert np.array_equal(Workspace(run, quiet=True).segmentation().labels, load_labels(own_run)[0])
 
 

@@ -32,7 +32,7 @@ from cgc.features.lifting import vote_ids
 from cgc.features.samples import held, sample_batches, visible_mass
 from cgc.files import write_text
 from cgc.masks.id_maps import read_id_map
-from cgc.pipeline import Workspace
+from cgc.pipeline.workspace import Workspace
 from cgc.run_folder import open_run
 from cgc.segmentation.labels import render_labels
 

@@ -39,7 +39,7 @@ from cgc.features.frozen import learn_features, nearest_neighbours, smooth_featu
 from cgc.features.samples import held, sample_batches, visible_mass
 from cgc.files import write_text
 from cgc.masks.id_maps import MaskSet
-from cgc.pipeline import Workspace
+from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.base import Rasterizer
 from cgc.run_folder import open_run, peak_rss_bytes
 from cgc.scene.types import Camera

@@ -22,7 +22,7 @@ from cgc.clustering.cluster import cluster_ids
 from cgc.evaluation.instances import score_instances
 from cgc.evaluation.truth import read_truth
 from cgc.features.lifting import vote_ids
-from cgc.pipeline import Workspace
+from cgc.pipeline.workspace import Workspace
 from cgc.run_folder import open_run
 from cgc.scene.images import load_image
 from cgc.segmentation.labels import render_labels

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from cgc.pipeline import Workspace
+from cgc.pipeline.workspace import Workspace
 from cgc.run_folder import open_run
 from cgc.scene.images import load_image
 from cgc.segmentation.edit import remove

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cgc.masks.id_maps import read_id_map
-from cgc.pipeline import Workspace
+from cgc.pipeline.workspace import Workspace
 from cgc.run_folder import open_run
 from cgc.scene.images import load_image
 from cgc.segmentation.labels import render_rgb

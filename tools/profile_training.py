@@ -17,7 +17,7 @@ import tyro
 
 from cgc.appearance import trainer
 from cgc.kernels import keep_memory, measured, thread_count
-from cgc.pipeline import Workspace
+from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.scene.images import load_image

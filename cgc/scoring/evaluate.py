@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cgc.errors import InputError
-from cgc.pipeline import Workspace
+from cgc.pipeline.workspace import Workspace
 from cgc.run_folder import open_run
 from cgc.scoring.benchmarks import READERS, report_benchmark
 from cgc.scoring.cases import find_case

@@ -13,7 +13,8 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError, some
 from cgc.evaluation.prompts import Level
 from cgc.masks.id_maps import read_id_map, resize_nearest
-from cgc.pipeline import Workspace, label_renderer
+from cgc.pipeline.render import label_renderer
+from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
 from cgc.scene.types import View
 from cgc.segmentation.segments import load_hierarchy, load_labels

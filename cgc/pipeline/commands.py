@@ -1,0 +1,191 @@
+"""What `cgc run`, the commands of single steps, and `cgc info` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cgc import parallel
+from cgc.blocks.cut import check_size
+from cgc.errors import InputError
+from cgc.files import sha256
+from cgc.pipeline.export import export_at
+from cgc.pipeline.facts import find_warnings, headline
+from cgc.pipeline.render import render_at
+from cgc.pipeline.steps import do, meet
+from cgc.pipeline.workspace import Workspace
+from cgc.progress import console
+from cgc.run_folder import STEPS, RunFolder, Source, create_run, open_run
+from cgc.scene.images import check_images
+from cgc.scene.read import fingerprint, read_scene
+from cgc.scene.types import Scene
+from cgc.segmentation.segments import Node, Segment, load_nodes, load_table
+from cgc.settings import RunSettings, check
+from cgc.splats.mapped import MappedSplats
+from cgc.splats.ply import read_ply
+
+LEVELS: dict[str, Callable[[Workspace, float], str]] = {"render": render_at, "export": export_at}
+"""The steps that can be done at one level of the hierarchy."""
+
+
+def run_all(
+    scene_path: Path,
+    out: Path,
+    settings: RunSettings,
+    *,
+    masks: Path | Callable[[Scene], Path] | None,
+    splats: Path | None,
+    quiet: bool = False,
+    device: str = "auto",
+) -> RunFolder:
+    """Do every step that is not done yet, and say where the result lies; without masks the run ends with the splats.
+
+    masks: their folder, or what makes one where the run has none yet. device: see `cgc.device.choose`.
+    Everything that is given is checked before anything is written.
+    """
+    check(settings)
+    check_size(settings.blocks.gaussians)
+    with parallel.first_before_others():
+        scene = read_scene(scene_path, settings.scene, quiet=quiet)
+    source = Source(
+        scene=str(scene_path.resolve()),
+        masks=str(masks.resolve()) if isinstance(masks, Path) else None,
+        splats=str(splats.resolve()) if splats else None,
+        fingerprint=fingerprint(scene),
+    )
+    work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene, device=device)
+    run = work.run
+    meet(work)
+    notes = list(scene.notes)
+    if splats:
+        _check_splats(splats, mapped=settings.blocks.gaussians > 0)
+    if callable(masks) and not run.source.masks:
+        if not run.is_done("train"):
+            check_images(scene.views)
+        run.save_settings()  # where that fails, nothing is made in vain
+        run.source = replace(run.source, masks=str(masks(scene).resolve()))
+    if run.source.masks:
+        run.source = replace(run.source, masks_hash=work.hash_masks())
+        notes += work.masks.notes
+        _ = work.truth
+    if splats:
+        run.source = replace(run.source, splats_hash=sha256(splats))
+    if not run.is_done("train"):
+        check_images(scene.views)
+    if not (out / "config.json").exists() or not (out / "scene.json").exists():
+        run.save_settings()  # a stopped training needs them; later ones are kept once their step has succeeded
+    for note in notes:
+        work.say(f"note: {note}")
+    steps = STEPS if run.source.masks else ("train", "report")
+    for step in steps:
+        if parallel.agree(work.run.is_done(step)):
+            work.say(f"{step}: done before, kept")
+        else:
+            work.say(f"{step}: {do(work, step)}")
+    run.save_settings()
+    if not run.source.masks:
+        work.say("no masks were given, so there are no segments; add them with --masks DIR")
+    _say_result(work)
+    return work.run
+
+
+def run_step(
+    out: Path,
+    step: str,
+    *,
+    quiet: bool = False,
+    scene: Path | None = None,
+    masks: Path | None = None,
+    device: str = "auto",
+    **changed: Any,
+) -> RunFolder:
+    """Do one step of an existing run again, with settings `changed` (train=, lift=, blocks=, cluster=, ...).
+
+    `scene` and `masks` say where these lie now. The run keeps the settings once the step has succeeded.
+    """
+    run = open_run(out)
+    run.settings = replace(run.settings, **changed)
+    check(run.settings)
+    check_size(run.settings.blocks.gaussians)
+    if masks is not None:
+        run.source = replace(run.source, masks=str(masks.resolve()))
+    work = Workspace(run, quiet=quiet, device=device)
+    if scene is not None:
+        run.source = replace(run.source, scene=str(scene.resolve()))
+        with parallel.first_before_others():
+            _ = work.scene
+    meet(work)
+    said = do(work, step)
+    stale = [s for s in STEPS if s in run.stats["steps"] and not run.is_done(s)]
+    if stale:
+        work.say(f"now out of date: {', '.join(stale)} (run `cgc {stale[0]} {out}`, or `cgc run` for all of them)")
+    work.say(f"{step}: {said}")
+    return run
+
+
+def _check_splats(path: Path, *, mapped: bool) -> None:
+    """Raise InputError unless a file holds whole, finite splats; `mapped`: without holding all of them."""
+    if mapped:
+        for _ in MappedSplats(path).chunks():
+            pass
+    else:
+        _ = read_ply(path)
+
+
+def run_at(out: Path, step: str, level: float, *, quiet: bool = False, device: str = "auto") -> None:
+    """Render or export what the hierarchy of a run shows at a level, beside what the steps have left."""
+    work = Workspace(open_run(out), quiet=quiet, device=device)
+    meet(work)
+    if step == "render" or parallel.is_first():
+        work.say(f"{step}: {LEVELS[step](work, level)}")
+
+
+def demo_scene() -> Path:
+    """The bundled scene: inside the installed package, or in data/ of a source tree."""
+    here = Path(__file__).parent.parent
+    for place in (here / "demo_data", here.parent / "data" / "demo"):
+        if (place / "instances.json").exists():
+            return place
+    raise InputError(f"the bundled scene is missing: expected {here / 'demo_data'}; install cgc again")
+
+
+def _say_result(work: Workspace) -> None:
+    for label, text in headline(work.run.stats).items():
+        work.say(f"  {label:<17} {text}")
+    for warning in find_warnings(work.run.stats):
+        work.say(f"warning: {warning}")
+    console.print(f"result: {work.run.root / 'report' / 'index.html'}")
+
+
+def info(out: Path) -> None:
+    """Print what a run folder holds."""
+    run = open_run(out)
+    console.print(f"{out}: a run of {run.source.scene}")
+    console.print(f"  masks             {run.source.masks or 'none'}")
+    if run.source.splats:
+        console.print(f"  splats            {run.source.splats}")
+    for step in STEPS:
+        if step not in run.stats["steps"]:
+            state = "not done"
+        else:
+            state = f"done in {run.stats['seconds'].get(step, 0):.1f} s" if run.is_done(step) else "out of date"
+        console.print(f"  {step:<17} {state}")
+    for label, text in headline(run.stats).items():
+        console.print(f"  {label:<17} {text}")
+    if (run.root / "segments.json").exists():
+        for s in load_table(run.root):
+            console.print(
+                f"  segment {s.id:<5} {s.gaussians:>8,} Gaussians  {s.views:>3} views  confidence {s.confidence:.2f}"
+                + _relatives(s)
+            )
+        for node in load_nodes(run.root):
+            console.print(
+                f"  node {node.id:<8} {node.gaussians:>8,} Gaussians  level {node.level:.2f}{_relatives(node)}"
+            )
+
+
+def _relatives(segment: Segment | Node) -> str:
+    parts = "  parts " + " ".join(map(str, segment.children)) if segment.children else ""
+    return parts + (f"  in {segment.parent}" if segment.parent else "")

@@ -1,0 +1,74 @@
+"""What the numbers of a run say, for the report and the terminal: key numbers, warnings, tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cgc.view.report import Table
+
+
+def headline(stats: dict[str, Any]) -> dict[str, str]:
+    """The key numbers of a run, the most telling first."""
+    facts = {}
+    for name, label in (
+        ("miou_things", "Things mIoU"),
+        ("boundary_iou", "Boundary IoU"),
+        ("pq", "Panoptic quality"),
+    ):
+        if stats.get(name) is not None:
+            facts[label] = f"{stats[name]:.3f}"
+    if stats.get("psnr_test") is not None:
+        facts["Test PSNR"] = f"{stats['psnr_test']:.2f} dB"
+        facts["Test SSIM"] = f"{stats['ssim_test']:.3f}"
+    elif stats.get("psnr_train") is not None:
+        facts["Train PSNR"] = f"{stats['psnr_train']:.2f} dB"
+    for name, label in (("segments", "Segments"), ("gaussians", "Gaussians")):
+        if stats.get(name) is not None:
+            facts[label] = f"{stats[name]:,}"
+    if stats.get("seconds"):
+        facts["Time"] = f"{sum(stats['seconds'].values()):.0f} s"
+    if stats.get("peak_rss_bytes"):
+        facts["Peak memory"] = f"{stats['peak_rss_bytes'] / 1e9:.1f} GB"
+    return facts
+
+
+def find_warnings(stats: dict[str, Any]) -> list[str]:
+    """What the numbers say went wrong, in sentences."""
+    said = []
+    train_psnr, test_psnr = stats.get("psnr_train"), stats.get("psnr_test")
+    if train_psnr and test_psnr and test_psnr < train_psnr - 5:
+        said.append(
+            f"Views that were held back are rendered {train_psnr - test_psnr:.1f} dB worse than those learned from: "
+            "the cameras may be off (run structure-from-motion again with more features), or there are too few photos."
+        )
+    sharpened = stats.get("sharpened")
+    if sharpened and not sharpened["used"]:
+        said.append(f"Borders were not sharpened: {say_sharpened(sharpened)} (see max_loss).")
+    noise, gaussians = stats.get("noise"), stats.get("gaussians")
+    if noise and gaussians and noise > 0.5 * gaussians:
+        said.append(
+            f"{noise / gaussians:.0%} of the Gaussians belong to no segment: no mask sees them. "
+            "More views with masks would."
+        )
+    return said
+
+
+def say_sharpened(facts: dict[str, Any]) -> str:
+    """What sharpening did, from what stats.json has of it."""
+    before, after = facts["psnr_before"], facts["psnr_after"]
+    change = f"training views {before:.2f} -> {after:.2f} dB"
+    if not facts["used"]:
+        return f"sharpening would cost too much of the pictures ({change}): the splats stay as they are"
+    return f"{facts['split']:,} Gaussians split, all moved ({change})"
+
+
+def truth_table(stats: dict[str, Any]) -> list[Table]:
+    """A row a true thing, the best found first; no table where there is no truth."""
+    rows = stats.get("instances")
+    if not rows:
+        return []
+    body = tuple(
+        (r["name"], r["predicted"] or None, round(r["iou"], 3), round(r["boundary_iou"], 3), r["pixels"])
+        for r in sorted(rows, key=lambda r: -r["iou"])
+    )
+    return [Table("Scored against truth", ("Thing", "Segment", "IoU", "Boundary IoU", "True pixels"), body)]

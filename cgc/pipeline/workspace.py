@@ -1,0 +1,206 @@
+"""An opened run and what its steps share: photos, splats, masks, sampled weights, each loaded when first needed.
+
+They are kept while the steps of one command run. Test views' photos and masks are read for measuring only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cgc.blocks.steps import Blocks
+from cgc.clustering.settle import Look, look_at
+from cgc.device import choose, rasterizer_for
+from cgc.errors import InputError
+from cgc.evaluation.truth import Truth, read_truth
+from cgc.features.frozen import nearest_neighbours
+from cgc.features.samples import Batch, Elsewhere, sample_batches
+from cgc.files import sha256
+from cgc.masks.id_maps import MaskSet, read_mask_folder
+from cgc.progress import console
+from cgc.rasterize.base import NEAR_OF_EXTENT, Rasterizer, device_of
+from cgc.run_folder import RunFolder
+from cgc.scene.types import Scene
+from cgc.segmentation.segments import Segmentation, SharpenedSplats, load_hierarchy, load_labels, load_sharpened
+from cgc.splats.ply import read_ply
+from cgc.splats.types import Splats
+
+
+class Workspace:
+    """An opened run and what its steps share."""
+
+    def __init__(
+        self, run: RunFolder, *, quiet: bool = False, scene: Scene | None = None, device: str = "auto"
+    ) -> None:
+        self.run = run
+        self.quiet = quiet
+        self.asked_device = device
+        if scene is not None:
+            self.scene = scene
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute, chosen when it is first needed; says which and why."""
+        found, why = choose(self.asked_device, self.say)
+        self.say(why)
+        return found
+
+    @cached_property
+    def scene(self) -> Scene:
+        """The scene, checked to be the one the run was made from."""
+        return self.run.read_scene(quiet=self.quiet)
+
+    @cached_property
+    def rasterizer(self) -> Rasterizer:
+        """What makes the pictures, with a near plane that suits the scene's unit of length."""
+        return rasterizer_for(self.device, near=NEAR_OF_EXTENT * self.scene.extent)
+
+    @property
+    def train_views(self) -> list[int]:
+        """Indices of the views that are learned from."""
+        return self.scene.split(self.run.settings.scene.test_every)[0]
+
+    @property
+    def test_views(self) -> list[int]:
+        """Indices of the views held back."""
+        return self.scene.split(self.run.settings.scene.test_every)[1]
+
+    @cached_property
+    def masks(self) -> MaskSet:
+        """The id maps of the views."""
+        if not self.run.source.masks:
+            raise InputError(
+                f"{self.run.root} has no masks: features are learned from id maps, one PNG a view; "
+                "give their folder with --masks DIR"
+            )
+        return read_mask_folder(Path(self.run.source.masks), self.scene.views)
+
+    def train_id_maps(self) -> dict[int, np.ndarray]:
+        """The id maps [H, W] of the training views that have one."""
+        return {i: self.masks.load(i) for i in self.train_views if self.masks.paths[i]}
+
+    @property
+    def method(self) -> str:
+        """How features or labels come about: what the settings say, or for `auto` what the masks allow."""
+        method = self.run.settings.lift.method
+        if method != "auto":
+            return method
+        return "vote" if self.masks.tracked else "contrast"
+
+    @cached_property
+    def truth(self) -> Truth | None:
+        """The true id maps of the test views, where the scene has them (instance/ and instances.json)."""
+        root, names = Path(self.run.source.scene), self.picture_names
+        if not self.test_views or not (root / "instances.json").exists() or not (root / "instance").is_dir():
+            return None
+        return read_truth(root, [names[i] for i in self.test_views])
+
+    @cached_property
+    def picture_names(self) -> list[str]:
+        """What each view's pictures are called: its stem, or its whole name where two views share a stem."""
+        stems = [view.stem for view in self.scene.views]
+        return stems if len(set(stems)) == len(stems) else [view.name for view in self.scene.views]
+
+    @cached_property
+    def splats(self) -> Splats:
+        """The run's splats."""
+        self.run.require("train")
+        return read_ply(self.run.root / "splats.ply")
+
+    @cached_property
+    def batches(self) -> list[Batch | Elsewhere]:
+        """Sampled pixels of the training views and the weights behind them; the same for the same settings."""
+        views = self.scene.views
+        held_back = set(self.test_views)
+        id_maps = [None if i in held_back else self.masks.load(i) for i in range(len(views))]
+        return sample_batches(
+            self.splats,
+            [v.camera for v in views],
+            id_maps,
+            self.rasterizer,
+            self.run.settings.lift,
+            quiet=self.quiet,
+        )
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """The blocks in which this run is lifted and clustered; None where it is not cut."""
+        run = self.run
+        if not run.is_cut:
+            return None
+        if self.method in ("joint", "vote"):
+            raise InputError(
+                f"lift.method is {self.method}, which does not go block by block; choose contrast or graph, or "
+                "--blocks.gaussians 0"
+            )
+        return Blocks(run.root / "blocks", run.root / "splats.ply", run.settings.blocks, run.key("train"))
+
+    def looks(self) -> Iterator[Look]:
+        """Evenly spread pixels of each training view that has masks, and the weights behind them."""
+        cameras, least = [v.camera for v in self.scene.views], self.run.settings.lift.min_weight
+        return look_at(self.splats, cameras, self.train_id_maps(), self.rasterizer, least)
+
+    @cached_property
+    def neighbours(self) -> torch.Tensor:
+        """The true nearest neighbours of each Gaussian, where the rasteriser works."""
+        means = self.splats.means.to(device_of(self.rasterizer))
+        return nearest_neighbours(means, self.run.settings.lift.neighbours)
+
+    @property
+    def background(self) -> torch.Tensor | None:
+        """What shows where nothing is, as in training; None is black."""
+        return torch.ones(3) if self.run.settings.train.background == "white" else None
+
+    @cached_property
+    def sharpened(self) -> SharpenedSplats | None:
+        """The splats, labels and confidences that sharpening left, and their origins; None: it changed nothing."""
+        self.run.require("sharpen")
+        return load_sharpened(self.run.root)
+
+    @property
+    def shown_splats(self) -> Splats:
+        """The splats that pictures are made of: sharpened where the run has come that far."""
+        sharpened = self.sharpened if self.run.is_done("sharpen") else None
+        return sharpened.splats if sharpened else self.splats
+
+    def segmentation(self) -> Segmentation:
+        """The run's splats with their labels and hierarchy, sharpened where that was of use."""
+        self.run.require("sharpen")
+        tree = load_hierarchy(self.run.root)
+        if self.sharpened is None:
+            return Segmentation(self.splats, *load_labels(self.run.root), tree)
+        splats, labels, confidences, origin = self.sharpened
+        return Segmentation(splats, labels, confidences, tree.follow(origin, labels))
+
+    @property
+    def has_levels(self) -> bool:
+        """Say whether id maps can be made at any level of the hierarchy; blended features show the objects only."""
+        return self.run.settings.cluster.masks == "labels"
+
+    def say(self, text: str) -> None:
+        """Print a line, unless quiet."""
+        if not self.quiet:
+            console.print(text)
+
+    def forget(self, name: str) -> None:
+        """Forget what was loaded under a name: a step has written another."""
+        self.__dict__.pop(name, None)
+
+    def hash_masks(self) -> str:
+        """Hash the mask files of the training views."""
+        masks, views = self.masks, self.train_views
+        lines = [f"{masks.views[i].name} {sha256(path)}" for i in views if (path := masks.paths[i])]
+        lines += [f"{masks.views[i].name} nested {sha256(path)}" for i in views if (path := masks.set_of(i))]
+        return ("tracked " if masks.tracked else "") + hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def check_masks(self) -> None:
+        """Raise InputError unless the masks are those that the features were learned from."""
+        if self.hash_masks() != self.run.source.masks_hash:
+            raise InputError(
+                f"the masks have changed since the features were learned; run `cgc lift {self.run.root}` again"
+            )
