@@ -1,15 +1,19 @@
-"""Fixtures every room may use: a seeded generator, and the rasteriser of every backend that can run here."""
+"""Fixtures every room may use: a generator, each backend's rasteriser, a tiny scene and run, several processes."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from cgc.rasterize.base import Rasterizer
+
+if TYPE_CHECKING:
+    from processes import Group
 
 
 @pytest.fixture
@@ -90,3 +94,41 @@ def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("tiny") / "run"
     run_all(tiny_scene, out, SETTINGS, masks=tiny_scene / "masks", splats=None, quiet=True)
     return out
+
+
+@pytest.fixture
+def own_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny scene's run, to be changed."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def own_scene(tiny_scene: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny scene, to be changed."""
+    return Path(shutil.copytree(tiny_scene, tmp_path / "scene"))
+
+
+def _group(size: int, module: str) -> Iterator[Group]:
+    from processes import Group
+
+    group = Group(size, module)
+    yield group
+    group.end()
+
+
+@pytest.fixture(scope="module")
+def two(request: Any) -> Iterator[Group]:
+    """Two processes that call functions of the test's module together."""
+    yield from _group(2, request.module.__name__)
+
+
+@pytest.fixture(scope="module")
+def three(request: Any) -> Iterator[Group]:
+    """Three of them."""
+    yield from _group(3, request.module.__name__)
+
+
+@pytest.fixture(params=["two", "three"])
+def group(request: Any) -> Group:
+    """Two of them, and three."""
+    return request.getfixturevalue(request.param)

@@ -380,11 +380,6 @@ def stats(out):
     return json.loads((out / "stats.json").read_text())
 
 
-@pytest.fixture
-def own_run(tiny_run, tmp_path):
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
-
-
 def test_one_block_gives_the_bits_of_a_run_without(own_run, tmp_path, small_cells):
     """But for the last vote, which blocks leave to sharpening."""
     cluster_settings = replace(open_run(own_run).settings.cluster, settle=False)

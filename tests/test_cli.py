@@ -42,11 +42,6 @@ def scene(tiny_scene, tmp_path):
 
 
 @pytest.fixture
-def own_run(tiny_run, tmp_path):
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
-
-
-@pytest.fixture
 def refused(tmp_path, capsys):
     """Run a command that must be refused with one sentence, and change nothing below tmp_path; return the sentence."""
 

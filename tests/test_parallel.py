@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import multiprocessing
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import textwrap
@@ -23,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import COMMAND, environment, free_port, launch
 from tiny import NAMES, SETTINGS, cameras, clumps, make_scene, snapshot
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -41,93 +38,8 @@ from cgc.run_folder import open_run
 from cgc.segmentation.labels import render_labels
 from cgc.settings import BlockSettings, MaskSettings, SceneSettings
 
-ROOT = Path(__file__).parents[1]
 TIMES = ("stats.json", "report/index.html")
 """Files of a run that have times in them."""
-
-
-# ---- groups of processes
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    return {
-        "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-
-
-def _work(rank: int, size: int, port: int, pipe: Any) -> None:
-    """What a process of a group does: join, then call what it is sent."""
-    os.environ.update(environment(rank, size, port))
-    torch.set_num_threads(1)
-    parallel.join(tests="these")
-    while (job := pipe.recv()) is not None:
-        function, arguments = job
-        try:
-            pipe.send((True, function(*arguments)))
-        except BaseException as error:
-            pipe.send((False, f"{type(error).__name__}: {error}"))
-    parallel.leave()
-
-
-class Group:
-    """Processes that have joined; `call` runs a function of this file in all of them and returns what each gives."""
-
-    def __init__(self, size: int) -> None:
-        context, port = multiprocessing.get_context("forkserver"), free_port()
-        context.set_forkserver_preload([__name__])  # what they need is imported once
-        pipes = [context.Pipe() for _ in range(size)]
-        self._pipes = [ours for ours, _ in pipes]
-        self._processes = [context.Process(target=_work, args=(r, size, port, pipes[r][1])) for r in range(size)]
-        with pytest.MonkeyPatch.context() as patch:  # for the process that imports
-            patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
-            for process in self._processes:
-                process.start()
-
-    def call(self, function: Any, *arguments: Any) -> list[Any]:
-        for pipe in self._pipes:
-            pipe.send((function, arguments))
-        ends = time.monotonic() + 60
-        answers = []
-        for pipe in self._pipes:
-            assert pipe.poll(max(ends - time.monotonic(), 0)), "a process does not answer"
-            answers.append(pipe.recv())
-        assert all(good for good, _ in answers), answers
-        return [value for _, value in answers]
-
-    def end(self) -> None:
-        for pipe in self._pipes:
-            with contextlib.suppress(OSError):
-                pipe.send(None)
-        for process in self._processes:
-            process.join(10)
-            process.kill()
-        assert all(process.exitcode == 0 for process in self._processes)
-
-
-@pytest.fixture(scope="module")
-def two():
-    group = Group(2)
-    yield group
-    group.end()
-
-
-@pytest.fixture(scope="module")
-def three():
-    group = Group(3)
-    yield group
-    group.end()
-
-
-@pytest.fixture(params=["two", "three"])
-def group(request):
-    return request.getfixturevalue(request.param)
 
 
 # ---- one process
@@ -474,32 +386,6 @@ def test_levels_are_rendered_by_all(two, tiny_run, tmp_path):
 # ---- what goes wrong
 
 
-def launch(script: str, size: int, *arguments: str, torchrun: bool = False) -> list[tuple[int, str]]:
-    """Run a script in several processes, return the exit codes and all they say."""
-    path, port = Path(arguments[0]) / "script.py", free_port()
-    path.write_text(inspect.cleandoc(script))
-    common = os.environ | {"PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "FATAL"}
-    if torchrun:
-        commands = [[*["-m", "torch.distributed.run", "--nproc-per-node"], str(size), f"--master-port={port}"]]
-    else:
-        commands = [[] for _ in range(size)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command, str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env=common | ({} if torchrun else environment(rank, size, port)),
-        )
-        for rank, command in enumerate(commands)
-    ]  # fmt: skip
-    said = []
-    for process in processes:
-        try:
-            text = process.communicate(timeout=45)[0]
-        finally:
-            process.kill()
-        said.append((process.returncode, text))
-    return said
-
-
 DYING = """
     import os, signal, sys
     from cgc import cli, parallel
@@ -558,13 +444,6 @@ def test_a_request_to_stop_is_heard_after_imports():
         timeout=60,
     )
     assert done.stdout.splitlines()[0] == "imported" and "process 2 of 2" in done.stdout, done.stderr
-
-
-COMMAND = """
-    import sys
-    from cgc import cli
-    sys.exit(cli.main(sys.argv[2:]))
-"""
 
 
 def test_commands_speak_once(tiny_run, tmp_path):

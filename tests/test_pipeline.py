@@ -44,16 +44,6 @@ def run(scene, out, settings=SETTINGS, masks="masks", splats=None):
 
 
 @pytest.fixture
-def own_run(tiny_run, tmp_path):
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
-
-
-@pytest.fixture
-def own_scene(tiny_scene, tmp_path):
-    return Path(shutil.copytree(tiny_scene, tmp_path / "scene"))
-
-
-@pytest.fixture
 def calls(monkeypatch):
     """The names of the steps that are done, in order; they are really done."""
     done = []

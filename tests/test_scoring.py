@@ -30,11 +30,6 @@ TEST = [STEMS[0], STEMS[8]]
 
 
 @pytest.fixture
-def own_run(tiny_run, tmp_path):
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
-
-
-@pytest.fixture
 def evaluate(capsys):
     """Run `cgc eval`, which must work; return what it says."""
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from processes import COMMAND, launch
 from test_appearance import TINY, make_scene, make_splats
-from test_parallel import Group, launch
 from tiny import SETTINGS, cameras, snapshot
 
 from cgc import cli, parallel
@@ -33,25 +33,6 @@ from cgc.splats.types import Splats
 
 CPU = torch.device("cpu")
 NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
-
-
-@pytest.fixture(scope="module")
-def two():
-    group = Group(2)
-    yield group
-    group.end()
-
-
-@pytest.fixture(scope="module")
-def three():
-    group = Group(3)
-    yield group
-    group.end()
-
-
-@pytest.fixture(params=["two", "three"])
-def group(request):
-    return request.getfixturevalue(request.param)
 
 
 # --- what a camera may see ---
@@ -294,13 +275,6 @@ def test_a_process_that_dies_ends_the_training_and_one_goes_on(tiny_scene, tmp_p
         patch.setattr(Run, "step", lambda self, i: (stepped.append(i), step(self, i))[1])
         assert cli.main(["train", str(out), "--quiet"]) == 0
     assert stepped == list(range(20, 40)) and len(read_ply(out / "splats.ply"))
-
-
-COMMAND = """
-    import sys
-    from cgc import cli
-    sys.exit(cli.main(sys.argv[2:]))
-"""
 
 
 def test_who_does_not_share_is_told_how(tiny_scene, tmp_path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,11 +235,6 @@ def test_labels_weigh_as_the_squared_error_of_photos_that_are_fitted_well():
 
 
 # ---- the step
-
-
-@pytest.fixture
-def own_run(tiny_run, tmp_path):
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
 def test_the_step_changes_pictures_not_the_files_before_it(own_run, tiny_scene):
