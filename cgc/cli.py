@@ -11,6 +11,7 @@ import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -41,6 +42,9 @@ from cgc.settings import RunSettings, SceneSettings, preset_of, seconds_of
 
 TOGETHER = ("demo", "run", "masks", "train", "lift", "cluster", "sharpen", "render", "export", "report")
 """Commands that several processes do together; of the others the first process does all."""
+
+TRAINING = ("demo", "run", "train")
+"""Commands of which the preset `default` is another one on a GPU."""
 
 STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report", "info")
 
@@ -205,7 +209,7 @@ def _default_out(scene_folder: Path) -> Path:
 def _parse(name: str, arguments: list[str]) -> object:
     """Parse a command. What is not given is as in the run it is called on, or as in the preset where there is none."""
 
-    def parse(settings: RunSettings) -> object:
+    def parse(settings: RunSettings) -> Any:
         default = _with_defaults(name, settings)
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments, default=default)
 
@@ -215,16 +219,19 @@ def _parse(name: str, arguments: list[str]) -> object:
         return _parse_masks(arguments)
     preset = _value(arguments, "--preset")
     wanted = preset or ("short" if name == "demo" else "default")
-    trains = name in ("demo", "run", "train") and wanted == "default"
-    settings = preset_of(wanted, gpu=trains and _has_gpu(arguments))
+    settings = preset_of(wanted)
     config = parse(settings)
-    out = config.out or _default_out(config.scene_folder)  # pyright: ignore[reportAttributeAccessIssue]
-    if not (out / "config.json").exists():
-        return config
-    from cgc.run_folder import open_run
+    made_with, out = None, config.out or _default_out(config.scene_folder)
+    if (out / "config.json").exists():
+        from cgc.run_folder import open_run
 
-    made_with = open_run(out).settings
-    return parse(replace(made_with, **_set_by(settings)) if preset else made_with)
+        made_with = open_run(out).settings
+        if preset is None:
+            return parse(made_with)
+    if name in TRAINING and wanted == "default" and _is_gpu(config.device):
+        settings = preset_of(wanted, gpu=True)
+        config = parse(settings)
+    return parse(replace(made_with, **_set_by(settings))) if made_with else config
 
 
 def _parse_masks(arguments: list[str]) -> object:
@@ -252,10 +259,9 @@ def _value(arguments: list[str], option: str) -> str | None:
     return None
 
 
-def _has_gpu(arguments: list[str]) -> bool:
+def _is_gpu(device: str) -> bool:
     """Say whether a command computes on a GPU: where it trains, that decides what the preset `default` means."""
-    device = _value(arguments, "--device") or "auto"
-    if device == "cpu" or {"-h", "--help"} & set(arguments):
+    if device == "cpu":
         return False  # without importing torch
     from cgc.device import choose
     from cgc.progress import console

@@ -657,3 +657,16 @@ def test_default_means_the_standard_training_on_a_gpu(called, monkeypatch, scene
         [settings] = [a[2] for name, a, _ in called if name == "run_all"]
         assert settings.train == PRESETS[preset].train
     assert seen == ["auto", "auto"]
+
+
+def test_a_runs_own_settings_need_no_device(called, monkeypatch, own_run, tiny_scene):
+    """What `default` means is asked where it is taken: by a new run, and by an old one that is given the preset."""
+    seen: list[str] = []
+    device = torch.device("cuda")
+    monkeypatch.setattr("cgc.device.choose", lambda text, say=None: (seen.append(text), (device, "device: cuda:0"))[1])
+    for words in (["train", str(own_run)], ["run", str(tiny_scene), "--out", str(own_run)]):
+        assert main(words) == 0 and seen == []
+        assert main([*words, "--preset", "default"]) == 0 and seen == ["auto"]
+        trained = [a[2].train if name == "run_all" else given["train"] for name, a, given in called]
+        assert trained == [SETTINGS.train, PRESETS["standard"].train]
+        called.clear(), seen.clear()
