@@ -39,6 +39,8 @@ BACKGROUND = (24, 25, 29)
 """What is behind everything in modes that are not colour."""
 ACCENT = (255, 158, 27)
 """Outlines and boxes of what is selected."""
+EDGES = np.array([(i, i | bit) for i in range(8) for bit in (1, 2, 4) if not i & bit])
+"""Which two of a box's eight corners each of its edges joins, [12, 2]."""
 DIMMED = 0.55
 """What is left of the light of what is not selected, while something is."""
 SHARE = 0.68
@@ -177,8 +179,7 @@ def _box_lines(thing: Object, camera: Camera) -> list[np.ndarray]:
     """The edges of an object's box in pixels, [2, 2] each; what is behind the camera is cut off."""
     corners = thing.box.corners
     near = 1e-3 * max(float(np.linalg.norm(thing.box.size)), 1e-6)
-    edges = [(i, i | bit) for i in range(8) for bit in (1, 2, 4) if not i & bit]
-    found = [clip_segment(camera, corners[i], corners[j], near) for i, j in edges]
+    found = [clip_segment(camera, corners[i], corners[j], near) for i, j in EDGES]
     return [line for line in found if line is not None]
 
 

@@ -21,7 +21,7 @@ from cgc.errors import InputError
 from cgc.geometry import covariances
 from cgc.segmentation.segmentation import Segmentation
 from cgc.view.actions import ACTIONS, BY_NAME, Action, Desk
-from cgc.view.frames import ACCENT, MODES, thumbnail
+from cgc.view.frames import ACCENT, EDGES, MODES, thumbnail
 from cgc.view.shots import DEFAULT_SIZE, camera_named, focus, from_pose, vertical_fov
 from cgc.view.state import State
 
@@ -34,7 +34,6 @@ GROUPS = (
 )  # fmt: skip
 NOTHING = "—"
 SIDE = 160
-EDGES = np.array([(i, i | bit) for i in range(8) for bit in (1, 2, 4) if not i & bit])
 
 
 def serve(

@@ -1,48 +1,39 @@
-"""The window: a segmented scene in Open3D, as Gaussians or as points. Only this file and `probe.py` know Open3D.
+"""The window: a segmented scene in Open3D, as Gaussians or as points.
+
+Only this file, what it is made of (`shapes.py`, `listing.py`) and `probe.py` know Open3D.
 
 Picking and saved pictures are by the project's own rasteriser from the window's camera, so that a click means what
 `Segmentation.at_pixel` says. Beside the state, a window holds on the card some 60 B a Gaussian (colour with its sheen:
-160 B), or 24 B a point; points are thinned to MOST_POINTS, so that large scenes stay quick to turn.
+160 B), or 24 B a point; points are thinned to `shapes.MOST_POINTS`, so that large scenes stay quick to turn.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from cgc.geometry import rgb_to_sh_dc
 from cgc.segmentation.segmentation import Segmentation
 from cgc.view.actions import ACTIONS, BY_NAME, Action, Desk
-from cgc.view.frames import BACKGROUND, MODES, thumbnail
+from cgc.view.frames import BACKGROUND, MODES
+from cgc.view.listing import Listing, add_button
 from cgc.view.probe import probe
+from cgc.view.shapes import edges, gaussians, points
 from cgc.view.shots import DEFAULT_SIZE, Size, camera_named, check_size, fit, focus, from_gl, vertical_fov
 from cgc.view.state import State
 
-MOST_POINTS = 400_000
-"""Points that are drawn at most, evenly chosen; Gaussians and clicks are never thinned."""
 MOST_SLOWLY = 200_000
 """Gaussians that are drawn as such where there is no graphics card; of more there are points, until asked for."""
-LEAST_OPACITY = 0.15
-"""Gaussians that are thinner are no points."""
-MOST_ROWS = 200
-"""Objects that the list shows at most."""
-SIDE = 44
-"""Thumbnails are this large, in pixels."""
 FRAMES_BEHIND = 3
 """Frames that are drawn after a change, so that none is missed."""
 STILL = 4
 """A press that moves farther than this many pixels turns the scene; any other is a click."""
 LEAST_TURN = 2e-3
 """The slider of levels is moved by at least this."""
-SMALLEST = 1e-4
-"""No axis of a Gaussian is drawn thinner than this share of its longest: the card's float16 cannot hold it."""
 BUTTONS = ("isolate", "hide", "show all", "delete", "undo", "redo", "boxes", "axes", "objects", "picture", "export")
 
 
@@ -84,7 +75,7 @@ class _Window:
         gui, rendering = self.o3d.visualization.gui, self.o3d.visualization.rendering
         self.has_gaussians = hasattr(rendering.MaterialRecord(), "gaussian_splat_sh_degree")  # since Open3D 0.20
         self.desk, self.points = desk, points or not self.has_gaussians
-        self.gui, self.rendering = gui, rendering
+        self.gui = gui
         self.app = gui.Application.instance
         self.app.initialize()
         self.window = self.app.create_window("cgc", *size)
@@ -105,26 +96,22 @@ class _Window:
         self.accept: Callable[[], None] | None = None
         self.later: list[Callable[[], None]] = []
         self.ending = self.closed = False
-        self.thumbnails: dict[int, Any] = {}
-        self.rows: dict[int, tuple[Any, Any]] = {}
-        self.pictures: dict[int, Any] = {}
         self._build_panel()
         state = self.desk.state
         state.camera = fit(state.camera, (max(size[0] - self._panel_width(size[0]), 1), size[1]))
         self._draw()
         self._aim()
         self._list()
-        self.artist = threading.Thread(target=self._make_thumbnails)
 
     def run(self) -> None:
         """Show the window until it is closed or interrupted."""
-        self.artist.start()
+        self.listing.start()
         try:
             while self._turn():
                 pass
         finally:
-            self.closed = True
-            self.artist.join()
+            self._on_close()
+            self.listing.wait()
 
     def _turn(self) -> bool:
         """Let the window work once; say whether it is open still. It is closed here, where nothing of it is at work."""
@@ -166,16 +153,14 @@ class _Window:
         self._row("level", self.slider)
         grid = gui.VGrid(4, gap)
         for name in BUTTONS:
-            self._button(grid, name, lambda action=BY_NAME[name]: self._run(action), BY_NAME[name].words)
-        self._button(grid, "rename", self._rename, "r: give what is selected a name")
-        self._button(grid, "help", self._help, "h: the keys")
+            add_button(gui, grid, name, lambda action=BY_NAME[name]: self._run(action), BY_NAME[name].words)
+        add_button(gui, grid, "rename", self._rename, "r: give what is selected a name")
+        add_button(gui, grid, "help", self._help, "h: the keys")
         self.panel.add_child(grid)
         self.line = gui.Label("drag to turn, wheel to come closer, click an object; h: all keys")
         self.panel.add_child(self.line)
-        self.listing = gui.ScrollableVert(gap)
-        self.proxy = gui.WidgetProxy()
-        self.listing.add_child(self.proxy)
-        self.panel.add_child(self.listing)
+        self.listing = Listing(self.o3d, self.window, self.desk, self._pick, self._set_shown)
+        self.panel.add_child(self.listing.widget)
         self.window.add_child(self.panel)
 
     def _row(self, title: str, *widgets: Any) -> None:
@@ -184,14 +169,6 @@ class _Window:
         for widget in widgets:
             row.add_child(widget)
         self.panel.add_child(row)
-
-    def _button(self, parent: Any, name: str, do: Any, words: str = "") -> Any:
-        button = self.gui.Button(name)
-        button.horizontal_padding_em, button.vertical_padding_em = 0.3, 0
-        button.tooltip = words
-        button.set_on_clicked(do)
-        parent.add_child(button)
-        return button
 
     def _layout(self, _: Any) -> None:
         rect = self.window.content_rect
@@ -203,79 +180,24 @@ class _Window:
         return min(round(19 * self.window.theme.font_size), width // 2)
 
     def _list(self) -> None:
-        """Make the list of objects: its thumbnail, its name (click: select), and whether it is shown."""
-        gui, state = self.gui, self.desk.state
-        em = self.window.theme.font_size
-        column = gui.Vert(round(0.15 * em))
-        listed = state.listed
-        self.rows, self.pictures = {}, {}
-        for thing in listed[:MOST_ROWS]:
-            row = gui.Horiz(round(0.3 * em))
-            picture = gui.ImageWidget(self._image(self.thumbnails.get(thing.id)))
-            check = gui.Checkbox("")
-            check.checked = state.is_shown(thing.id)
-            check.set_on_checked(lambda on, node=thing.id: self._set_shown(node, on))
-            row.add_child(picture)
-            row.add_child(check)
-            button = self._button(row, state.name(thing.id), lambda node=thing.id: self._pick(node))
-            button.toggleable = True
-            button.is_on = thing.id in state.selected
-            column.add_child(row)
-            self.rows[thing.id], self.pictures[thing.id] = (check, button), picture
-        if len(listed) > MOST_ROWS:
-            column.add_child(gui.Label(f"and {len(listed) - MOST_ROWS} more"))
+        """Make the list of objects anew."""
         self.window.set_focus_widget(self.widget)  # or keys would go to a row that is gone
-        self.proxy.set_widget(column)
-        self.window.set_needs_layout()
-
-    def _update_list(self) -> None:
-        """Bring the list to the state; it is made anew where other objects are in it."""
-        state = self.desk.state
-        listed = [thing.id for thing in state.listed[:MOST_ROWS]]
-        if listed != list(self.rows):
-            self.later.append(self._list)
-            return
-        for node in listed:
-            check, button = self.rows[node]
-            check.checked, button.is_on = state.is_shown(node), node in state.selected
-            if button.text != state.name(node):
-                button.text = state.name(node)
-                self.window.set_needs_layout()
-
-    def _image(self, picture: np.ndarray | None) -> Any:
-        blank = np.full((SIDE, SIDE, 3), BACKGROUND, np.uint8)
-        return self.o3d.geometry.Image(np.ascontiguousarray(blank if picture is None else picture))
-
-    def _make_thumbnails(self) -> None:
-        """Draw the objects' pictures one after the other, beside the window's work."""
-        for thing in self.desk.state.listed[:MOST_ROWS]:
-            if self.closed:
-                return
-            picture = thumbnail(self.desk.state.base, thing.id, SIDE)
-            if self.closed:
-                return
-            self.app.post_to_main_thread(self.window, lambda i=thing.id, p=picture: self._show_thumbnail(i, p))
-
-    def _show_thumbnail(self, node: int, picture: np.ndarray) -> None:
-        self.thumbnails[node] = picture
-        if node in self.pictures:
-            self.pictures[node].ui_image = self.gui.UIImage(self._image(picture))
-            self.window.post_redraw()
+        self.listing.fill()
 
     # --- drawing --------------------------------------------------------------------------------------------
 
     def _draw(self) -> None:
         """Put what is shown into the scene: Gaussians or points in the colours of the mode, boxes and axes."""
-        scene, state = self.widget.scene, self.desk.state
+        scene, state, scaling = self.widget.scene, self.desk.state, self.window.scaling
         for name in ("splats", *(f"box {i}" for i in range(self.boxes))):
             scene.remove_geometry(name)
         self.boxes = 0
         if len(state.shown.splats):
-            geometry, material = self._points() if self.points else self._gaussians()
+            geometry, material = points(self.o3d, state, scaling) if self.points else gaussians(self.o3d, state)
             if geometry is not None:
                 scene.add_geometry("splats", geometry, material)
         for node in state.selected if state.boxes else ():
-            scene.add_geometry(f"box {self.boxes}", *self._box(node))
+            scene.add_geometry(f"box {self.boxes}", *edges(self.o3d, state.base[node].box, scaling))
             self.boxes += 1
         scene.show_axes(state.axes)
         self.behind = FRAMES_BEHIND
@@ -294,56 +216,6 @@ class _Window:
         self.behind -= 1
         self.widget.force_redraw()
         return True
-
-    def _gaussians(self) -> tuple[Any, Any]:
-        tensor: Any = self.o3d.core.Tensor
-        state, splats = self.desk.state, self.desk.state.shown.splats
-        scales = splats.scales.detach()
-        rgb = torch.from_numpy(state.colors())
-        sheen = state.mode == "color" and not state.selected
-        columns = {
-            "rot": torch.nn.functional.normalize(splats.quats.detach(), dim=1),
-            "scale": torch.maximum(scales, SMALLEST * scales.amax(dim=1, keepdim=True)),
-            "opacity": splats.logit_opacities.detach()[:, None],
-            "f_dc": splats.sh.detach()[:, 0] if sheen else rgb_to_sh_dc(rgb),
-        }
-        degree = min(2, splats.sh_degree) if sheen else 0  # Open3D draws no third degree
-        if degree:
-            columns["f_rest"] = splats.sh.detach()[:, 1 : (degree + 1) ** 2]
-        cloud = self.o3d.t.geometry.PointCloud(tensor(splats.means.detach().numpy().copy()))
-        for name, values in columns.items():
-            cloud.point[name] = tensor(np.ascontiguousarray(values.numpy()))
-        material = self.rendering.MaterialRecord()
-        material.shader = "gaussianSplat"
-        material.gaussian_splat_sh_degree = degree
-        material.gaussian_splat_max_tiles_per_splat = 1 << 20  # near Gaussians of a wall cover the window
-        return cloud, material
-
-    def _points(self) -> tuple[Any, Any]:
-        vectors: Any = self.o3d.utility.Vector3dVector
-        splats = self.desk.state.shown.splats
-        solid = np.flatnonzero(splats.opacities.detach().numpy() >= LEAST_OPACITY)
-        if len(solid) > MOST_POINTS:
-            solid = solid[np.linspace(0, len(solid) - 1, MOST_POINTS).astype(np.int64)]
-        if not len(solid):
-            return None, None
-        cloud = self.o3d.geometry.PointCloud(vectors(splats.means.detach().numpy()[solid].astype(float)))
-        cloud.colors = vectors(self.desk.state.colors()[solid].astype(float))
-        material = self.rendering.MaterialRecord()
-        material.shader = "defaultUnlit"
-        material.sRGB_color = True
-        material.point_size = 4 * self.window.scaling
-        return cloud, material
-
-    def _box(self, node: int) -> tuple[Any, Any]:
-        edges = [(i, i | bit) for i in range(8) for bit in (1, 2, 4) if not i & bit]
-        utility, corners = self.o3d.utility, self.desk.state.base[node].box.corners
-        lines = self.o3d.geometry.LineSet(utility.Vector3dVector(corners), utility.Vector2iVector(np.array(edges)))
-        lines.paint_uniform_color([1.0, 0.62, 0.106])
-        material = self.rendering.MaterialRecord()
-        material.shader = "unlitLine"
-        material.line_width = 2 * self.window.scaling
-        return lines, material
 
     # --- the camera -----------------------------------------------------------------------------------------
 
@@ -480,7 +352,8 @@ class _Window:
         if levels:
             self.slider.double_value = state.level_shown
         self._draw()
-        self._update_list()
+        if not self.listing.update():
+            self.later.append(self._list)
 
     def _say(self, line: str) -> None:
         self.line.text = line
@@ -534,7 +407,7 @@ class _Window:
         column.add_child(content)
         row = gui.Horiz(round(0.4 * em))
         for name, do in buttons:
-            self._button(row, name, do)
+            add_button(gui, row, name, do)
         column.add_child(row)
         dialog.add_child(column)
         self.dialog = kind
@@ -547,4 +420,5 @@ class _Window:
 
     def _on_close(self) -> bool:
         self.closed = True
+        self.listing.stop()
         return True
