@@ -31,6 +31,7 @@ from cgc.features.samples import held, sample_batches, visible_mass
 from cgc.masks.regions import PRESETS as REGIONS
 from cgc.masks.sam import PRESETS as SAMS
 from cgc.neighbours import build_tree, nearest_in, nearest_points
+from cgc.parallel.group import _come as come
 from cgc.pipeline import commands
 from cgc.prepare import draw_preview, masks_command
 from cgc.rasterize.cpu import CpuRasterizer
@@ -419,8 +420,9 @@ def test_a_process_that_dies_ends_the_job_with_one_sentence(two, tiny_run, tiny_
 HEARD = """
     import os, signal
     from cgc import parallel
-    parallel._group = object()
-    parallel._ended = lambda: parallel.Ended("process 2 of 2 has ended")
+    from cgc.parallel import group
+    group._group = object()
+    group._ended = lambda: parallel.Ended("process 2 of 2 has ended")
     try:
         with parallel.importing():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as libraries do
@@ -470,8 +472,9 @@ MIXED = """
     import os, sys
     from cgc import parallel
     from cgc.errors import InputError
+    from cgc.parallel import group
     try:
-        parallel.COME = 20
+        group.COME = 20
         parallel.join(cgc="0.2" if os.environ["RANK"] == "1" else "0.1")
     except InputError as error:
         if parallel.speaks():
@@ -488,14 +491,14 @@ def test_mixed_versions_are_refused(tmp_path):
 
 
 def test_one_that_does_not_come_is_named(monkeypatch):
-    monkeypatch.setattr(parallel, "COME", 0.05)
+    monkeypatch.setattr("cgc.parallel.group.COME", 0.05)
     for name, value in environment(1, 2, free_port()).items():
         monkeypatch.setenv(name, value)
     store = HashStore()
     store.set("who/0", "{}")
-    parallel._come(store, 0, 2)
+    come(store, 0, 2)
     with pytest.raises(InputError, match=r"process 2 of 2 has not come within 0.05 s"):
-        parallel._come(store, 1, 2)
+        come(store, 1, 2)
     with pytest.raises(InputError, match=r"process 2 of 2 found no others .*--rdzv-endpoint"):
         parallel.join(cgc="1")  # nobody listens there
     assert parallel.here() == (0, 1)

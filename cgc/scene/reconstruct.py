@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from cgc import parallel
 from cgc.errors import InputError, some
 from cgc.progress import console, progress_bar
 from cgc.scene.images import SUFFIXES, load_photo, read_header
@@ -351,18 +352,8 @@ def _clear_stale(parent: Path, name: str) -> None:
         return
     for folder in parent.iterdir():
         pid = folder.name.removeprefix(f".{name}.").removesuffix(".partial")
-        if folder.name == f".{name}.{pid}.partial" and pid.isdecimal() and not _runs(int(pid)):
+        if folder.name == f".{name}.{pid}.partial" and pid.isdecimal() and not parallel.is_alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _publish(stage: Path, out: Path) -> None:

@@ -1,14 +1,4 @@
-"""Several processes, on one machine or more, that do one command together; torchrun starts them.
-
-    torchrun --nproc-per-node=2 -m cgc lift RUN
-
-Every process runs the same code. `join` makes them a group on torch.distributed; until then, and in an ordinary run,
-each helper below is what it is for a group of one, and nothing of torch.distributed is imported. Tensors in memory go
-by gloo, those of a GPU by NCCL. The first process alone prints, and writes what all have found.
-
-What they send each other is numbers and JSON, never pickles. Sums are made in one order, so that a result has the same
-bits for any number of processes.
-"""
+"""The group of processes: who they are, how they come together and part, and which of them has died."""
 
 from __future__ import annotations
 
@@ -23,18 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from cgc.errors import InputError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    Arrays = list[np.ndarray]
-
 T = TypeVar("T")
-Item = TypeVar("Item")
 
 COME = 300.0
 """Seconds in which all processes must have come together."""
@@ -98,7 +81,18 @@ def count_here() -> int:
     return sum(each["host"] == _group.who[_group.rank]["host"] for each in _group.who) if _group else 1
 
 
-# --- coming together and parting ------------------------------------------------------------------------------
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Work as if there were no group: for the first process, while the others wait."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+# --- coming together and parting -----------------------------------------------------------------------------
 
 
 def join(**facts: str) -> None:
@@ -131,10 +125,10 @@ def join(**facts: str) -> None:
             "machines one --rdzv-endpoint that each can reach"
         ) from error
     _group = _Group(rank, size, store, who)
-    _compare([each["facts"] for each in who])
+    compare([each["facts"] for each in who])
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     wait = timedelta(seconds=WAIT)
-    _try(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait))
+    attempt(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait))
     console.quiet = rank > 0
     if torch.cuda.is_available():  # one each
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
@@ -234,7 +228,7 @@ def _line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _compare(facts: Sequence[dict[str, str]]) -> None:
+def compare(facts: Sequence[dict[str, str]]) -> None:
     """Raise InputError where the facts of the processes differ."""
     for name in facts[0]:
         values = [each.get(name, "none") for each in facts]
@@ -246,7 +240,16 @@ def _compare(facts: Sequence[dict[str, str]]) -> None:
             )
 
 
-# --- who has died ---------------------------------------------------------------------------------------------
+def barrier() -> None:
+    """Wait for all; InputError where one has died."""
+    if here()[1] > 1:
+        import torch
+        import torch.distributed as dist
+
+        attempt(partial(dist.all_reduce, torch.zeros(1)))
+
+
+# --- who has died --------------------------------------------------------------------------------------------
 
 
 def _stop(_signal: int, _frame: Any) -> None:
@@ -254,7 +257,7 @@ def _stop(_signal: int, _frame: Any) -> None:
     raise Stopped(str(_ended()))
 
 
-def _try(work: Callable[[], T]) -> T:
+def attempt(work: Callable[[], T]) -> T:
     """Do what needs the others; InputError where one of them has died."""
     try:
         return work()
@@ -281,7 +284,7 @@ def _find_gone(group: _Group) -> list[int]:
         group.store.set(f"left/{group.rank}", "failed")
         while True:
             silent = [r for r in others if not group.store.check([f"left/{r}"])]
-            dead = [r for r in silent if group.who[r]["host"] == _host() and not _is_alive(group.who[r]["pid"])]
+            dead = [r for r in silent if group.who[r]["host"] == _host() and not is_alive(group.who[r]["pid"])]
             if dead or not silent or time.monotonic() > end:
                 return dead or silent
             time.sleep(0.1)
@@ -289,7 +292,8 @@ def _find_gone(group: _Group) -> list[int]:
         return [0] if group.rank else []
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Say whether a process of this machine is at work; one that its parent has not buried yet is not."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
@@ -299,233 +303,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):
         pass
     return True
-
-
-# --- the first process and the others -------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Work as if there were no group: for the first process, while the others wait."""
-    global _alone
-    before, _alone = _alone, True
-    try:
-        yield
-    finally:
-        _alone = before
-
-
-@contextlib.contextmanager
-def first_before_others() -> Iterator[None]:
-    """Let the others into the block when the first process has come out: what it writes there, they find."""
-    if not is_first():
-        barrier()
-    yield
-    if is_first():
-        barrier()
-
-
-def by_first(work: Callable[[], T]) -> T:
-    """Return what the first process finds, a JSON value, in all; the others wait."""
-    if here()[1] == 1:
-        return work()
-    value = None
-    if is_first():
-        with alone():
-            value = work()
-    return agree(value)
-
-
-def barrier() -> None:
-    """Wait for all; InputError where one has died."""
-    if here()[1] > 1:
-        import torch
-
-        add_up(torch.zeros(1))
-
-
-def check_same(**facts: str) -> None:
-    """Raise InputError in every process where these facts are not the same in all of them."""
-    if here()[1] > 1:
-        _compare(collect(facts))
-
-
-# --- what they tell each other --------------------------------------------------------------------------------
-
-
-def agree(value: Any) -> Any:
-    """Return the first process's JSON value in all."""
-    return value if here()[1] == 1 else _told(value, 0)
-
-
-def collect(value: Any) -> list[Any]:
-    """Return the JSON values of all processes, in their order."""
-    size = here()[1]
-    return [value] if size == 1 else [_told(value, source) for source in range(size)]
-
-
-def _told(value: Any, source: int) -> Any:
-    """Return the JSON value of process `source` in all."""
-    import torch
-
-    data = bytearray(json.dumps(value if source == here()[0] else None).encode())
-    length = torch.tensor([len(data)])
-    broadcast((length, source))
-    if source != here()[0]:
-        data = bytearray(int(length))
-    broadcast((torch.frombuffer(data, dtype=torch.uint8), source))
-    return json.loads(data)
-
-
-def broadcast(*sent: tuple[Tensor, int]) -> None:
-    """Overwrite tensors, each of one size in all processes, with those of the process beside them; all at once."""
-    if here()[1] > 1:
-        import torch.distributed as dist
-
-        def start_and_wait() -> None:
-            for work in [dist.broadcast(tensor, source, async_op=True) for tensor, source in sent]:
-                assert work is not None
-                work.wait()
-
-        _try(start_and_wait)
-
-
-def add_up(tensor: Tensor) -> Tensor:
-    """Replace a tensor by its sum over the processes, and return it. The order of the sum is gloo's."""
-    if here()[1] > 1:
-        import torch.distributed as dist
-
-        _try(partial(dist.all_reduce, tensor))
-    return tensor
-
-
-def add_in_turn(tensor: Tensor, add: Callable[[Tensor], None]) -> Tensor:
-    """Let one process after the other `add` to a tensor, and give the sum to all: its order is that of one process."""
-    rank, size = here()
-    if size == 1:
-        add(tensor)
-        return tensor
-    import torch.distributed as dist
-
-    if rank:
-        _try(partial(dist.recv, tensor, rank - 1))
-    add(tensor)
-    if rank + 1 < size:
-        _try(partial(dist.send, tensor, rank + 1))
-    broadcast((tensor, size - 1))
-    return tensor
-
-
-def swap(rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Give rows [n, ...] away, counts[r] of them to process r in their order; return those that came, by their process.
-
-    With them, how many came from each. All give rows of one shape and kind. How many is told by gloo, which notices at
-    once where a process has died; NCCL may wait for it.
-    """
-    if here()[1] == 1:
-        return rows, list(counts)
-    import torch
-    import torch.distributed as dist
-
-    given = torch.tensor(counts)
-    came = torch.empty_like(given)
-    _try(partial(dist.all_to_all_single, came, given))
-    many = came.tolist()
-    made = rows.new_empty(sum(many), *rows.shape[1:])
-    _try(partial(dist.all_to_all_single, made, rows.contiguous(), many, list(counts)))
-    return made, many
-
-
-def send(arrays: Sequence[np.ndarray], target: int) -> None:
-    """Send arrays to one process, which must `receive` them."""
-    import numpy as np
-    import torch
-    import torch.distributed as dist
-
-    head = json.dumps([[a.dtype.str, list(a.shape)] for a in arrays]).encode()
-    parts = [np.array([len(head)]), np.frombuffer(head, np.uint8).copy(), *arrays]
-    for part in parts:
-        flat = np.ascontiguousarray(part).reshape(-1)
-        flat = flat if flat.flags.writeable else flat.copy()
-        _try(partial(dist.send, torch.from_numpy(flat.view(np.uint8)), target))
-
-
-def receive(source: int) -> Arrays:
-    """Return the arrays that a process has sent here."""
-    length = int(_receive(source, "<i8", (1,))[0])
-    head = json.loads(_receive(source, "|u1", (length,)).tobytes())
-    return [_receive(source, kind, shape) for kind, shape in head]
-
-
-def _receive(source: int, kind: str, shape: Sequence[int]) -> np.ndarray:
-    import numpy as np
-    import torch
-    import torch.distributed as dist
-
-    array = np.empty(shape, kind)
-    _try(partial(dist.recv, torch.from_numpy(array.reshape(-1).view(np.uint8)), source))
-    return array
-
-
-def gather(arrays: Sequence[np.ndarray]) -> list[Arrays]:
-    """Return the arrays of all processes, in their order, in the first one; in the others nothing."""
-    rank, size = here()
-    if rank:
-        send(arrays, 0)
-        return []
-    return [list(arrays), *(receive(other) for other in range(1, size))]
-
-
-# --- sharing work ---------------------------------------------------------------------------------------------
-
-
-def shared(items: Sequence[Item], work: Callable[[Item], Arrays]) -> Iterator[Arrays]:
-    """Yield work(item) for every item in order, each done by one process in turn: all in the first one, else nothing.
-
-    So what the loop's body does with them (writing, say) is done by the first process only.
-    """
-    rank, size = here()
-    for begin in range(0, len(items), size):
-        if begin + rank >= len(items):
-            return
-        own = work(items[begin + rank])
-        if rank:
-            send(own, 0)
-            continue
-        yield own
-        for other in range(1, min(size, len(items) - begin)):
-            yield receive(other)
-
-
-def over_rows(work: Callable[..., Sequence[np.ndarray]], known: Arrays, rows: Arrays) -> Arrays:
-    """Return work(*known, *rows), arrays by row, where each process does a share of the rows.
-
-    The first process calls this any number of times while the others `serve` the same work; then it `release`s them.
-    """
-    size, n = here()[1], len(rows[0])
-    if size == 1:
-        return list(work(*known, *rows))
-    import numpy as np
-
-    ends = [n * k // size for k in range(size + 1)]
-    for other in range(1, size):
-        send([*known, *(array[ends[other] : ends[other + 1]] for array in rows)], other)
-    parts = [list(work(*known, *(array[: ends[1]] for array in rows)))]
-    parts += [receive(other) for other in range(1, size)]
-    return [np.concatenate(some) for some in zip(*parts)]
-
-
-def serve(work: Callable[..., Sequence[np.ndarray]]) -> None:
-    """Do a share of the rows for the first process, until it needs no more."""
-    while arrays := receive(0):
-        send(work(*arrays), 0)
-
-
-def release() -> None:
-    """Let the processes go on that `serve`."""
-    rank, size = here()
-    for other in range(1, size if rank == 0 else 1):
-        send([], other)
