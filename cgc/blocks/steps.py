@@ -40,6 +40,11 @@ from cgc.settings import BlockSettings, ClusterSettings, LiftSettings
 from cgc.splats.mapped import MappedSplats
 
 Say = Callable[[str], None]
+NOTHING_SEEN = (
+    "no Gaussian is visible in any masked view: the cameras look past the splats; "
+    "check that the splats and the masks are of this scene"
+)
+"""What is wrong where the masks say nothing of any Gaussian."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +134,7 @@ def _gather_features(paths: Sequence[Path], target: Path, n: int) -> None:
                 tensor.flush()
     if not seen:
         target.unlink()
-        raise InputError(
-            "no Gaussian is visible in any masked view: the cameras look past the splats; "
-            "check that the splats and the masks are of this scene"
-        )
+        raise InputError(NOTHING_SEEN)
 
 
 def cluster_blocks(

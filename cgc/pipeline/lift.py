@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from cgc import parallel
-from cgc.blocks.steps import Blocks, lift_blocks
+from cgc.blocks.steps import NOTHING_SEEN, Blocks, lift_blocks
 from cgc.errors import InputError
 from cgc.features.files import read_tensors
 from cgc.features.frozen import learn_features
@@ -34,10 +34,7 @@ def lift(work: Workspace) -> str:
     batches = work.batches
     mass = visible_mass(batches, len(work.splats))
     if not mass.any():
-        raise InputError(
-            "no Gaussian is visible in any masked view: the cameras look past the splats; "
-            "check that the splats and the masks are of this scene"
-        )
+        raise InputError(NOTHING_SEEN)
     features = LIFTS[work.method](work)
     if not parallel.is_first():
         return ""
