@@ -74,12 +74,12 @@ class TrainSettings:
     With a `budget` the result depends on how fast the machine is, so it does not repeat to the bit.
     """
 
-    steps: int = 1800
+    steps: int = 3000
     """Optimiser steps."""
     views_per_step: int = 1
     """Photos a step learns from, which several processes share; with more, Adam's rates grow by their root. As many
     photos are seen in so many times fewer steps."""
-    max_gaussians: int = 60_000
+    max_gaussians: int = 80_000
     """Densification never goes past this many Gaussians; with a budget, past eight times as many."""
     budget: Annotated[float, arg(prefix_name=False, metavar="TIME")] = 0.0
     """Time to train in: 90, 90s, 5m, 1.5h, 1h30m; 0: as long as it takes. It caps the Gaussians, not the steps."""
@@ -93,8 +93,9 @@ class TrainSettings:
     """How many times the photos are halved at the start, while they stay 160 pixels long at least; 0: not at all."""
     ssim_weight: float = 0.2
     """Weight of D-SSIM in the loss; L1 has the rest."""
-    background: Literal["black", "white", "random"] = "black"
-    """What shows where nothing is. `random` draws a colour a step, so that no floaters hide on it."""
+    background: Literal["black", "white", "random"] = "random"
+    """What shows behind the Gaussians. `random` draws a colour a step, so that what is solid becomes solid: nothing dark
+    is left to a black background, and no floaters hide on it. Pictures are then shown on black."""
     means_lr: float = 1e-3
     """Learning rate of positions, times the scene's extent, at the first step."""
     means_lr_final: float = 0.01
@@ -130,6 +131,9 @@ class TrainSettings:
     """Gaussians fainter than this are removed."""
     prune_scale: float = 0.0
     """Gaussians longer than this, times the scene's extent, are removed while refining; 0: none."""
+    max_length: float = 0.5
+    """Longest standard deviation of a Gaussian, times its distance to the nearest training camera; 0: any. A longer one
+    reaches around cameras, and may hide from those of training while it fogs the view between them."""
     reset_every: int = 0
     """Reset opacities every so many steps while refining; 0: never (short runs do not recover)."""
     mcmc_growth: float = 0.05
@@ -171,7 +175,8 @@ TRAIN_PRESETS: dict[str, TrainSettings] = {
 }
 _STANDARD = replace(
     TRAIN_PRESETS["full"], steps=30_000, max_gaussians=4_000_000, sh_ramp=4000 / 30_000, coarse=0.0, lr_final=1.0,
-    refine_start=500 / 30_000, refine_stop=0.5, checkpoint_every=2000,
+    refine_start=500 / 30_000, refine_stop=0.5, checkpoint_every=2000, background="black",
+    max_length=0.0,
 )  # fmt: skip
 TRAIN_PRESETS |= {
     "fast": replace(_STANDARD, steps=7000, max_gaussians=2_000_000, sh_ramp=0.4, coarse=0.2, refine_start=500 / 7000,
@@ -303,21 +308,21 @@ class ClusterSettings:
 class SharpenSettings:
     """How Gaussians that show in two objects are split, and moved until objects end where the masks say."""
 
-    steps: int = 200
-    """Optimiser steps, one view each; 0: the splats stay as they are."""
+    steps: int = 800
+    """Optimiser steps, one view each; 0: the splats stay as they are. A preset has about a quarter of its training's."""
     weight: float = 1.0
     """Weight of the labels' pictures beside the photos, of usual quality; beside better ones less."""
     min_second: float = 0.05
     """Gaussians are split whose second label has more than this share of their votes."""
     dim: int = 5
     """Length of the code that stands for a label in pictures; with colour's three, eight are rendered at once."""
-    rate: float = 0.5
+    rate: float = 1.0
     """Learning rates, times those that training starts with as a rule."""
     rate_final: float = 0.03
     """Their factor at the last step; they decay exponentially."""
     vote_stride: int = 8
     """Every so many pixels vote for the labels of Gaussians."""
-    max_loss: float = 0.1
+    max_loss: float = 0.2
     """If the pictures of training views lose more PSNR than this, in dB, the splats stay as they are."""
     seed: int = 0
     """Seed of the codes and of the order of views."""
@@ -458,19 +463,21 @@ def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:
 
 
 PAPER = RunSettings(
-    train=replace(TRAIN_PRESETS["short"], features="joint"),
+    train=TrainSettings(features="joint", background="black", max_length=0.0),
     lift=LiftSettings(method="joint"),
     cluster=ClusterSettings(
         samples=20_000, min_cluster_size=20, join=False, revote=0, smoothing="none", draw="uniform", masks="blended"
     ),
     sharpen=SharpenSettings(steps=0),
 )
-"""Contrastive Gaussian Clustering as published and released, in as many steps as `short`: the baseline of comparisons.
+"""Contrastive Gaussian Clustering as published and released, in as many steps as `default`: the baseline of comparisons.
 What it leaves open or departs from is listed in docs/method.md."""
 
-PRESETS: dict[str, RunSettings] = {name: RunSettings(train=train) for name, train in TRAIN_PRESETS.items()} | {
-    "paper": PAPER
-}
+_SHARPEN_STEPS = {"quick": 200, "short": 400, "full": 2000, "fast": 2000, "standard": 4000}
+PRESETS: dict[str, RunSettings] = {
+    name: RunSettings(train=train, sharpen=SharpenSettings(steps=_SHARPEN_STEPS.get(name, SharpenSettings().steps)))
+    for name, train in TRAIN_PRESETS.items()
+} | {"paper": PAPER}
 """Whole runs: by budget, which differ in training (the rest takes seconds), and the paper's."""
 
 

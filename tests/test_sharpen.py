@@ -225,7 +225,7 @@ def test_winners_and_straddlers_by_hand():
 def test_the_short_training_grows_nothing_and_keeps_the_degree():
     s = refining(SharpenSettings(), TrainSettings(background="white", reset_every=5, budget=3.0), one(0.5))
     assert (s.sh_degree, s.refine_stop, s.reset_every, s.budget, s.coarse) == (0, 0, 0, 0, 0)
-    assert s.background == "white" and s.steps == SharpenSettings().steps and s.means_lr == 0.5 * TrainSettings.means_lr
+    assert s.background == "white" and s.steps == SharpenSettings().steps and s.means_lr == TrainSettings.means_lr
 
 
 def test_labels_weigh_as_the_squared_error_of_photos_that_are_fitted_well():

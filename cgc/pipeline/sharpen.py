@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from cgc.pipeline.facts import say_sharpened
 from cgc.pipeline.workspace import Workspace
@@ -20,9 +21,12 @@ def sharpen_borders(work: Workspace) -> str:
     if settings.steps:
         work.check_masks()
         labels, _ = load_labels(run.root)
+        training = run.settings.train
+        if run.source.splats and training.background == "random":  # trained elsewhere, on black as a rule
+            training = replace(training, background="black")
         found = sharpen(
             work.splats.to(work.device), labels, work.scene, work.train_id_maps(), load_image, work.rasterizer,
-            settings, run.settings.train, test_every=run.settings.scene.test_every, quiet=work.quiet,
+            settings, training, test_every=run.settings.scene.test_every, quiet=work.quiet,
         )  # fmt: skip
         kept = found.loses <= settings.max_loss
         facts = {
