@@ -138,7 +138,9 @@ def test_laws_of_levels(seed, x, y):
             assert low < np.float32(level) <= tree.levels[n]
     mapped = np.append(tree.shown_for(coarse)[1:], -1)  # -1 stays
     assert (mapped[np.where(tree.at(fine) > 0, tree.at(fine) - 1, -1)] == tree.at(coarse)).all()
+    assert tree.sizes[0] == 0
     for n in range(1, tree.n_nodes + 1):
+        assert tree.sizes[n] == tree.members(n).sum()
         assert all(tree.parent(c) == n for c in tree.children(n))
         if tree.children(n):
             assert (sum(tree.members(c).astype(int) for c in tree.children(n)) == tree.members(n)).all()
