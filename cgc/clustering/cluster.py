@@ -191,8 +191,8 @@ def cut_into_pieces(
     """Cut clusters [N] into compact pieces, [N] from 0: by the cells of k-means on features, positions and colours.
 
     A few wrong masks can bend features so that a cluster holds two things: pieces are small enough not to, and which of
-    them are one is then counted. Two things that most masks fuse are seldom of one colour. K-means is fitted to a sample as HDBSCAN is. Crumbs of a cell stay with its largest
-    piece.
+    them are one is then counted. Two things that most masks fuse are seldom of one colour. K-means is fitted to a
+    sample as HDBSCAN is. Crumbs of a cell stay with its largest piece.
     """
     beside = [] if space is None else [SPATIAL * space.places]
     beside += [] if space is None or space.colors is None else [COLORED * space.colors]
