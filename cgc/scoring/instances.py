@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from cgc.evaluation.truth import Truth, merge_parts
 from cgc.scoring.cases import Case
 from cgc.scoring.report import Report, rounded
 from cgc.scoring.runs import Run
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+"""Titles and rows."""
 
 PROMPTS: dict[str, dict[str, Any]] = {
     "1 click": {"prompt": "click", "clicks": 1},
@@ -140,7 +144,8 @@ def report_prompts(case: Case) -> Report:
             for r in scores.rows for v, c in r.views.items() if c.true or c.predicted
         ]  # fmt: skip
     first = next(iter(found.values()))
-    notes, tables = list(case.notes), [(("prompt", "mIoU", "mean of views", "objects", "level"), table)]
+    notes = list(case.notes)
+    tables: list[Table] = [(("prompt", "mIoU", "mean of views", "objects", "level"), table)]
     if len(first.levels) > 1:
         tables.append(_best_levels(found, truth))
     if first.one_view:
@@ -162,7 +167,7 @@ def report_prompts(case: Case) -> Report:
     )
 
 
-def _best_levels(found: dict[str, PromptScores], truth: Truth) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+def _best_levels(found: dict[str, PromptScores], truth: Truth) -> Table:
     """A table of each object at its own best level, an upper bound, with the level for each prompt."""
     titles = ("at its best level", *(title for name in found for title in (name, "level")))
     best = {name: {row.id: row for row in scores.best} for name, scores in found.items()}
