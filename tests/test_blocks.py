@@ -559,6 +559,7 @@ def test_mapped_splats_are_those_of_the_file(tmp_path, monkeypatch):
     whole, rows = read_ply(tmp_path / "a.ply"), np.array([5, 0, 299])
     assert len(found) == 300 and (found.means() == whole.means.numpy()).all()
     assert torch.equal(found.read(rows).quats, whole.quats[rows])
+    assert torch.equal(found.sh_dc(rows), whole.sh[rows, :1])
     assert [(begin, len(some)) for begin, some in found.chunks()] == [(0, 90), (90, 90), (180, 90), (270, 30)]
     extras = found.copy(tmp_path / "b.ply")
     write_ply(tmp_path / "c.ply", whole)
