@@ -138,7 +138,9 @@ def test_laws_of_levels(seed, x, y):
             assert low < np.float32(level) <= tree.levels[n]
     mapped = np.append(tree.shown_for(coarse)[1:], -1)  # -1 stays
     assert (mapped[np.where(tree.at(fine) > 0, tree.at(fine) - 1, -1)] == tree.at(coarse)).all()
+    assert tree.sizes[0] == 0
     for n in range(1, tree.n_nodes + 1):
+        assert tree.sizes[n] == tree.members(n).sum()
         assert all(tree.parent(c) == n for c in tree.children(n))
         if tree.children(n):
             assert (sum(tree.members(c).astype(int) for c in tree.children(n)) == tree.members(n)).all()
@@ -375,15 +377,21 @@ def test_the_table_the_report_and_info_name_parts(nested_run, capsys):
     assert f"parts {k + 2} {k + 3}  in {k + 1}" in said and f"node {k + 1} " in said
 
 
-def test_prompts_are_scored_at_the_levels_that_differ(nested_run, tiny_run):
+def test_prompts_are_scored_at_the_levels_that_differ(nested_run, tiny_run, capsys):
     run = Run(Workspace(open_run(nested_run), quiet=True))
-    assert run.levels == (None, 0.1, 0.65)
-    assert Run(Workspace(open_run(tiny_run), quiet=True)).levels == (None,)
-    assert main(["eval", str(nested_run), "--quiet"]) == 0
+    assert run.levels == (None, 0.01, 0.65)
+    assert Run(Workspace(open_run(tiny_run), quiet=True)).levels == (None, 0.01)  # its objects touch
+    assert main(["eval", str(nested_run)]) == 0
     summary = json.loads((nested_run / "eval/prompts/summary.json").read_text())
-    assert {"miou_level_own", "miou_level_0.1", "miou_level_0.65"} <= set(summary["1 click"])
+    assert {"miou_level_own", "miou_level_0.01", "miou_level_0.65"} <= set(summary["1 click"])
+    table = capsys.readouterr().out.split("at its best level")[1].splitlines()  # says which level, for each thing
+    mean = next(line for line in table if "mean (upper bound)" in line)
+    bounds = [summary[name]["miou_best_levels_upper_bound"] for name in ("1 click", "2 clicks", "mask")]
+    assert mean.split()[-3:] == [f"{bound:.3f}" for bound in bounds]
+    assert len(table[1 : table.index(mean)]) == summary["1 click"]["objects"]
+    assert {line.split()[-5] for line in table[1 : table.index(mean)]} <= {"own", "0.01", "0.65"}
     with open(nested_run / "eval/prompts/instances.csv", encoding="utf-8") as file:
-        assert {row["level"] for row in csv.DictReader(file)} == {"own", "0.1", "0.65"}
+        assert {row["level"] for row in csv.DictReader(file)} == {"own", "0.01", "0.65"}
     work = Workspace(open_run(nested_run), quiet=True)
     work.run.settings = replace(work.run.settings, cluster=replace(work.run.settings.cluster, masks="blended"))
     assert Run(work).levels == (None,)

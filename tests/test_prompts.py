@@ -16,6 +16,7 @@ from cgc.evaluation.binary import Counts, boundary, count
 from cgc.evaluation.gaussians import SurfaceSamples, adjusted_rand, read_samples, true_labels
 from cgc.evaluation.prompts import Parts, click_ids, click_nodes, innermost, mask_ids, score_prompts, scribble_ids
 from cgc.evaluation.selection import best_ids, read_selection, write_selection
+from cgc.segmentation.prompts import clicked_nodes
 
 
 def blocks(rng: np.random.Generator, shape: tuple[int, int], ids: int, cell: int) -> np.ndarray:
@@ -145,6 +146,17 @@ def test_clicks_on_nodes_by_hand():
     picked, made = click_nodes(small, parts, 0, None, 3)  # the second is in the part of the first: nothing parts them
     assert picked == [1] and len(made) == 1
     assert click_nodes(np.zeros_like(part), parts, 0, None, 2) == ([], ())
+
+
+def test_clicks_that_are_little_of_a_whole_do_not_swallow_it():
+    parents, levels = np.array([0, 5, 5, 5, 5, 0]), np.array([-1, 1, 1, 1, 1, 0.1], np.float32)
+    tree = Hierarchy(np.repeat([1, 2, 3, 4], [40, 30, 20, 10]).astype(np.int32), parents, levels, 0.5)
+    assert tree.sizes.tolist() == [0, 40, 30, 20, 10, 100]
+    shown = tree.shown_for(0.5)
+    assert clicked_nodes(tree, shown, [1, 2], []) == [1, 2]  # seven tenths
+    assert clicked_nodes(tree, shown, [1, 2, 3], []) == [5] == clicked_nodes(tree, shown, [3, 2, 1, 1], [])
+    assert clicked_nodes(tree, shown, [1, 2, 3], [4]) == [1, 2, 3]
+    assert clicked_nodes(tree, tree.shown_for(0.1), [1], []) == [5]  # the level says so
 
 
 def test_scribbles_by_hand():

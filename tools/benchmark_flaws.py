@@ -81,7 +81,7 @@ def segment(work: Workspace, masks: Mapping[int, np.ndarray]) -> Clustering:
     features = smooth_features(
         learn_features(batches, work.neighbours, settings.lift, quiet=True), work.neighbours, mass
     )
-    space = Space(work.splats.means / work.scene.extent, work.neighbours)
+    space = Space.of(work.splats, work.scene.extent, work.neighbours)
     return cluster(
         features, mass, mask_columns(held(batches), n), settings.cluster, space=space,
         looks=lambda: look_at(work.splats, cameras, masks, work.rasterizer, settings.lift.min_weight),

@@ -257,7 +257,7 @@ def measure_features(
     mass = stages.run("visible mass", lambda: visible_mass(batches, n))
     smooth = stages.run("smoothing", lambda: smooth_features(learned, near, mass))
     columns = stages.run("masks' columns", lambda: mask_columns(held(batches), n))
-    space = Space(case.splats.means / case.extent, near)
+    space = Space.of(case.splats, case.extent, near)
     found = stages.run("clustering and propagation", lambda: cluster(smooth, mass, columns, clusters, space=space))
     picture = case.cameras[0].resized(*PICTURE)
     render_labels(case.splats, found.labels, picture, rasterizer)

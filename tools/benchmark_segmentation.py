@@ -120,7 +120,7 @@ def compare(run: Path, seeds: tuple[int, ...], with_ablations: bool = True) -> R
     add("ceiling: true maps", lambda: vote(exact))
     add("vote: masks' own ids", lambda: vote(work.train_id_maps()))
     n, mass = len(work.splats), visible_mass(work.batches, len(work.splats))
-    space = Space(work.splats.means / work.scene.extent, work.neighbours)
+    space = Space.of(work.splats, work.scene.extent, work.neighbours)
     for seed in seeds:
         work.__dict__.pop("batches", None)
         base, start = replace(settings.cluster, seed=seed), time.perf_counter()

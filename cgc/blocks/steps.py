@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -165,8 +165,8 @@ def cluster_blocks(
         with parallel.alone():
             members = load_members(blocks.folder_of(block) / LIFTED)
             features, evidence = load_evidence(blocks.folder_of(block) / LIFTED)
-            means = geometry.splats(members).means
-            arrays = cluster_block(features, evidence, means, members.core, extent, wholes, lift, settings)
+            splats = replace(geometry.splats(members), sh=MappedSplats(blocks.splats).sh_dc(members.rows))
+            arrays = cluster_block(features, evidence, splats, members.core, extent, wholes, lift, settings)
             say(f"block {block + 1} of {n}: {int(arrays['labels'].max(initial=0))} segments")
             save_arrays(blocks.folder_of(block) / CLUSTERED, arrays, keys[1])
     parallel.barrier()

@@ -27,6 +27,7 @@ from cgc.features.frozen import learn_features, nearest_neighbours, smooth_featu
 from cgc.files import write_beside
 from cgc.scene.types import Camera
 from cgc.settings import ClusterSettings, LiftSettings
+from cgc.splats.types import Splats
 
 Arrays = dict[str, np.ndarray]
 LIFTED, CLUSTERED = "lifted.safetensors", "clustered.safetensors"
@@ -93,7 +94,7 @@ def load_evidence(path: Path) -> tuple[torch.Tensor, Evidence]:
 def cluster_block(
     features: torch.Tensor,
     evidence: Evidence,
-    means: torch.Tensor,
+    splats: Splats,
     core: np.ndarray,
     extent: float,
     wholes: Mapping[int, np.ndarray],
@@ -105,8 +106,8 @@ def cluster_block(
     wholes: of a view, which mask holds each id. Returns what `load_piece` needs beside the block's members.
     """
     mass, columns = evidence.mass, with_wholes(evidence.columns, wholes)
-    neighbours = nearest_neighbours(means, lift.neighbours)
-    space = Space(means / extent, neighbours)
+    neighbours = nearest_neighbours(splats.means, lift.neighbours)
+    space = Space.of(splats, extent, neighbours)
     found = None
     if features.shape[1] and mass.any():
         if settings.smoothing == "neighbours":

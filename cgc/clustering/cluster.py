@@ -21,6 +21,7 @@ from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from cgc.clustering.beside import Beside
 from cgc.clustering.columns import Columns
 from cgc.clustering.density import draw_sample, find_clusters
 from cgc.clustering.graph import Counts, count_views, join, join_groups
@@ -31,11 +32,14 @@ from cgc.clustering.space import tidy
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, cut, revote, row_winners
 from cgc.errors import InputError
+from cgc.geometry import SH_C0
 from cgc.settings import ClusterSettings
+from cgc.splats.types import Splats
 
 FINE = 0.6  # share of the views at which pieces are joined before the masks vote for the first time
 ROUNDS = 2  # of joining and voting after that
 SPATIAL = 0.3  # what a unit feature's length is worth in scene extents, where clusters are cut into pieces
+COLORED = 1.5  # likewise, what it is worth in the range of a colour's channels
 CELL = 30  # samples that a cell has at least in the mean: smaller ones show too few pixels to be counted
 SMALLEST = 15  # Gaussians: smaller pieces stay with the rest of their cell
 MOST_MASKS = 4000  # that are joined with one another, the largest; the others vote only
@@ -49,10 +53,20 @@ class NothingFound(InputError):
 
 @dataclass(frozen=True)
 class Space:
-    """Where Gaussians are: places [N, 3] in scene extents, and their nearest neighbours [N, k]."""
+    """Where Gaussians are: places [N, 3] in scene extents, their nearest neighbours [N, k], and colours [N, 3] in 0..1.
+
+    Without colours, pieces may be of several, and wholes are what masks fuse.
+    """
 
     places: Tensor
     neighbours: Tensor
+    colors: Tensor | None = None
+
+    @classmethod
+    def of(cls, splats: Splats, extent: float, neighbours: Tensor) -> Space:
+        """Say where splats are in a scene of an extent, and their colours without what changes with the direction."""
+        colors = (0.5 + SH_C0 * splats.sh[:, 0].detach()).clamp(0, 1)
+        return cls(splats.means / extent, neighbours, colors)
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,7 @@ def cluster(
         labels[found.noise] = NOISE
     labels[~seen] = NOISE
     if settings.join and columns.matrix.nnz:
-        labels = cut_into_pieces(labels, normal, mass, space.places if space else None, settings)
+        labels = cut_into_pieces(labels, normal, mass, space, settings)
         return _joined(labels, columns, mass, settings, found.tree, space, looks)
     for _ in range(settings.revote):
         labels, confidences = _vote(labels, columns, mass)
@@ -172,15 +186,17 @@ def _held(columns: Columns) -> Any:
 
 
 def cut_into_pieces(
-    labels: np.ndarray, unit: Tensor, mass: Tensor, places: Tensor | None, settings: ClusterSettings
+    labels: np.ndarray, unit: Tensor, mass: Tensor, space: Space | None, settings: ClusterSettings
 ) -> np.ndarray:
-    """Cut clusters [N] into compact pieces, [N] from 0: by the cells of k-means on features and positions.
+    """Cut clusters [N] into compact pieces, [N] from 0: by the cells of k-means on features, positions and colours.
 
     A few wrong masks can bend features so that a cluster holds two things: pieces are small enough not to, and which of
-    them are one is then counted. K-means is fitted to a sample as HDBSCAN is. Crumbs of a cell stay with its largest
-    piece.
+    them are one is then counted. Two things that most masks fuse are seldom of one colour. K-means is fitted to a
+    sample as HDBSCAN is. Crumbs of a cell stay with its largest piece.
     """
-    points = (unit if places is None else torch.cat([unit, SPATIAL * places.to(unit.device)], 1)).float().contiguous()
+    beside = [] if space is None else [SPATIAL * space.places]
+    beside += [] if space is None or space.colors is None else [COLORED * space.colors]
+    points = torch.cat([unit, *(x.to(unit.device) for x in beside)], 1).float().contiguous()
     sample = draw_sample(mass, settings)
     drawn = points[torch.from_numpy(sample).to(points.device)].cpu().numpy()
     cells = min(settings.pieces, max(len(sample) // CELL, 1), len(np.unique(drawn, axis=0)))
@@ -206,8 +222,8 @@ def _joined(
     Then what settled borders show to be one is joined too: before, spill across them spoke against it.
     """
     together = columns.together
-    parts, confidences = _vote(join_groups(pieces, together, max(FINE, settings.level)), columns, mass)
-    labels = parts
+    parts = join_groups(pieces, together, max(FINE, settings.level))
+    labels, confidences = _vote(parts, columns, mass)
     for _ in range(ROUNDS):
         labels = join_groups(labels, together, settings.level, confidences)
         labels, confidences = _vote(labels, columns, mass)
@@ -218,7 +234,16 @@ def _joined(
         labels, confidences = settle(labels, looks())
         labels = join_groups(labels, together, settings.level, confidences)
     labels, confidences = _finished(labels, confidences, settings)
-    return Clustering(labels, confidences, tree, grow(labels, parts, together, settings.level))
+    hierarchy = grow(labels, parts, together, settings.level, _beside(labels, space, mass))
+    return Clustering(labels, confidences, tree, hierarchy)
+
+
+def _beside(labels: np.ndarray, space: Space | None, mass: Tensor) -> Beside | None:
+    """What lies beside what among objects [N] (NOISE or 1..K), where places and colours are known."""
+    if space is None or space.colors is None:
+        return None
+    neighbours, colors = space.neighbours.cpu().numpy(), space.colors.cpu().numpy().astype(float)
+    return Beside.of(np.where(labels > 0, labels - 1, -1), neighbours, colors, mass.numpy().astype(float))
 
 
 def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:

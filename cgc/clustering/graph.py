@@ -14,11 +14,12 @@ groups of Gaussians through the blending weights, so that masks of several objec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from cgc.clustering.beside import Beside
 from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.vote import compact
 
@@ -99,12 +100,18 @@ def _view_weights(in_view: np.ndarray) -> np.ndarray:
     return in_view / (in_view + ENOUGH) * share / (share + SPILL**2)
 
 
-def join(counts: Counts, least: float) -> Joins:
-    """Join the two things of the highest rate, again and again while it is at least `least`. Time and memory: A^2."""
+def join(counts: Counts, least: float, beside: Beside | None = None) -> Joins:
+    """Join the two things of the highest rate, again and again while it is at least `least`. Time and memory: A^2.
+
+    With `beside` only what touches is joined, and what looks alike has a higher rate (`Beside.bonus`).
+    """
+    beside = replace(beside, links=beside.links.copy(), colors=beside.colors.copy()) if beside else None
     together, seen = counts.together.copy(), counts.seen.copy()
     n = len(together)
     alive, name = np.ones(n, bool), np.arange(n)
     rates = counts.rates()
+    if beside:
+        rates += np.array([beside.bonus(i) for i in range(n)]).reshape(n, n)
     np.fill_diagonal(rates, -1.0)
     partner = rates.argmax(1) if n else np.zeros(0, np.int64)
     best = rates[np.arange(n), partner]
@@ -120,7 +127,11 @@ def join(counts: Counts, least: float) -> Joins:
             table[:, i] = table[i]
         alive[j] = False
         name[i] = n + len(made) - 1
-        row = np.where(alive, together[i] / (seen[i] + DOUBT), -1.0)
+        row = together[i] / (seen[i] + DOUBT)
+        if beside:
+            beside.pool(i, j)
+            row = row + beside.bonus(i)
+        row[~alive] = -1.0
         row[i] = -1.0
         rates[i] = rates[:, i] = row
         rates[j] = rates[:, j] = -1.0

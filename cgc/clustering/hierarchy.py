@@ -7,6 +7,7 @@ in one mask. So a higher level is finer: at 0 the wholes are shown, at 1 the sma
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -63,6 +64,15 @@ class Hierarchy:
     def base_stop(self) -> int:
         """The index in `stops` of how the base level is shown."""
         return self.stop(self.base)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """How many Gaussians each node has, [T + 1] int64; 0 for node 0."""
+        counts = np.bincount(self.leaves[self.leaves > 0], minlength=len(self.parents)).astype(np.int64)
+        for node in np.argsort(-self.levels[1:], kind="stable").tolist():  # finest first
+            counts[self.parents[node + 1]] += counts[node + 1]
+        counts[0] = 0
+        return counts
 
     def stop(self, level: float) -> int:
         """The index in `stops` of how a level is shown."""

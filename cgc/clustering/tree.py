@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cgc.clustering.beside import Beside
 from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.graph import Counts, Joins, count_views, join
 from cgc.clustering.hierarchy import Hierarchy
@@ -20,8 +21,13 @@ LEAST_RATE = 0.05  # at which objects still become wholes
 APART = 1e-3  # between the levels of a node and its parent, where rates say nothing
 
 
-def grow(labels: np.ndarray, parts: np.ndarray, columns: Columns, level: float) -> Hierarchy:
-    """Make the hierarchy of objects labels [N] (NOISE or 1..K) from what they were joined of, parts [N] (-1: none)."""
+def grow(
+    labels: np.ndarray, parts: np.ndarray, columns: Columns, level: float, beside: Beside | None = None
+) -> Hierarchy:
+    """Make the hierarchy of objects labels [N] (NOISE or 1..K) from what they were joined of, parts [N] (-1: none).
+
+    With what lies `beside` what, objects become wholes as long as any touch; without, while masks fuse them.
+    """
     count = int(labels.max(initial=0))
     if not count or not 0 < level < 1 - APART:
         return Hierarchy.flat(labels)
@@ -54,7 +60,7 @@ def grow(labels: np.ndarray, parts: np.ndarray, columns: Columns, level: float) 
                     most = 1 - APART * (child - joins.count + 1)
                     nodes[child] = add(above, float(min(max(rate, levels[above] + APART), most)))
     objects = count_views(columns, group_matrix(np.where(labels > 0, labels - 1, -1)))
-    add_wholes(parents, levels, join(objects, LEAST_RATE), level)
+    add_wholes(parents, levels, join(objects, 0.0 if beside else LEAST_RATE, beside), level)
     leaves = np.where(pieces >= 0, node_of[np.maximum(pieces, 0)], NOISE).astype(np.int32)
     return Hierarchy(leaves, np.array(parents, np.int32), np.array(levels, np.float32), level)
 
@@ -62,12 +68,11 @@ def grow(labels: np.ndarray, parts: np.ndarray, columns: Columns, level: float) 
 def add_wholes(parents: list[int], levels: list[float], joins: Joins, level: float) -> None:
     """Add what objects 1..K become above their `level`, by their joins, to the parents and levels of a tree."""
     made: list[int] = []
-    lowest = level
+    lowest, apart = level, min(APART, level / (2 * len(joins.rates) + 2))
     for j in range(len(joins.rates)):  # from the objects up
         children = [int(c) for c in (joins.first[j], joins.second[j])]
-        lowest = float(min(joins.rates[j], lowest - APART))
-        if lowest <= 0:
-            break
+        left = apart * (len(joins.rates) - j)  # what the joins to come need below this one
+        lowest = float(min(max(joins.rates[j], left), lowest - apart))
         parents.append(0)
         levels.append(lowest)
         made.append(len(parents) - 1)

@@ -105,7 +105,7 @@ def _wholes(work: Workspace) -> dict[int, np.ndarray]:
 
 
 def _space(work: Workspace) -> Space:
-    return Space(work.splats.means / work.scene.extent, work.neighbours)
+    return Space.of(work.splats, work.scene.extent, work.neighbours)
 
 
 def _by_masks(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:

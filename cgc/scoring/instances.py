@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from cgc.evaluation.truth import Truth, merge_parts
 from cgc.scoring.cases import Case
 from cgc.scoring.report import Report, rounded
 from cgc.scoring.runs import Run
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+"""Titles and rows."""
 
 PROMPTS: dict[str, dict[str, Any]] = {
     "1 click": {"prompt": "click", "clicks": 1},
@@ -141,6 +145,9 @@ def report_prompts(case: Case) -> Report:
         ]  # fmt: skip
     first = next(iter(found.values()))
     notes = list(case.notes)
+    tables: list[Table] = [(("prompt", "mIoU", "mean of views", "objects", "level"), table)]
+    if len(first.levels) > 1:
+        tables.append(_best_levels(found, truth))
     if first.one_view:
         notes.append(f"left out, seen in one view only: {some(truth.names[i] for i in first.one_view)}")
     if first.skipped:
@@ -153,11 +160,24 @@ def report_prompts(case: Case) -> Report:
         "prompts",
         PROMPT_DEFINITION,
         summary,
-        [(("prompt", "mIoU", "mean of views", "objects", "level"), table)],
+        tables,
         (tuple(views[0]), views),
         (tuple(instances[0]), instances),
         notes,
     )
+
+
+def _best_levels(found: dict[str, PromptScores], truth: Truth) -> Table:
+    """A table of each object at its own best level, an upper bound, with the level for each prompt."""
+    titles = ("at its best level", *(title for name in found for title in (name, "level")))
+    best = {name: {row.id: row for row in scores.best} for name, scores in found.items()}
+    ids = list(next(iter(best.values())))
+    rows = [
+        (truth.names[i], *(cell for name in found for cell in (best[name][i].iou, _level(best[name][i].level))))
+        for i in ids
+    ]
+    means = [cell for name in found for cell in (float(np.mean([r.iou for r in best[name].values()])), "")]
+    return titles, [*rows, ("mean (upper bound)", *means)]
 
 
 def _prompt_row(prompt: str, row: PromptRow, case: Case, scores: PromptScores) -> dict[str, Any]:

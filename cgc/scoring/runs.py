@@ -23,7 +23,9 @@ UNSEEN = -1
 """What an id map holds where the run's view does not reach as far as its photo."""
 
 
-LEVELS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
+LEVELS = (
+    0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.8, 1.0
+)  # fmt: skip
 """Levels of the hierarchy that are scored, where they show other segments than those before and than the objects."""
 
 

@@ -10,6 +10,8 @@ from cgc.clustering.hierarchy import Hierarchy
 
 LARGEST_SHARE = 0.5
 """A mask picks the ids that lie in it with more than this share of their pixels."""
+NEARLY_ALL = 0.8
+"""What is clicked on together is what holds all of it, where it is more than this share of that."""
 
 
 def mask_ids(target: np.ndarray, ids: np.ndarray) -> list[int]:
@@ -55,10 +57,17 @@ def clicked_nodes(tree: Hierarchy, shown: np.ndarray, positive: Sequence[int], n
             raise Inseparable(place)
         picked.append(allowed[-1])
     if len(set(picked)) > 1:
-        common = set.intersection(*(set(_chain(tree, n)) for n in picked)) - refused
+        holding = set.intersection(*(set(_chain(tree, n)) for n in picked)) - refused
+        clicked = tree.sizes[_outermost(tree, picked)].sum()
+        common = [n for n in holding if clicked > NEARLY_ALL * tree.sizes[n]]
         if common:
             picked = [max(common, key=lambda n: tree.levels[n])]
     return sorted(set(picked))
+
+
+def _outermost(tree: Hierarchy, nodes: Sequence[int]) -> list[int]:
+    """Those of some nodes that lie in no other of them, once each."""
+    return [n for n in set(nodes) if set(nodes).isdisjoint(tree.ancestors(n))]
 
 
 def _chain(tree: Hierarchy, node: int) -> list[int]:

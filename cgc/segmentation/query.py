@@ -76,8 +76,10 @@ def at_pixels(
 
     1. A positive click means the object it is on, as the segmentation's level shows it; where a negative click is in
        that object too, the largest part of it that is under the positive click and under no negative one.
-    2. If these are several, the smallest node that holds all of them and no negative click is what was meant.
-    3. If there is none, it is all of them together.
+    2. If these are several, and nearly all (80 %) of the smallest node that holds all of them and no negative click,
+       that is what was meant.
+    3. Else it is all of them together: what holds two things may hold all between them, and what they lie on. A
+       coarser level gives wholes.
 
     Clicks on nothing count for nothing, so the selection may be empty. InputError where a positive and a negative click
     are in one smallest part, which nothing can separate.

@@ -21,7 +21,7 @@ from cgc.splats.types import Splats
 
 _MEANS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
-_DC = ("f_dc_0", "f_dc_1", "f_dc_2")
+DC = ("f_dc_0", "f_dc_1", "f_dc_2")
 _OPACITY = ("opacity",)
 _SCALES = ("scale_0", "scale_1", "scale_2")
 _QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
@@ -44,12 +44,12 @@ def read_ply(path: Path | str) -> Splats:
 
 def from_vertices(path: Path, vertices: np.ndarray, rest: tuple[str, ...]) -> Splats:
     """Turn vertices [N] of a file, whose f_rest are called `rest`, into splats; InputError unless they are finite."""
-    needed = (*_MEANS, *_DC, *rest, *_OPACITY, *_SCALES, *_QUATS)
+    needed = (*_MEANS, *DC, *rest, *_OPACITY, *_SCALES, *_QUATS)
     columns = {name: _float32(vertices[name]) for name in needed}
     _check_finite(path, columns)
     quats = _tensor(columns, _QUATS)
     _check_quats(path, quats)
-    dc = _tensor(columns, _DC)[:, None, :]  # [N, 1, 3]
+    dc = _tensor(columns, DC)[:, None, :]  # [N, 1, 3]
     higher = _tensor(columns, rest).reshape(len(dc), 3, -1).transpose(1, 2)  # [N, K, 3]
     names = vertices.dtype.names or ()
     return Splats(
@@ -80,7 +80,7 @@ def to_vertices(splats: Splats, extra: Mapping[str, np.ndarray] | None = None) -
     columns: dict[str, np.ndarray] = {}
     _add_columns(columns, _MEANS, splats.means)
     _add_columns(columns, _NORMALS, torch.zeros(n, 3))
-    _add_columns(columns, _DC, sh[:, 0])
+    _add_columns(columns, DC, sh[:, 0])
     _add_columns(columns, _rest_names(3 * (sh.shape[1] - 1)), sh[:, 1:].transpose(1, 2).reshape(n, -1))
     _add_columns(columns, _OPACITY, splats.logit_opacities[:, None])
     _add_columns(columns, _SCALES, splats.log_scales)
@@ -114,7 +114,7 @@ def check_header(path: Path, header: Header) -> tuple[str, ...]:
         raise InputError(f"{path} is broken: its header names a property twice; copy or export it again")
     n_rest = sum(re.fullmatch(r"f_rest_\d+", name) is not None for name in names)
     rest = _rest_names(n_rest)
-    missing = [n for n in (*_MEANS, *_DC, *rest, *_OPACITY, *_SCALES, *_QUATS) if n not in names]
+    missing = [n for n in (*_MEANS, *DC, *rest, *_OPACITY, *_SCALES, *_QUATS) if n not in names]
     if missing:
         raise InputError(
             f"{path} lacks the properties {', '.join(missing)} of a 3DGS splat; "
