@@ -34,7 +34,7 @@ _QUALITY = ("quality", "psnr_train", "psnr_test", "ssim_train", "ssim_test")
 _SCORES = ("miou_things", "boundary_iou", "pq", "instances")
 FACTS = {
     "lift": ("blocks",),
-    "cluster": ("segments", "noise"),
+    "cluster": ("segments", "noise", "level"),
     "sharpen": ("sharpened",),
     "render": (*_QUALITY, *_SCORES),
 }

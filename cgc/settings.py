@@ -285,9 +285,9 @@ class ClusterSettings:
     """Gaussians less sure of their label than this become noise (-1)."""
     join: bool = True
     """Join parts of clusters that masks have in one in enough views; otherwise HDBSCAN's clusters are the objects."""
-    level: float = 0.35
+    level: float = 0.0
     """Share of the views that see two parts in which one mask must have both, so that they are one object: lower for
-    wholes, higher for parts."""
+    wholes, higher for parts; 0: as suits the masks, by how often they split and fuse things."""
     pieces: int = 400
     """Cells that clusters are cut by before they are joined, at most; each has 30 of the samples or more."""
     revote: int = 1

@@ -149,5 +149,8 @@ def test_flawed_masks_are_made_of_training_views_and_segmented(tiny_run: Path, m
     spoilt = flaws.flawed(work, flaws.Flaws(missing=0.5, least=0), 1, seed=0)
     assert all((spoilt[i] > 0).sum() < (masks[i] > 0).sum() for i in masks)
     found = flaws.segment(work, masks)
-    line = flaws.row("exact", found, flaws.score(work, found.labels))
-    assert found.n_segments == 7 and line.startswith("| exact | 0.") and float(line.split("|")[2]) > 0.7
+    case = found, flaws.score(work, found.labels)
+    cells = flaws.row("exact", [case, case]).split(" | ")
+    things = float(cells[1].split()[0])
+    assert found.n_segments == 7 and cells[0] == "| exact" and things > 0.7
+    assert cells[1] == f"{things:.3f} ({things:.3f} to {things:.3f})" and cells[3] == "7"

@@ -15,11 +15,22 @@ from torch.nn.functional import normalize
 from cgc.clustering import cluster as cluster_module
 from cgc.clustering import graph
 from cgc.clustering.cluster import Space, cluster, cluster_ids, cluster_masks, cut_into_pieces
-from cgc.clustering.columns import Columns, group_matrix, mask_columns, with_wholes
+from cgc.clustering.columns import Columns, group_matrix, mask_columns, with_left_out, with_wholes
 from cgc.clustering.density import draw_sample, propagate, run_hdbscan
-from cgc.clustering.graph import DOUBT, SPILL, Counts, core, count_views, join, join_groups
+from cgc.clustering.graph import DOUBT, ENOUGH, SPILL, Counts, core, count_views, join, join_groups
+from cgc.clustering.level import (
+    HIGHEST,
+    LEAST,
+    LOWEST,
+    TWICE,
+    USUAL,
+    rate_of_one,
+    suitable_level,
+    touching,
+)
 from cgc.clustering.linkage import spanning_tree
 from cgc.clustering.rows import ERROR
+from cgc.clustering.settle import Look
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, compact, cut, revote
 from cgc.errors import InputError
@@ -420,6 +431,152 @@ def test_a_thing_that_masks_often_miss_is_not_joined_to_what_it_spills_into(miss
     assert same_partition(join_groups(groups, columns, 0.35), groups)
     rate = count_views(columns, group_matrix(groups)).rates()[0, 1]
     assert rate < 0.6 * missed / 15 + 1e-6
+
+
+def left_out_slowly(columns, looks, groups, power=3):
+    """What `count_views` should count, one view and pair at a time."""
+    count = groups.max() + 1
+    together, seen = np.zeros((2, count, count))
+    most = np.zeros((2, count))  # of any view: in sampled pixels, in evenly spread ones
+    sampled = {v: columns.matrix.toarray()[:, columns.views == v] for v in np.unique(columns.views)}
+    shown = {v: np.array([w[groups == a].sum(0) for a in range(count)]) for v, w in sampled.items()}  # [A, masks]
+    even = {}
+    for look in looks:
+        weights = np.zeros((len(groups), len(look.ids)))
+        weights[look.gaussians] = look.weights.toarray()
+        sums = np.array([weights[groups == a].sum(0) for a in range(count)])
+        even[look.view] = sums[:, look.ids > 0].sum(1), sums[:, look.ids == 0].sum(1)
+    for v in shown:
+        most = np.maximum(most, [shown[v].sum(1), sum(even[v])])
+
+    def weigh(amount, largest):
+        share = (amount / largest) ** 2
+        return amount / (amount + ENOUGH) * share / (share + SPILL**2)
+
+    for v in shown:
+        inside, outside = even[v]
+        know, out = np.zeros((2, count))
+        for a in range(count):
+            share = outside[a] / max(inside[a] + outside[a], 1e-9)
+            part = share**power / (share**power + (1 - share) ** power)
+            know[a] = weigh(shown[v][a].sum(), most[0, a]) * (1 - part)
+            out[a] = weigh(inside[a] + outside[a], most[1, a]) * part
+        for a in range(count):
+            for b in range(count):
+                one, other = (shown[v][i] ** power / max((shown[v][i] ** power).sum(), 1e-9) for i in (a, b))
+                together[a, b] += know[a] * know[b] * (one * other).sum()
+                seen[a, b] += know[a] * know[b] + out[a] * know[b] + know[a] * out[b]
+    return together, seen
+
+
+def test_what_masks_leave_out_is_counted_as_the_slow_way_does():
+    g = np.random.default_rng(5)
+    groups = np.repeat(np.arange(4), 15)
+    columns = views_of(groups, [[0, 0, 1, 1], [0, 1, 2, -1], [-1, 0, 0, 1], [0, 1, 1, 2], [0, -1, -1, 1]])
+    looks = []
+    for view in (0, 1, 2, 3, 4, 9):  # view 9 has no column
+        shown = np.sort(g.choice(60, 50, replace=False))
+        looks.append(Look(view, shown, csr_matrix(g.random((50, 3)) * (g.random((50, 3)) < 0.7)), np.array([0, 3, 4])))
+    counts = count_views(with_left_out(columns, looks, 60), group_matrix(groups))
+    together, seen = left_out_slowly(columns, looks, groups)
+    np.testing.assert_allclose(counts.together, together, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(counts.seen, seen, rtol=1e-4, atol=1e-6)
+    assert with_left_out(columns, looks[-1:], 60) is columns
+
+
+def test_masks_that_hold_others_leave_out_what_those_do():
+    groups = np.repeat([0, 1, 2], 20)
+    nested = with_wholes(views_of(groups, [[0, 1, 2], [0, 1, -1]]), {1: np.array([0, 1, 1])})
+    weights = csr_matrix(np.eye(3, dtype=np.float32)[groups])
+    looks = [Look(0, np.arange(60), weights, np.array([1, 2, 3])), Look(1, np.arange(60), weights, np.array([1, 2, 0]))]
+    together = with_left_out(nested, looks, 60).together
+    assert together.left_out and np.unique(together.views).tolist() == [0, 1, 3]
+    outside = (group_matrix(groups) @ together.left_out.outside).toarray()
+    assert outside.tolist() == [[0, 0, 0], [0, 0, 0], [0, 20, 20]]
+    inside = (group_matrix(groups) @ together.left_out.inside).toarray()
+    assert inside.tolist() == [[20, 20, 20], [20, 20, 20], [20, 0, 0]]
+
+
+def test_a_thing_that_half_of_the_views_leave_out_is_not_joined_to_what_two_fuse_it_with():
+    groups = np.repeat([0, 1], 60)
+    columns = views_of(groups, [[0, 0]] * 3 + [[0, 1]] * 2 + [[0, -1]] * 5)
+    weights = csr_matrix(np.eye(2, dtype=np.float32)[groups])
+    ids = [[1, 2]] * 5 + [[1, 0]] * 5
+    looks = [Look(view, np.arange(120), weights, np.array(of_view)) for view, of_view in enumerate(ids)]
+    assert len(np.unique(join_groups(groups, columns, 0.35))) == 1  # three of five fuse them
+    assert same_partition(join_groups(groups, with_left_out(columns, looks, 120), 0.35), groups)  # three of ten
+    both = [Look(view, np.arange(120), weights, np.array([0, 0] if view > 4 else [1, 2])) for view in range(10)]
+    assert len(np.unique(join_groups(groups, with_left_out(columns, both, 120), 0.35))) == 1  # what nobody has
+
+
+# --- the level that suits the masks -----------------------------------------------------------------------
+
+
+def test_the_level_follows_how_often_masks_split_and_fuse():
+    """Five things in a row: next ones are fused at the rate `two`, of parts of one thing masks have `one` together."""
+    found = {}
+    touch = np.abs(np.subtract.outer(np.arange(5), np.arange(5))) == 1
+    for one, two in ((0.9, 0.02), (0.9, 0.1), (0.6, 0.02), (0.6, 0.0)):
+        seen = np.full((5, 5), 30.0)
+        found[one, two] = suitable_level(one, Counts(two * seen, seen), touch)
+        assert found[one, two] == pytest.approx(np.sqrt(one * TWICE * (two + LEAST)), rel=1e-6)
+        assert two < found[one, two] < one
+    assert found[0.9, 0.1] > found[0.9, 0.02] > found[0.6, 0.02] > found[0.6, 0.0]
+
+
+def test_the_level_is_that_of_two_things_however_many_pairs_are_parts_of_one():
+    seen, touch = np.full((8, 8), 30.0), ~np.eye(8, dtype=bool)
+    together = 0.05 * seen
+    parts = together.copy()
+    parts[:3, :3] = 0.5 * seen[:3, :3]  # three parts of one thing
+    level = suitable_level(0.9, Counts(together, seen), touch)
+    assert suitable_level(0.9, Counts(parts, seen), touch) == pytest.approx(level)
+    assert suitable_level(0.9, Counts(together, seen / 100), touch) == USUAL  # nobody sees two
+    assert suitable_level(0.9, Counts(together, seen), ~touch & touch) == USUAL  # nothing touches
+    assert suitable_level(1.0, Counts(0.29 * seen, seen), touch) == HIGHEST
+    assert suitable_level(0.0, Counts(together, seen), touch) == LOWEST
+
+
+def test_rate_of_one_thing_is_that_of_pieces_in_one_group():
+    together = np.array([[9, 6, 1, 0], [6, 9, 0, 1], [1, 0, 9, 2], [0, 1, 2, 9]], float)
+    counts = Counts(together, np.full((4, 4), 10.0))
+    assert rate_of_one(counts, np.array([0, 0, 1, 1])) == pytest.approx((6 + 2) / 20)
+    assert rate_of_one(counts, np.arange(4)) == 1.0  # nothing was joined
+
+
+def test_groups_touch_where_enough_neighbours_are_of_the_other():
+    groups = np.repeat([0, 1, 2, -1], 20)
+    neighbours = np.stack([(np.arange(80) + 1) % 80, np.arange(80)], 1)
+    neighbours[10:20, 1] = 25  # ten of 0 see 1 beside the one that lies there
+    found = touching(groups, neighbours)
+    assert found.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+
+
+@pytest.mark.parametrize("kind", ["splitting", "fusing"])
+def test_things_are_found_whatever_masks_do_to_them(kind):
+    """Six things in a row, each of three pieces: masks that halve two in three of them, or fuse every third pair."""
+    g = np.random.default_rng(0)
+    owner = np.repeat(np.arange(6), 3)
+    views = []
+    for _ in range(40):
+        masks = owner.copy()
+        for thing in range(6):
+            if kind == "splitting" and g.random() < 0.8:
+                masks[3 * thing + g.integers(0, 3)] = 6 + thing
+            if kind == "fusing" and thing % 2 and g.random() < 0.38:
+                masks[masks == thing] = thing - 1
+        views.append(np.unique(masks, return_inverse=True)[1].tolist())
+    pieces = np.repeat(np.arange(18), 20)
+    columns, n = views_of(pieces, views), 360
+    neighbours = np.stack([np.abs(np.arange(n) - k) for k in range(1, 9)], 1)
+    places = torch.from_numpy(np.stack([np.arange(n) / n, np.zeros(n), np.zeros(n)], 1)).float()
+    looks = [Look(0, np.arange(n), csr_matrix(np.ones((n, 1), np.float32)), np.array([1]))]
+    found = cluster_module._joined(
+        pieces, columns, torch.ones(n), ClusterSettings(settle=False), {},
+        Space(places, torch.from_numpy(neighbours)), lambda: looks,
+    )  # fmt: skip
+    assert same_partition(found.labels, owner[pieces])
+    assert (found.hierarchy.base > USUAL) == (kind == "fusing")
 
 
 def test_only_sure_gaussians_speak_where_there_are_enough():

@@ -13,11 +13,11 @@ from cgc.scene.types import Camera
 from cgc.segmentation.labels import render_labels
 
 
-def a_look(weights, ids, gaussians=None):
+def a_look(weights, ids, gaussians=None, view=0):
     """A look given as a dense [U, M] array."""
     weights = np.asarray(weights, np.float32)
     gaussians = np.arange(len(weights)) if gaussians is None else gaussians
-    return Look(np.asarray(gaussians), csr_matrix(weights), np.asarray(ids))
+    return Look(view, np.asarray(gaussians), csr_matrix(weights), np.asarray(ids))
 
 
 def slow(labels, looks):

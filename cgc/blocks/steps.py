@@ -31,6 +31,7 @@ from cgc.blocks.work import (
     load_piece,
     save_arrays,
 )
+from cgc.clustering.level import USUAL
 from cgc.errors import InputError
 from cgc.features.files import map_tensors
 from cgc.files import read_json, write_beside, write_json
@@ -172,7 +173,8 @@ def cluster_blocks(
     parallel.barrier()
     if not parallel.is_first():
         return None
-    joined = join_blocks(_Pieces(blocks, n), len(geometry), settings.level if settings.join else 1.0)
+    level = settings.level or USUAL  # no block shows what masks leave out, so each was clustered at the usual level
+    joined = join_blocks(_Pieces(blocks, n), len(geometry), level if settings.join else 1.0)
     if not (joined.labels > 0).any():
         raise InputError("everything is noise in every block; train the features longer, or give better masks")
     return joined

@@ -22,22 +22,22 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from cgc.clustering.beside import Beside
-from cgc.clustering.columns import Columns
+from cgc.clustering.columns import Columns, group_matrix, with_left_out
 from cgc.clustering.density import draw_sample, find_clusters
-from cgc.clustering.graph import Counts, count_views, join, join_groups
+from cgc.clustering.graph import Counts, core, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
+from cgc.clustering.level import USUAL, rate_of_one, suitable_level, touching
 from cgc.clustering.rows import rows_of
 from cgc.clustering.settle import Look, settle
 from cgc.clustering.space import tidy
 from cgc.clustering.tree import grow
-from cgc.clustering.vote import NOISE, by_size, cut, revote, row_winners
+from cgc.clustering.vote import NOISE, by_size, compact, cut, revote, row_winners
 from cgc.errors import InputError
 from cgc.geometry import SH_C0
 from cgc.settings import ClusterSettings
 from cgc.splats.types import Splats
 
 FINE = 0.6  # share of the views at which pieces are joined before the masks vote for the first time
-ROUNDS = 2  # of joining and voting after that
 SPATIAL = 0.3  # what a unit feature's length is worth in scene extents, where clusters are cut into pieces
 COLORED = 1.5  # likewise, what it is worth in the range of a colour's channels
 CELL = 30  # samples that a cell has at least in the mean: smaller ones show too few pixels to be counted
@@ -98,8 +98,9 @@ def cluster(
 ) -> Clustering:
     """Cluster Gaussians by features [N, D] (unit rows) and masks; mass [N] is their visible mass.
 
-    Places keep pieces compact, segments whole; looks at the views settle whose borders are. Memory: a copy of the
-    features and 40 B a Gaussian, plus the sparse votes and `count_views`. InputError if nothing clusters.
+    Places keep pieces compact, segments whole; looks at the views show what masks leave out, and settle whose borders
+    are. Memory: a copy of the features and 40 B a Gaussian, plus the sparse votes, the looks and `count_views`.
+    InputError if nothing clusters.
     """
     if not torch.isfinite(features).all():
         raise InputError("features hold NaN or infinity where finite numbers were expected; run `cgc lift` again")
@@ -217,24 +218,31 @@ def _joined(
     space: Space | None,
     looks: Callable[[], Iterable[Look]] | None,
 ) -> Clustering:
-    """Join pieces [N] that are surely one, let the masks vote, join what is one at the settings' level, and settle.
+    """Join pieces [N] that are surely one, let the masks vote, join by and by what is one at the level, and settle.
 
     Then what settled borders show to be one is joined too: before, spill across them spoke against it.
     """
-    together = columns.together
-    parts = join_groups(pieces, together, max(FINE, settings.level))
+    seen = list(looks()) if looks is not None else []
+    columns = with_left_out(columns, seen, len(pieces))
+    together, pieces, fine = columns.together, compact(pieces), max(FINE, settings.level)
+    counts = count_views(together, group_matrix(pieces))
+    joined = join(counts, fine).cut(fine)
+    parts = np.where(pieces >= 0, joined[np.maximum(pieces, 0)], NOISE) if len(joined) else pieces
     labels, confidences = _vote(parts, columns, mass)
-    for _ in range(ROUNDS):
-        labels = join_groups(labels, together, settings.level, confidences)
+    level = settings.level or USUAL
+    if not settings.level and columns.left_out and space:
+        level = _level(rate_of_one(counts, joined), labels, confidences, together, space)
+    for at in (float(np.sqrt(fine * level)), level):
+        labels = join_groups(labels, together, at, confidences)
         labels, confidences = _vote(labels, columns, mass)
     if space is not None:
         places, neighbours = space.places.cpu().numpy().astype(float), space.neighbours.cpu().numpy()
-        labels = tidy(labels, confidences, places, neighbours, together, settings.level)
-    if looks is not None and settings.settle:
-        labels, confidences = settle(labels, looks())
-        labels = join_groups(labels, together, settings.level, confidences)
+        labels = tidy(labels, confidences, places, neighbours, together, level)
+    if seen and settings.settle:
+        labels, confidences = settle(labels, seen)
+        labels = join_groups(labels, together, level, confidences)
     labels, confidences = _finished(labels, confidences, settings)
-    hierarchy = grow(labels, parts, together, settings.level, _beside(labels, space, mass))
+    hierarchy = grow(labels, parts, together, level, _beside(labels, space, mass))
     return Clustering(labels, confidences, tree, hierarchy)
 
 
@@ -244,6 +252,13 @@ def _beside(labels: np.ndarray, space: Space | None, mass: Tensor) -> Beside | N
         return None
     neighbours, colors = space.neighbours.cpu().numpy(), space.colors.cpu().numpy().astype(float)
     return Beside.of(np.where(labels > 0, labels - 1, -1), neighbours, colors, mass.numpy().astype(float))
+
+
+def _level(one: float, groups: np.ndarray, confidences: np.ndarray, columns: Columns, space: Space) -> float:
+    """Return the level that suits the masks, by how often they have groups [N] that touch in one; see level.py."""
+    groups = compact(groups)
+    counts = count_views(columns, group_matrix(groups, core(groups, confidences)))
+    return round(suitable_level(one, counts, touching(groups, space.neighbours.cpu().numpy())), 3)
 
 
 def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:

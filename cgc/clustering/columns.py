@@ -1,7 +1,8 @@
 """W^T M: how much of every mask each Gaussian is, over the sampled pixels of all views.
 
 Notation: N Gaussians, M masks (those of different views are different masks), V views, A groups of Gaussians.
-Everything that masks say of Gaussians is said by these columns: which of them one mask holds, which it tells apart.
+Everything that masks say of Gaussians is said by these columns: which of them one mask holds, which it tells apart;
+and by what masks leave out.
 """
 
 from __future__ import annotations
@@ -48,18 +49,51 @@ class PlacedWeighing(Protocol):
     def at_home(self) -> Weighing: ...
 
 
+class Seen(Protocol):
+    """A view's evenly spread pixels: weights [U, M] of its `gaussians` [U] in the masks `ids` [M], 0 = in none.
+
+    clustering.settle.Look is one.
+    """
+
+    @property
+    def view(self) -> int: ...
+    @property
+    def gaussians(self) -> np.ndarray: ...
+    @property
+    def weights(self) -> Any: ...
+    @property
+    def ids(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How much of each Gaussian is in some mask of a view and how much in none, inside and outside [N, V] float32, csr.
+
+    Memory: 8 B for each of these, a Gaussian and a view that it shows in.
+    """
+
+    inside: Any
+    outside: Any
+
+    def of_views(self, index: np.ndarray) -> LeftOut:
+        """Return the views [V'] of these numbers."""
+        return LeftOut(self.inside[:, index], self.outside[:, index])
+
+
 @dataclass(frozen=True)
 class Columns:
     """matrix [N, M] float32, sparse: the weight of each Gaussian in the sampled pixels of each mask; or on a device.
 
     views [M] int64, the view of each mask, and ids [M] int64, its id there. Memory: 8 B an entry. `nested` has the
     masks that hold others too, where these are known: it says what is together, the masks alone what is whose.
+    `left_out` says what no mask of a view has, by the rising numbers of the views, where that is known.
     """
 
     matrix: Any  # csr_matrix, whose stubs know less than it does, or a DeviceMatrix
     views: np.ndarray
     ids: np.ndarray
     nested: Columns | None = None
+    left_out: LeftOut | None = None
 
     @property
     def together(self) -> Columns:
@@ -154,6 +188,33 @@ def with_wholes(columns: Columns, wholes: Mapping[int, np.ndarray]) -> Columns:
     else:
         matrix = hstack([columns.matrix, columns.matrix @ held], format="csr")
     return replace(columns, nested=Columns(matrix, np.append(columns.views, views), np.append(columns.ids, ids)))
+
+
+def with_left_out(columns: Columns, looks: Sequence[Seen], n_gaussians: int) -> Columns:
+    """Return the columns with what masks leave out, as looks at their views show it; a view without a look: nothing.
+
+    Masks that hold others leave out what the masks of their view do.
+    """
+    views, first = np.unique(columns.views), int(columns.views.max(initial=-1)) + 1
+    number = {int(view): k for k, view in enumerate(views)}
+    known = [look for look in looks if look.view in number]
+    if not known:
+        return columns
+    gaussians = np.concatenate([look.gaussians for look in known])
+    of_view = np.repeat([number[look.view] for look in known], [len(look.gaussians) for look in known])
+    matrices = []
+    for inside in (True, False):
+        kept = [((look.ids > 0) == inside).astype(np.float32) for look in known]
+        sums = np.concatenate([look.weights @ own for look, own in zip(known, kept)])
+        some = np.flatnonzero(sums)
+        matrix = coo_matrix((sums[some], (gaussians[some], of_view[some])), shape=(n_gaussians, len(views)))
+        matrices.append(matrix.tocsr())
+    left_out = LeftOut(*matrices)
+    if nested := columns.nested:
+        further = np.unique(nested.views)
+        own = np.searchsorted(views, np.where(further < first, further, further - first))
+        nested = replace(nested, left_out=left_out.of_views(own))
+    return replace(columns, left_out=left_out, nested=nested)
 
 
 def group_matrix(groups: np.ndarray, kept: np.ndarray | None = None) -> Any:

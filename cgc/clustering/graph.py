@@ -3,7 +3,9 @@
 Notation: A groups, M masks, V views. A group's share of a view is how its weight there is spread over the masks,
 sharpened (a few Gaussians that belong elsewhere hardly count). Two groups are together in a view as far as one mask
 has both, the product of their shares; `seen` counts the views that see both. Where a view's masks have missed a group,
-all that they show of it is what spills over its border into the masks beside: such a view counts little. Their rate,
+all that they show of it is what spills over its border into the masks beside: such a view counts little. Where it is
+known what masks leave out, it speaks in another way: masks miss a thing as a whole, so a view that has masks of one
+group and none of the other tells the two apart. A view that leaves out both says nothing. Their rate,
 together / (seen + DOUBT), is small where few views speak. Groups are joined by falling rate, and what is joined pools
 its counts, so the views of all its Gaussians speak: sides of an object that no view shows at once are joined through
 those in between.
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cgc.clustering.beside import Beside
-from cgc.clustering.columns import Columns, group_matrix
+from cgc.clustering.columns import Columns, LeftOut, group_matrix
 from cgc.clustering.vote import compact
 
 ENOUGH = 4.0  # sampled pixels of a group in a view: with as many, the view counts half
@@ -34,7 +36,10 @@ LEAST_CORE = 0.2  # ... if they are more than this share of it; else all of them
 
 @dataclass(frozen=True)
 class Counts:
-    """together [A, A] and seen [A, A] float64, symmetric: in how many views one mask has both groups, and both show."""
+    """together [A, A] and seen [A, A] float64, symmetric: in how many views one mask has both groups, and both show.
+
+    Views that show both, but have masks of one only, are among the seen ones where that is known.
+    """
 
     together: np.ndarray
     seen: np.ndarray
@@ -71,7 +76,7 @@ def count_views(columns: Columns, groups: Any) -> Counts:
     """
     all_shown, of_view = columns.under(groups), columns.by_view.tocsc()  # [A, M], [M, V]
     all_in_view = (all_shown @ of_view).toarray()  # [A, V]
-    all_weight = _view_weights(all_in_view)
+    all_weight, left_out = _known(_view_weights(all_in_view), columns.left_out, groups)
     together = np.zeros((len(all_weight),) * 2, np.float64)
     for views in _blocks(np.diff(of_view.indptr), BLOCK // max(len(all_weight), 1)):
         masks = np.sort(of_view[:, views].indices)
@@ -80,7 +85,23 @@ def count_views(columns: Columns, groups: Any) -> Counts:
         share /= np.maximum((share @ by_view) @ by_view.T, 1e-9)
         weighted = share * (all_weight[:, views] @ by_view.T)
         together += weighted @ weighted.T
-    return Counts(together, (all_weight @ all_weight.T).astype(np.float64))
+    one_only = left_out @ all_weight.T
+    return Counts(together, (all_weight @ all_weight.T + one_only + one_only.T).astype(np.float64))
+
+
+def _known(weight: np.ndarray, left_out: LeftOut | None, groups: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return how much each view counts for a group as known to its masks, and as left out by them, [A, V] each.
+
+    weight [A, V]: how much it counts by what its masks show. Shares in any mask and in none are sharpened, too.
+    """
+    if left_out is None:
+        return weight, np.zeros_like(weight)
+    inside, outside = ((groups @ matrix).toarray() for matrix in (left_out.inside, left_out.outside))
+    total = inside + outside
+    share = outside / np.maximum(total, 1e-9)
+    out, known = share**SHARPNESS, (1 - share) ** SHARPNESS
+    out /= out + known
+    return weight * (1 - out), _view_weights(total) * out
 
 
 def _blocks(counts: np.ndarray, most: int) -> list[slice]:

@@ -38,6 +38,7 @@ class Look:
     Memory: 8 B an entry, 8 B a Gaussian.
     """
 
+    view: int
     gaussians: np.ndarray
     weights: Any
     ids: np.ndarray
@@ -60,7 +61,7 @@ def look_at(
         ids, mask = np.unique(id_map.ravel()[pixels.numpy()], return_inverse=True)
         matrix, shape = rows.by_pixel, (rows.n_gaussians, len(ids))
         entries = (matrix.ids, np.repeat(mask, np.diff(matrix.indptr)))
-        yield Look(gaussians.numpy(), coo_matrix((matrix.weights, entries), shape).tocsr(), ids)
+        yield Look(view, gaussians.numpy(), coo_matrix((matrix.weights, entries), shape).tocsr(), ids)
 
 
 def settle(labels: np.ndarray, looks: Iterable[Look]) -> tuple[np.ndarray, np.ndarray]:

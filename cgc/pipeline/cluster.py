@@ -48,12 +48,12 @@ def cluster_features(work: Workspace) -> str:
         bar.advance(1, segments=found.n_segments)
         save_labels(run.root, found.labels, found.confidences, found.tree, found.hierarchy)
         bar.advance(1)
-    return _finish_cluster(run, found.labels, start)
+    return _finish_cluster(run, found.labels, found.hierarchy.base, start)
 
 
-def _finish_cluster(run: RunFolder, labels: np.ndarray, start: float) -> str:
+def _finish_cluster(run: RunFolder, labels: np.ndarray, level: float, start: float) -> str:
     segments, noise = int(labels.max(initial=0)), int((labels == NOISE).sum())
-    run.finish("cluster", time.perf_counter() - start, segments=segments, noise=noise)
+    run.finish("cluster", time.perf_counter() - start, segments=segments, noise=noise, level=round(level, 3))
     return f"{segments} segments, {noise:,} Gaussians in none: {run.root / 'segments.npz'}"
 
 
@@ -69,7 +69,7 @@ def _cluster_blocks(work: Workspace, blocks: Blocks) -> str:
     if found is None:
         return ""
     save_labels(run.root, found.labels, found.confidences, {}, found.hierarchy)
-    return _finish_cluster(run, found.labels, start)
+    return _finish_cluster(run, found.labels, found.hierarchy.base, start)
 
 
 def _by_features(work: Workspace, features: torch.Tensor, mass: torch.Tensor) -> Clustering | None:

@@ -174,6 +174,8 @@ def info(out: Path) -> None:
         console.print(f"  {step:<17} {state}")
     for label, text in headline(run.stats).items():
         console.print(f"  {label:<17} {text}")
+    if run.stats.get("level", 1.0) < 1:  # 1: nothing was joined
+        console.print(f"  level of objects  {run.stats['level']:.2f}")
     if (run.root / "segments.json").exists():
         for s in load_table(run.root):
             console.print(

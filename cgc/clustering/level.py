@@ -1,0 +1,64 @@
+"""The level that suits a scene's masks: two parts are one thing where masks hold them together in that share of views.
+
+Masks that split things hold the halves of one together in few views, masks that fuse neighbours hold two together in
+many. How often either happens is counted in the scene itself, once what surely is one has been joined at a high level.
+The rate of one thing p is that of pieces that became one group, pooled; the rate of two things m is that of two groups
+that touch, pooled over those whose rate is under the level. The level is sqrt(p * 2 m): as many times over 2 m as under
+p, and twice m because it is a mean: some pairs are fused more often.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import coo_matrix
+
+from cgc.clustering.graph import Counts
+
+USUAL = 0.35  # where nothing can be counted
+TOUCH = 10  # neighbours across: two groups with fewer hardly touch
+VIEWS = 3.0  # that see both groups: with fewer they say little of the masks
+LEAST = 0.005  # of the views fuse two things that touch, even where none was seen to
+TWICE = 2.0
+LOWEST, HIGHEST = 0.05, 0.6  # the level is kept between these
+START, TURNS = 0.3, 50  # the first level, and how often it is found anew, until it stays
+
+
+def rate_of_one(counts: Counts, joined: np.ndarray) -> float:
+    """Return the share of the views in which two pieces of one group are together; joined [A] has each one's group."""
+    one = joined[:, None] == joined[None, :]
+    np.fill_diagonal(one, False)
+    seen = counts.seen[one].sum()
+    return float(counts.together[one].sum() / seen) if seen > 0 else 1.0
+
+
+def touching(groups: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """Say which groups touch, [A, A] bool: enough Gaussians have one of the other among their neighbours [N, k].
+
+    groups [N]: -1 is none.
+    """
+    one, other = np.repeat(groups, neighbours.shape[1]), groups[neighbours.ravel()]
+    both = (one >= 0) & (other >= 0)
+    shape = (int(groups.max(initial=-1)) + 1,) * 2
+    across = coo_matrix((np.ones(int(both.sum())), (one[both], other[both])), shape=shape).toarray()
+    across += across.T
+    np.fill_diagonal(across, 0)
+    return across >= TOUCH
+
+
+def suitable_level(one: float, counts: Counts, touch: np.ndarray) -> float:
+    """Return the level for masks that hold one thing together at the rate `one`; counts [A, A] of groups that `touch`.
+
+    The rate of two things is that of the pairs under the level, which in turn follows from it: found by turns.
+    """
+    pairs = np.triu(touch, 1) & (counts.seen > VIEWS)
+    if not pairs.any():
+        return USUAL
+    together, seen = counts.together[pairs], counts.seen[pairs]
+    level = START
+    for _ in range(TURNS):
+        two = together <= level * seen
+        rate = together[two].sum() / max(float(seen[two].sum()), 1e-9) + LEAST
+        before, level = level, float(np.sqrt(one * TWICE * rate))
+        if level == before:
+            break
+    return float(np.clip(level, LOWEST, HIGHEST))
