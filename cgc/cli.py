@@ -286,6 +286,8 @@ class Edit:
     """Remove these."""
     halo: bool = True
     """Remove what else shows that they were there, and colour what they hid like what is beside it."""
+    fill: bool = True
+    """Continue flat surfaces under them with new Gaussians, and take their shade away; needs --halo."""
     device: Device = "auto"
 
 
@@ -491,7 +493,7 @@ def _call(config: object) -> None:
             asking.edit(
                 config.run, config.out, rename=config.rename, recolor=config.recolor, merge=config.merge,
                 split=config.split, scale=config.scale, rotate=config.rotate, move=config.move, keep=config.keep,
-                remove=config.remove, halo=config.halo, device=config.device,
+                remove=config.remove, halo=config.halo, fill=config.fill, device=config.device,
             )  # fmt: skip
         case Render(out, float() as level, quiet, device) | Export(
             out, level=float() as level, quiet=quiet, device=device
