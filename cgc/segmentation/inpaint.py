@@ -84,7 +84,8 @@ def _grow(made: np.ndarray, known: np.ndarray, hole: np.ndarray, sources: np.nda
 def _settle(made: np.ndarray, usable: np.ndarray, hole: np.ndarray, sources: np.ndarray) -> None:
     """Make the hole of `made`, in place, the mean of the sources that its patches are most like."""
     side = 2 * RADIUS + 1
-    over = ndimage.minimum_filter(usable, side, mode="constant") & ndimage.maximum_filter(hole, side)
+    over = np.asarray(ndimage.minimum_filter(usable, side, mode="constant"), bool)
+    over &= np.asarray(ndimage.maximum_filter(hole, side), bool)
     y, x = np.nonzero(_at_corners(over))
     level = sources.mean((2, 3), keepdims=True)
     given = (sources - TONE * level).reshape(len(sources), -1).astype(np.float32)

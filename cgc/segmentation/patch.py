@@ -43,8 +43,8 @@ COVER, KNOWN = 0.2, 0.4
 """What covers a surface has more than this weight in its picture; where it is known it has more than this itself."""
 CLEAR, BEHIND = 0.05, 1.03
 """A view sees past an object that has less weight than this, and empty space before what is so much farther away."""
-MIN_SHADE = 0.02
-"""Less shade than this is none."""
+MIN_SHADE = 0.03
+"""Less shade than this is none: more than one of the directions that light comes from."""
 WIDTH, OPACITY = 0.65, 0.98
 """A patch's Gaussians are so many of their distances wide, and so opaque."""
 
@@ -149,7 +149,7 @@ def _continue(
     covered = alpha_of(thing, camera, rasterizer) > COVER
     if len(under):
         covered |= alpha_of(splats.select(torch.from_numpy(under)), camera, rasterizer) > COVER
-    hole = ndimage.binary_closing(covered & ~known) & ~known
+    hole = np.asarray(ndimage.binary_closing(covered & ~known), bool) & ~known
     hole[hole] = ~seen.through(points_of(camera, plane, hole))
     if not hole.any() or known.sum() < MIN_SURFACE:
         return None
