@@ -52,8 +52,10 @@ def ball_on_a_table(centre: tuple[float, float] = (0.1, -0.1), bare: bool = True
     under = (board.means[:, :2] - torch.tensor(centre)).norm(dim=1) < 0.22
     sh = torch.where(under[:, None, None], torch.full_like(board.sh, -0.5 / SH_C0), board.sh)
     board = board.select(~under) if bare else replace(board, sh=sh)
-    columns = (torch.cat([getattr(s, n) for s in (board, ball)]) for n in ("means", "quats", "log_scales"))
-    both = Splats(*columns, torch.full((len(board) + len(ball),), 4.0), torch.cat([board.sh, ball.sh]))
+    means, quats, log_scales, sh = (
+        torch.cat([getattr(s, n) for s in (board, ball)]) for n in ("means", "quats", "log_scales", "sh")
+    )
+    both = Splats(means, quats, log_scales, torch.full((len(means),), 4.0), sh)
     labels = np.repeat([1, 2], [len(board), len(ball)]).astype(np.int32)
     around = zip(np.arange(8) * math.pi / 4, (1.2, 2.2) * 4)
     eyes = [(centre[0] + 3 * math.cos(t), centre[1] + 3 * math.sin(t), z) for t, z in around]
