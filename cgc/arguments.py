@@ -262,6 +262,8 @@ class Edit:
     """Remove these."""
     halo: bool = True
     """Remove what else shows that they were there, and colour what they hid like what is beside it."""
+    fill: bool = True
+    """Continue flat surfaces under them with new Gaussians, and take their shade away; needs --halo."""
     device: Device = "auto"
 
 

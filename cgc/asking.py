@@ -220,6 +220,7 @@ def edit(
     keep: Sequence[int],
     remove: Sequence[int],
     halo: bool,
+    fill: bool = True,
     device: str = "auto",
 ) -> None:
     """Change a segmentation in the order of the arguments, save it in `out`, and say what was done."""
@@ -246,7 +247,7 @@ def edit(
     if keep:
         seg = seg.keep(*keep)
     if remove:
-        seg = seg.remove(*remove, halo=halo)
+        seg = seg.remove(*remove, halo=halo, fill=fill)
     if seg is start:
         raise InputError(
             "nothing to do: give one of --remove, --keep, --merge, --split, --rename, --recolor, --move, --rotate and "

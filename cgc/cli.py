@@ -172,7 +172,7 @@ def _call(config: object) -> None:
             asking.edit(
                 config.run, config.out, rename=config.rename, recolor=config.recolor, merge=config.merge,
                 split=config.split, scale=config.scale, rotate=config.rotate, move=config.move, keep=config.keep,
-                remove=config.remove, halo=config.halo, device=config.device,
+                remove=config.remove, halo=config.halo, fill=config.fill, device=config.device,
             )  # fmt: skip
         case Render(out, float() as level, quiet, device) | Export(
             out, level=float() as level, quiet=quiet, device=device

@@ -94,8 +94,8 @@ class TrainSettings:
     ssim_weight: float = 0.2
     """Weight of D-SSIM in the loss; L1 has the rest."""
     background: Literal["black", "white", "random"] = "random"
-    """What shows behind the Gaussians. `random` draws a colour a step, so that what is solid becomes solid: nothing dark
-    is left to a black background, and no floaters hide on it. Pictures are then shown on black."""
+    """What shows behind the Gaussians. `random` draws a colour a step, so that what is solid becomes solid: nothing
+    dark is left to a black background, and no floaters hide on it. Pictures are then shown on black."""
     means_lr: float = 1e-3
     """Learning rate of positions, times the scene's extent, at the first step."""
     means_lr_final: float = 0.01
@@ -309,7 +309,7 @@ class SharpenSettings:
     """How Gaussians that show in two objects are split, and moved until objects end where the masks say."""
 
     steps: int = 800
-    """Optimiser steps, one view each; 0: the splats stay as they are. A preset has about a quarter of its training's."""
+    """Optimiser steps, one view each, a quarter of a preset's training; 0: the splats stay as they are."""
     weight: float = 1.0
     """Weight of the labels' pictures beside the photos, of usual quality; beside better ones less."""
     min_second: float = 0.05
@@ -470,8 +470,8 @@ PAPER = RunSettings(
     ),
     sharpen=SharpenSettings(steps=0),
 )
-"""Contrastive Gaussian Clustering as published and released, in as many steps as `default`: the baseline of comparisons.
-What it leaves open or departs from is listed in docs/method.md."""
+"""Contrastive Gaussian Clustering as published and released, in as many steps as `default`: what others are compared
+with. What it leaves open or departs from is listed in docs/method.md."""
 
 _SHARPEN_STEPS = {"quick": 200, "short": 400, "full": 2000, "fast": 2000, "standard": 4000}
 PRESETS: dict[str, RunSettings] = {

@@ -21,7 +21,7 @@ from cgc.errors import InputError
 from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rotation_to_quat
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
-from cgc.segmentation.halo import find_halo
+from cgc.segmentation.halo import Halo, find_halo
 from cgc.segmentation.segments import Segmentation
 from cgc.splats.types import Splats
 
@@ -76,27 +76,31 @@ def remove(
     ids: Ids,
     *,
     halo: bool = True,
+    fill: bool = True,
     rasterizer: Rasterizer | None = None,
     cameras: Sequence[Camera] = (),
 ) -> Segmentation:
     """Remove the Gaussians of some ids, and with `halo` what else shows that they were there.
 
     Uncertain Gaussians among them go too. With a rasteriser and cameras so does what lies over them in pictures,
-    whatever its label, and what they hid gets the colours of what is seen beside it (see halo.py).
+    whatever its label, and what they hid gets the colours of what is seen beside it (see halo.py). With `fill` new
+    Gaussians continue flat surfaces where nothing of them was seen, and lose the shade that the ids cast on them.
     """
     chosen = _known(segmentation, ids)
     gone = _members(segmentation, chosen)
     own, splats = int(gone.sum()), segmentation.splats
     if gone.all():
         raise InputError(f"removing {_text(chosen)} would leave no Gaussian; keep at least one segment")
-    healed = 0
+    healed, fresh = 0, None
     if halo:
-        found = find_halo(splats, segmentation.labels, segmentation.confidences, gone, rasterizer, cameras)
+        found = find_halo(splats, segmentation.labels, segmentation.confidences, gone, rasterizer, cameras, fill)
         if not (gone | found.spill).all():
-            gone = gone | found.spill
+            gone, fresh = gone | found.spill, found
         splats, healed = replace(splats, sh=found.sh), int((found.healed & ~gone).sum())
-    made = select_rows(replace(segmentation, splats=splats), np.flatnonzero(~gone))
-    return _recorded(made, "remove", ids=chosen, halo=int(gone.sum()) - own, healed=healed)
+    made = replace(segmentation, splats=splats)
+    made = select_rows(made, np.flatnonzero(~gone)) if fresh is None else _with_fresh(made, ~gone, fresh)
+    filled = 0 if fresh is None else len(fresh.like)
+    return _recorded(made, "remove", ids=chosen, halo=int(gone.sum()) - own, healed=healed, filled=filled)
 
 
 # --- which is which ---------------------------------------------------------------------------------------
@@ -267,7 +271,7 @@ def transform(
     middle = np.median(splats.means[torch.from_numpy(own)].detach().cpu().double().numpy(), axis=0)
     centre = middle if about is None else _vector(about, 3, "a point (x, y, z)")
     if rasterizer is not None and len(cameras) and not own.all():
-        found = find_halo(splats, segmentation.labels, segmentation.confidences, own, rasterizer, cameras)
+        found = find_halo(splats, segmentation.labels, segmentation.confidences, own, rasterizer, cameras, fill=False)
         own = own | found.spill
         splats, healed = replace(splats, sh=found.sh), int((found.healed & ~own).sum())
     rows = torch.from_numpy(np.flatnonzero(own))
@@ -332,6 +336,16 @@ def _holding(tree: Hierarchy) -> np.ndarray:
 def _members(segmentation: Segmentation, ids: Sequence[int]) -> np.ndarray:
     """Say which Gaussians are in any of the ids, [N] bool."""
     return np.logical_or.reduce([segmentation.hierarchy.members(i) for i in ids])
+
+
+def _with_fresh(segmentation: Segmentation, kept: np.ndarray, found: Halo) -> Segmentation:
+    """Return the Gaussians `kept` [N] bool, and after them what was made to fill the place of others."""
+    made = select_rows(segmentation, np.concatenate([np.flatnonzero(kept), found.like]))
+    columns = {}
+    for name in ("means", "quats", "log_scales", "logit_opacities", "sh"):
+        columns[name] = getattr(made.splats, name).detach().clone()
+        columns[name][int(kept.sum()) :] = getattr(found.fresh, name)
+    return replace(made, splats=replace(made.splats, **columns))
 
 
 def _text(ids: Sequence[int]) -> str:

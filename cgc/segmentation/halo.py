@@ -7,14 +7,15 @@ Three things show where an object was:
 
 The first are found by their neighbours, as are those of its colour. For the others W tells, over some cameras: what
 lies before the object in the pixels that it fills is spill; what has far more weight once the object is gone was
-hidden. Spill is dropped; what was hidden takes colours from what is seen of the same segment beside it, in the measure
-in which it was hidden.
+hidden. Spill is dropped. Flat surfaces go on where it hid them (patch.py); what else was hidden takes colours from what
+is seen of the same segment beside it, in the measure in which it was hidden.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from torch import Tensor
 from cgc.geometry import SH_C0, covariances
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
+from cgc.segmentation.patch import Seen, continue_surfaces
+from cgc.segmentation.plane import ball_of, project
 from cgc.splats.types import Splats
 
 MAX_VIEWS = 16
@@ -46,18 +49,44 @@ UNSEEN = 0.1
 """Of less than this share seen the colour tells nothing."""
 BARE = 0.2
 """What has this share of the weight that it would have on its own is plainly seen: others take its colour."""
+HALF = 0.5
+"""Seen less than this it is hidden, when it comes to what a surface is made of (and a pixel is empty) ..."""
+PLAIN = 0.2
+"""... and known if besides a camera sees this share of the weight that it would have on its own there, ..."""
+MIN_ALONE = 0.1
+"""... in pixels at least so much."""
 NEAR = 5e-3
 """Of the median depth before a camera: what is nearer is not in its picture."""
+REACH = 4.0
+"""Radii of the object around it in which something is taken for hidden by it."""
 MIN_MASS = 0.5
 """Pixels that a Gaussian must weigh once the object is gone for its colour to matter."""
 
 
 class Halo(NamedTuple):
-    """Which Gaussians to drop too, `spill` [N] bool; colours `sh` of all, and whose of them are new, `healed` [N]."""
+    """Which Gaussians to drop too, `spill` [N] bool; colours `sh` of all, and whose of them are new, `healed` [N].
+
+    `fresh` are Gaussians to add (no features, no extras), which belong with the rows `like` [n].
+    """
 
     spill: np.ndarray
     sh: Tensor
     healed: np.ndarray
+    like: np.ndarray
+    fresh: Splats
+
+
+class Sight(NamedTuple):
+    """The weight of each Gaussian over some cameras, [N] each: with the object, without it, before it.
+
+    `plain` is the largest share of the weight it would have on its own that a camera sees with the object there.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    over: np.ndarray
+    plain: np.ndarray
+    alone: np.ndarray
 
 
 def find_halo(
@@ -67,24 +96,41 @@ def find_halo(
     gone: np.ndarray,
     rasterizer: Rasterizer | None = None,
     cameras: Sequence[Camera] = (),
+    fill: bool = True,
 ) -> Halo:
-    """Find what the Gaussians `gone` [N] bool would leave of themselves; without cameras, by neighbours alone."""
+    """Find what the Gaussians `gone` [N] bool would leave of themselves; without cameras, by neighbours alone.
+
+    `fill` continues flat surfaces where they were hidden and takes the object's shade from them.
+    """
     splats = splats.detach()
     means = splats.means.cpu().numpy().astype(float)
     near = KDTree(means).query(means, min(NEIGHBOURS + 1, len(means)))[1].reshape(len(means), -1)[:, 1:]
     among = gone[near].mean(1) > 0.5 if near.shape[1] else np.zeros(len(means), bool)
     spill = ~gone & among & ((labels <= 0) | (confidences < MIN_CONFIDENCE))
     colored = _has_color_of(splats, labels, means, gone, among)
+    none = splats.select(torch.zeros(0, dtype=torch.long))
     if rasterizer is None or not len(cameras):
-        return Halo(spill | colored, splats.sh, np.zeros(len(means), bool))
-    before, after, over = _weigh(splats, gone, rasterizer, _some(cameras))
-    spill |= ~gone & (over > MIN_SPILL * np.maximum(before, 1e-9)) & (before > 0)
+        return Halo(spill | colored, splats.sh, np.zeros(len(means), bool), np.zeros(0, int), none)
+    chosen = _some(cameras)
+    sight, weights, depths = _weigh(splats, gone, rasterizer, chosen)
+    before, after = sight.before, sight.after
+    spill |= ~gone & (sight.over > MIN_SPILL * np.maximum(before, 1e-9)) & (before > 0)
     seen = before / np.maximum(after, 1e-9)
     spill |= colored & (seen >= UNSEEN)
     spill |= ~gone & (labels <= 0) & (seen < HIDDEN) & (after > before)
-    alone = _alone(splats, _some(cameras))
-    sh, healed = _heal(splats, labels, confidences, before, np.where(gone | spill, 0.0, after), alone)
-    return Halo(spill, sh, healed)
+    centre, radius = ball_of(splats.select(torch.from_numpy(np.flatnonzero(gone))))
+    far = np.linalg.norm(means - centre, axis=1) > REACH * radius
+    sh, healed = _heal(splats, labels, confidences, before, np.where(gone | spill | far, 0.0, after), sight.alone)
+    if not fill:
+        return Halo(spill, sh, healed, np.zeros(0, int), none)
+    hidden = ~gone & ~spill & (seen < HALF) & (after > 0)
+    known = ~spill & (seen >= HALF) & (sight.plain > PLAIN)
+    healed &= ~known
+    sh = torch.where(torch.from_numpy(healed).to(sh.device)[:, None, None], sh, splats.sh)
+    facts = Seen(known, hidden, after, chosen, weights, depths)
+    made = continue_surfaces(replace(splats, sh=sh), labels, gone, facts, rasterizer)
+    healed |= (made.sh != splats.sh).flatten(1).any(1).cpu().numpy()
+    return Halo(spill | made.replaced, made.sh, healed, made.like, made.fresh)
 
 
 def seen_shares(
@@ -114,27 +160,29 @@ def _mass(splats: Splats, rasterizer: Rasterizer, cameras: Sequence[Camera]) -> 
 
 
 def _alone(splats: Splats, cameras: Sequence[Camera]) -> np.ndarray:
-    """Return the weight that each Gaussian would have on its own over some cameras, [N].
+    """Return the weight that each Gaussian would have on its own in pictures of some cameras, [C, N].
 
     A projected Gaussian of opacity o and covariance S weighs 2 pi o sqrt(det S).
     """
-    total = torch.zeros(len(splats), dtype=torch.float64)
-    cov, opacity = covariances(splats.quats, splats.scales).double().cpu(), splats.opacities.double().cpu()
-    for camera in cameras:
+    cov, means = covariances(splats.quats, splats.scales).float().cpu(), splats.means.double().cpu()
+    opacity, made = splats.opacities.float().cpu(), np.zeros((len(cameras), len(splats)))
+    for total, camera in zip(made, cameras):
         view, K = camera.viewmat.double().cpu(), camera.K.double().cpu()
-        place = splats.means.double().cpu() @ view[:3, :3].T + view[:3, 3]
-        x, y, z = place.unbind(1)
+        x, y, z = (means @ view[:3, :3].T + view[:3, 3]).unbind(1)
         near = NEAR * z.clamp_min(0).median()
         in_front, z = z > near, z.where(z > near, 1.0)
         u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
         inside = in_front & (u > 0) & (u < camera.width) & (v > 0) & (v < camera.height)
-        J = torch.zeros(len(place), 2, 3, dtype=torch.float64)
-        J[:, 0, 0], J[:, 0, 2] = K[0, 0] / z, -K[0, 0] * x / z**2
-        J[:, 1, 1], J[:, 1, 2] = K[1, 1] / z, -K[1, 1] * y / z**2
-        J = J @ view[:3, :3]
-        S = J @ cov @ J.transpose(1, 2) + 0.3 * torch.eye(2, dtype=torch.float64)
-        total += inside * opacity * 2 * math.pi * (S[:, 0, 0] * S[:, 1, 1] - S[:, 0, 1] ** 2).clamp_min(0).sqrt()
-    return total.numpy()
+        rows = inside.nonzero()[:, 0]
+        x, y, z = (a[rows].float() for a in (x, y, z))
+        J = torch.zeros(len(rows), 2, 3)
+        J[:, 0, 0], J[:, 0, 2] = K[0, 0].float() / z, -K[0, 0].float() * x / z**2
+        J[:, 1, 1], J[:, 1, 2] = K[1, 1].float() / z, -K[1, 1].float() * y / z**2
+        J = J @ view[:3, :3].float()
+        S = J @ cov[rows] @ J.transpose(1, 2) + 0.3 * torch.eye(2)
+        det = (S[:, 0, 0] * S[:, 1, 1] - S[:, 0, 1] ** 2).clamp_min(0)
+        total[rows.numpy()] = (opacity[rows] * 2 * math.pi * det.sqrt()).numpy()
+    return made
 
 
 def _has_color_of(
@@ -166,23 +214,36 @@ def _some(cameras: Sequence[Camera]) -> list[Camera]:
 
 def _weigh(
     splats: Splats, gone: np.ndarray, rasterizer: Rasterizer, cameras: Sequence[Camera]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the weight of each Gaussian with the object, without it, and what of the former lies over it, [N] each."""
+) -> tuple[Sight, list[np.ndarray], list[np.ndarray]]:
+    """Return what cameras see of each Gaussian, and the object's weight and the depth in each picture, [H, W] each."""
     n, rest = len(gone), np.flatnonzero(~gone)
-    left = splats.select(torch.from_numpy(rest))
-    before, after, over = np.zeros(n), np.zeros(n), np.zeros(n)
-    for camera in cameras:
+    left, means = splats.select(torch.from_numpy(rest)), splats.means.cpu().numpy().astype(float)
+    before, after, over, plain = np.zeros((4, n))
+    fills, depths, alone = [], [], _alone(splats, cameras)
+    for camera, single in zip(cameras, alone):
         w = rasterizer.contributions(splats, camera)
         ids, weights, rows = w.ids.cpu().numpy(), w.weights.cpu().numpy().astype(float), w.rows.cpu().numpy()
+        mass = np.bincount(ids, weights, minlength=n)
+        plain = np.maximum(plain, np.where(single > MIN_ALONE, mass / np.maximum(single, 1e-9), 0.0))
+        before, after = before + mass, after + mass
+        filled = np.bincount(rows, np.where(gone[ids], weights, 0.0), minlength=len(w))  # [P]: its weight in each pixel
+        z = project(camera, means)[2]
+        full = np.bincount(rows, weights, len(w))
+        depth = np.where(full > HALF, np.bincount(rows, weights * z[ids], len(w)) / np.maximum(full, HALF), np.inf)
+        for pictures, values in ((fills, filled), (depths, depth)):
+            pictures.append(values.reshape(camera.height, camera.width))
+        pixels = np.flatnonzero(filled)  # nothing changes in others
+        if not len(pixels):
+            continue
+        there = filled[rows] > 0
+        ids, weights, rows = ids[there], weights[there], rows[there]
         own = np.where(gone[ids], weights, 0.0)
-        filled = np.bincount(rows, own, minlength=len(w))  # [P]: the object's weight in each pixel
-        ends = np.cumsum(own)
-        behind = np.cumsum(filled)[rows] - ends  # of the object, behind each entry
-        before += np.bincount(ids, weights, minlength=n)
+        behind = np.cumsum(filled)[rows] - np.cumsum(own)  # of the object, behind each entry
         over += np.bincount(ids, weights * behind.clip(0), minlength=n)  # filled times the share that lies behind
-        w = rasterizer.contributions(left, camera)
+        after -= np.bincount(ids, weights, minlength=n)
+        w = rasterizer.contributions(left, camera, torch.from_numpy(pixels))
         after[rest] += np.bincount(w.ids.cpu().numpy(), w.weights.cpu().numpy(), minlength=len(rest))
-    return before, after, over
+    return Sight(before, np.where(gone, 0.0, after.clip(0)), over, plain, alone.sum(0)), fills, depths
 
 
 def _heal(

@@ -213,13 +213,17 @@ class Segmentation:
 
         return edit.keep(self, _ids(which))
 
-    def remove(self, *which: int | Object, halo: bool = True) -> Segmentation:
-        """Remove some objects, and with `halo` what else shows that they were there. See `edit.remove`."""
+    def remove(self, *which: int | Object, halo: bool = True, fill: bool = True) -> Segmentation:
+        """Remove some objects, with `halo` what else shows that they were there, and `fill` what they hid.
+
+        See `edit.remove`.
+        """
         from cgc.segmentation import edit
 
         return edit.remove(
-            self, _ids(which), halo=halo, rasterizer=self.context.rasterizer, cameras=self._cameras() if halo else ()
-        )
+            self, _ids(which), halo=halo, fill=fill, rasterizer=self.context.rasterizer,
+            cameras=self._cameras() if halo else (),
+        )  # fmt: skip
 
     def merge(self, *which: int | Object) -> Segmentation:
         """Join some objects into the first of them. See `edit.merge`."""

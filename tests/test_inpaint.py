@@ -1,0 +1,58 @@
+"""Completing pictures: patterns and shade go on, what is known stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cgc.segmentation.inpaint import complete, smooth_fill
+
+Y, X = np.mgrid[:48, :60]
+HOLE = (X - 31) ** 2 + (Y - 22) ** 2 < 9**2
+
+
+def stripes(slope: float = 0.0) -> np.ndarray:
+    """Stripes aslant of two colours, darker towards the right by `slope` a pixel."""
+    on = ((X + Y) // 5 % 2).astype(float)[..., None]
+    return on * [0.9, 0.4, 0.2] + (1 - on) * [0.5, 0.6, 0.6] - slope * X[..., None]
+
+
+def test_what_is_known_stays_and_so_does_what_is_neither():
+    image = np.random.default_rng(0).random((48, 60, 3))
+    other = (X > 50) & (Y > 40)
+    made = complete(image, ~HOLE & ~other, HOLE)
+    assert np.array_equal(made[~HOLE], image[~HOLE]) and not np.array_equal(made[HOLE], image[HOLE])
+    changed = image.copy()
+    changed[HOLE | other] = 7.0  # what is not known has no say
+    assert np.array_equal(complete(changed, ~HOLE & ~other, HOLE)[HOLE], made[HOLE])
+
+
+def test_a_pattern_goes_on_through_the_hole():
+    image = stripes()
+    made = complete(np.where(HOLE[..., None], 0, image), ~HOLE, HOLE)
+    smooth = smooth_fill(image, ~HOLE)
+    assert np.abs(made - image)[HOLE].mean() < 0.02 < 0.1 < np.abs(smooth - image)[HOLE].mean()
+
+
+def test_light_and_shade_go_on_too():
+    image = stripes(0.006)
+    made = complete(np.where(HOLE[..., None], 0, image), ~HOLE, HOLE)
+    assert np.abs(made - image)[HOLE].mean() < 0.03  # the shade differs by 0.1 within the hole
+
+
+@pytest.mark.parametrize("color", [0.0, 0.3, 1.0])
+def test_one_colour_stays_one(color):
+    image = np.full((20, 30, 3), color)
+    hole = np.zeros((20, 30), bool)
+    hole[5:12, 8:15] = True
+    np.testing.assert_allclose(complete(np.where(hole[..., None], 0.5, image), ~hole, hole), image, atol=1e-9)
+
+
+def test_pictures_too_small_for_a_patch_are_filled_smoothly_and_nothing_known_changes_nothing():
+    image = np.linspace(0, 1, 5 * 6 * 3).reshape(5, 6, 3)
+    hole = np.zeros((5, 6), bool)
+    hole[2, 3] = True
+    made = complete(np.where(hole[..., None], 9.0, image), ~hole, hole)
+    np.testing.assert_allclose(made[hole], image[hole], atol=0.1)
+    assert np.array_equal(complete(image, np.zeros_like(hole), hole), image)
+    assert np.array_equal(complete(image, ~hole, np.zeros_like(hole)), image)
