@@ -52,10 +52,12 @@ TRAINED_FEATURES = "trained_features.safetensors"
 """What training leaves beside the splats where it learns features too."""
 CAMERAS = "cameras.json"
 """What rendering leaves beside the table: the views' cameras, for when the scene is gone."""
-YOUNGER = (
-    "features", "views_per_step", "strategy", "mcmc_growth", "mcmc_noise", "mcmc_opacity", "mcmc_scale",
-)  # fmt: skip
-"""Settings of training that runs of the same format may lack."""
+_YOUNGER_METHOD = {"method": "auto"}
+YOUNGER = {
+    "features": "none", "views_per_step": 1, "strategy": "default", "mcmc_growth": 0.05, "mcmc_noise": 5e5,
+    "mcmc_opacity": 0.01, "mcmc_scale": 0.01, "max_length": 0.0,
+}  # fmt: skip
+"""Settings of training that runs of the same format may lack, and what they were made with."""
 _BEFORE = {
     "lift": "train",
     "cluster": "lift",
@@ -131,7 +133,7 @@ class RunFolder:
             "sharpen": self._sharpens_by() if settings.sharpen.steps else {},
         }.get(step, {})
         if step == "train" and not self.source.splats:
-            own["train"] = _changed(settings.train, *YOUNGER)
+            own["train"] = _changed(settings.train, YOUNGER)
             del own["train"]["checkpoint_every"], own["train"]["photos"]
         if step == "train" and self.trains_features:
             own |= {"joint": to_json(settings.joint), "masks": self.source.masks_hash}
@@ -147,7 +149,7 @@ class RunFolder:
         """Its settings, without a method that is the usual one of such masks."""
         lift, tracked = self.settings.lift, (self.source.masks_hash or "").startswith("tracked")
         usual = lift.method == ("vote" if tracked else "contrast")
-        return _changed(replace(lift, method="auto") if usual else lift, "method")
+        return _changed(replace(lift, method="auto") if usual else lift, _YOUNGER_METHOD)
 
     def _sharpens_by(self) -> dict[str, Any]:
         """Its settings, and those of training that say what a picture is: with given splats no other step has them."""
@@ -193,10 +195,9 @@ class RunFolder:
                 write_json(path, wanted)
 
 
-def _changed(settings: Any, *younger: str) -> dict[str, Any]:
+def _changed(settings: Any, younger: dict[str, Any]) -> dict[str, Any]:
     """Return settings as JSON without those `younger` than the format that are as they always were: runs stay done."""
-    values, usual = to_json(settings), to_json(type(settings)())
-    return {k: v for k, v in values.items() if k not in younger or v != usual[k]}
+    return {k: v for k, v in to_json(settings).items() if k not in younger or v != younger[k]}
 
 
 def peak_rss_bytes() -> int:
@@ -259,6 +260,8 @@ def open_run(root: Path) -> RunFolder:
         if not isinstance(found, dict) or not all(isinstance(found.get(k), dict) for k in stats):
             raise InputError(f"{root / 'stats.json'} is not what this version writes; make the run again")
         stats = found
+    if isinstance(config.get("train"), dict):
+        config["train"] = YOUNGER | config["train"]
     settings = from_json(RunSettings, config, root / "config.json")
     check(settings)
     return RunFolder(root, settings, source, stats)

@@ -21,6 +21,7 @@ from cgc.appearance.cost import PRIOR, Coefficients, StepCosts, prior
 from cgc.appearance.densify import Densifier
 from cgc.appearance.losses import photometric_loss, psnr
 from cgc.appearance.plan import FEWEST, Plan
+from cgc.appearance.run import shorten
 from cgc.appearance.shards import Shards
 from cgc.appearance.trainer import TrainStats, first_splats, train
 from cgc.errors import InputError
@@ -641,6 +642,34 @@ def test_several_cameras_make_one_photo(tiny) -> None:
 
     settings = replace(TINY, steps=8)
     torch.testing.assert_close(run(tiny, settings, capture=Twice())[0].means, run(tiny, settings)[0].means)
+
+
+def test_gaussians_are_cut_to_a_share_of_their_distance_to_the_nearest_camera() -> None:
+    means, scales = torch.randn(50, 3), 3 * torch.randn(50, 3)
+    eyes = torch.randn(7, 3)
+    expected = scales.clone()
+    for i, mean in enumerate(means):
+        limit = math.log(0.4 * min(float((mean - eye).norm()) for eye in eyes))
+        expected[i] = expected[i].clamp(max=limit)
+    cut, part = scales.clone(), scales[10:20].clone()
+    shorten(means, cut, eyes, 0.4)
+    torch.testing.assert_close(cut, expected)
+    assert 0 < int((cut < scales).sum()) < cut.numel()
+    shorten(means[10:20], part, eyes, 0.4)
+    assert torch.equal(part, cut[10:20])  # any share of the Gaussians gives the same bits
+    shorten(eyes[:1].clone(), at_a_camera := torch.zeros(1, 3), eyes, 0.4)
+    assert torch.isfinite(at_a_camera).all()
+
+
+def test_no_gaussian_of_a_training_reaches_around_cameras(tiny) -> None:
+    scene, _ = tiny
+    eyes = torch.stack([scene.views[i].camera.position for i in scene.split(3)[0]])
+
+    def longest(limit: float) -> float:
+        splats, _ = run(tiny, replace(TINY, max_length=limit, log_scales_lr=0.3))
+        return float((splats.scales.amax(1) / torch.cdist(splats.means, eyes).amin(1)).max())
+
+    assert longest(0.0) > 0.06 and longest(0.05) <= 0.05 * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("degree", [0, 3])

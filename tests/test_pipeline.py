@@ -27,7 +27,7 @@ from cgc.pipeline.commands import info, run_all, run_step
 from cgc.pipeline.lift import load_features
 from cgc.progress import progress_bar
 from cgc.rasterize.cpu import CpuRasterizer
-from cgc.run_folder import STEPS, Source, create_run, open_run
+from cgc.run_folder import STEPS, YOUNGER, Source, create_run, open_run
 from cgc.segmentation.labels import render_labels
 from cgc.segmentation.pictures import id_map
 from cgc.segmentation.segments import Segmentation, load_labels, load_table
@@ -510,3 +510,17 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         for _ in range(4):
             bar.advance(1, psnr=25.123)
     assert "4/4" in text.getvalue() and "psnr 25.12" in text.getvalue()
+
+
+def test_settings_that_a_run_is_too_old_to_have_are_what_it_was_made_with(own_run):
+    run = open_run(own_run)
+    run.settings = replace(run.settings, train=replace(run.settings.train, max_length=0.0))
+    run.save_settings()
+    config = json.loads((own_run / "config.json").read_text())
+    for name in YOUNGER:
+        del config["train"][name]
+    (own_run / "config.json").write_text(json.dumps(config))
+    old = open_run(own_run)
+    assert old.settings == run.settings and old.key("train") == run.key("train")
+    old.settings = replace(old.settings, train=replace(old.settings.train, max_length=0.5))
+    assert old.key("train") != run.key("train")

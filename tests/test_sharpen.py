@@ -20,7 +20,16 @@ from cgc.run_folder import STEPS, open_run
 from cgc.scene.types import Camera
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segments import SharpenedSplats, load_labels, load_sharpened, save_sharpened
-from cgc.segmentation.sharpen import USUAL_PSNR, believed, label_votes, label_weight, refining, straddles, winners
+from cgc.segmentation.sharpen import (
+    USUAL_PSNR,
+    believed,
+    label_votes,
+    label_weight,
+    refining,
+    sharpen,
+    straddles,
+    winners,
+)
 from cgc.settings import LIMITS, SharpenSettings, TrainSettings
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.split import OFFSET, SHRINK, half_opacity, split
@@ -288,14 +297,22 @@ def test_what_sharpening_depends_on(own_run):
     assert stale(replace(SETTINGS, cluster=replace(SETTINGS.cluster, seed=4)))[:2] == ["cluster", "sharpen"]
 
 
-def test_given_splats_are_sharpened_at_their_own_degree(tiny_scene, tiny_run, tmp_path):
+def test_given_splats_are_sharpened_at_their_own_degree_on_black(tiny_scene, tiny_run, tmp_path, monkeypatch):
+    behind = []
+
+    def noted(*arguments, **options):
+        behind.append(arguments[7].background)
+        return sharpen(*arguments, **options)
+
+    monkeypatch.setattr("cgc.pipeline.sharpen.sharpen", noted)
     settings = replace(SETTINGS, sharpen=SHARPEN, train=replace(SETTINGS.train, sh_degree=3))
+    assert settings.train.background == "random"
     plain = read_ply(tiny_run / "splats.ply")
     write_ply(tmp_path / "given.ply", replace(plain, sh=plain.sh[:, :1]))
     run_all(tiny_scene, tmp_path / "run", settings, masks=tiny_scene / "masks", splats=tmp_path / "given.ply",
             quiet=True)  # fmt: skip
     found = load_sharpened(tmp_path / "run")
-    assert found is not None and found.splats.sh_degree == 0
+    assert found is not None and found.splats.sh_degree == 0 and behind == ["black"]
     run = open_run(tmp_path / "run")
     run.settings = replace(settings, train=replace(settings.train, background="white"))  # what pictures are made on
     assert run.is_done("cluster") and not run.is_done("sharpen")
