@@ -391,8 +391,9 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "coarse": (0, 1), "coarse_levels": (0, 8), "ssim_weight": (0, 1), "means_lr": 0, "means_lr_final": 0,
         "log_scales_lr": 0, "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0, "sh_rest_lr": 0, "lr_final": 0,
         "init_opacity": (0.001, 0.999), "init_random": 1, "refine_start": (0, 1), "refine_stop": (0, 1),
-        "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0, "max_length": 0, "reset_every": 0,
-        "mcmc_growth": 0, "mcmc_noise": 0, "mcmc_opacity": 0, "mcmc_scale": 0, "checkpoint_every": 0, "seed": 0,
+        "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0, "max_length": 0,
+        "reset_every": 0, "mcmc_growth": 0, "mcmc_noise": 0, "mcmc_opacity": 0, "mcmc_scale": 0, "checkpoint_every": 0,
+        "seed": 0,
     },
     "lift": {
         "dim": 1, "steps": 1, "pixels_per_view": 1, "pixels_per_step": 1, "views_per_step": 1, "cache_gb": 0,
