@@ -244,9 +244,9 @@ def _parse_masks(arguments: list[str]) -> object:
 
 
 def _set_by(preset: RunSettings) -> dict[str, object]:
-    """Return what a preset sets: the training, and each other step that it does not leave as usual."""
-    usual, parts = RunSettings(), ("train", "lift", "cluster", "joint", "sharpen")
-    return {p: getattr(preset, p) for p in parts if p == "train" or getattr(preset, p) != getattr(usual, p)}
+    """Return what a preset sets: training and sharpening, and each other step that it does not leave as usual."""
+    usual, ours, parts = RunSettings(), ("train", "sharpen"), ("train", "lift", "cluster", "joint", "sharpen")
+    return {p: getattr(preset, p) for p in parts if p in ours or getattr(preset, p) != getattr(usual, p)}
 
 
 def _value(arguments: list[str], option: str) -> str | None:

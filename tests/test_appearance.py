@@ -835,7 +835,7 @@ def test_training_starts_from_given_splats(tiny) -> None:
     given = make_splats(60)
     given = replace(given, sh=torch.cat([given.sh, torch.zeros(60, 3, 3)], 1))  # degree 1
     still = replace(TINY, steps=3, means_lr=0, quats_lr=0, log_scales_lr=0, logit_opacities_lr=0, sh_dc_lr=0,
-                    sh_rest_lr=0, sh_degree=3, sh_ramp=0)  # fmt: skip
+                    sh_rest_lr=0, sh_degree=3, sh_ramp=0, background="black")  # fmt: skip
     kept, stats = run(tiny, still, start=given)
     assert_same(kept, replace(given, quats=functional.normalize(given.quats, dim=-1)))
     assert stats.psnr_train > 20  # they are nearly what was photographed

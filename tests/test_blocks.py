@@ -380,8 +380,9 @@ def stats(out):
     return json.loads((out / "stats.json").read_text())
 
 
-def test_one_block_gives_the_bits_of_a_run_without(own_run, tmp_path, small_cells):
-    """But for the last vote, which blocks leave to sharpening."""
+def test_one_block_gives_the_bits_of_a_run_without(own_run, tmp_path, small_cells, monkeypatch):
+    """But for what is found by looking at whole views: the last vote, what masks leave out, and so the level."""
+    monkeypatch.setattr(Workspace, "looks", None)
     cluster_settings = replace(open_run(own_run).settings.cluster, settle=False)
     run_step(own_run, "cluster", cluster=cluster_settings, quiet=True)
     work = Workspace(open_run(own_run), quiet=True)

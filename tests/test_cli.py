@@ -219,7 +219,7 @@ def test_run_again_keeps_the_runs_settings_unless_a_preset_is_asked_for(own_run,
     assert main(["run", "s", "--out", str(own_run), "--preset", "quick"]) == 0
     (_, (_, _, first), _), (_, (_, _, second), _) = called
     assert first == replace(SETTINGS, cluster=replace(SETTINGS.cluster, revote=0))
-    assert second == replace(SETTINGS, train=PRESETS["quick"].train)
+    assert second == replace(SETTINGS, train=PRESETS["quick"].train, sharpen=PRESETS["quick"].sharpen)
     assert main(["run", "s", "--out", str(own_run), "--preset", "paper", "--joint.dim", "4"]) == 0
     third = called[2][1][2]
     assert third == replace(PRESETS["paper"], scene=SETTINGS.scene, joint=replace(PRESETS["paper"].joint, dim=4))
@@ -581,7 +581,7 @@ def test_a_full_disk_in_the_middle_of_a_step(step, size, file, refused, own_run)
         "train": ["--steps", "12"],
         "lift": ["--steps", "9"],
         "cluster": ["--seed", "2"],
-        "sharpen": ["--steps", "3"],
+        "sharpen": ["--steps", "3", "--max-loss", "100"],
     }.get(step, [])
     with small_disk(size):
         said = refused(step, own_run, *words, "--quiet")

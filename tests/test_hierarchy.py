@@ -380,7 +380,11 @@ def test_the_table_the_report_and_info_name_parts(nested_run, capsys):
 def test_prompts_are_scored_at_the_levels_that_differ(nested_run, tiny_run, capsys):
     run = Run(Workspace(open_run(nested_run), quiet=True))
     assert run.levels == (None, 0.01, 0.65)
-    assert Run(Workspace(open_run(tiny_run), quiet=True)).levels == (None, 0.01)  # its objects touch
+    for folder in (nested_run, tiny_run):
+        tree, found = load_hierarchy(folder), Run(Workspace(open_run(folder), quiet=True)).levels
+        shown = [tuple(tree.shown(tree.base if level is None else level)) for level in found]
+        assert len(set(shown)) == len(shown) > 1  # each shows something else, and no other level does
+        assert {tuple(tree.shown(level)) for level in LEVELS} <= set(shown)
     assert main(["eval", str(nested_run)]) == 0
     summary = json.loads((nested_run / "eval/prompts/summary.json").read_text())
     assert {"miou_level_own", "miou_level_0.01", "miou_level_0.65"} <= set(summary["1 click"])

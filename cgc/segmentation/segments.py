@@ -198,15 +198,18 @@ class SharpenedSplats(NamedTuple):
 def save_sharpened(folder: Path, sharpened: SharpenedSplats | None) -> None:
     """Write sharpened.ply and, last, sharpened.npz; None: the splats stay as they are, which the latter says."""
     table, splats = folder / "sharpened.npz", folder / "sharpened.ply"
-    table.unlink(missing_ok=True)  # it never speaks of other splats than those beside it
     columns: dict[str, Any] = {"used": np.array(sharpened is not None)}
-    if sharpened is None:
-        splats.unlink(missing_ok=True)
-    else:
-        write_ply(splats, sharpened.splats)
+    if sharpened is not None:
         columns |= {k: getattr(sharpened, k) for k in ("labels", "confidences", "origin")}
-    with write_beside(table) as path:
+    with write_beside(table) as path:  # both are whole before what is there goes; the table comes last
         np.savez_compressed(path, **columns)
+        if sharpened is None:
+            table.unlink(missing_ok=True)
+            splats.unlink(missing_ok=True)
+        else:
+            with write_beside(splats) as made:
+                write_ply(made, sharpened.splats)
+                table.unlink(missing_ok=True)  # it never speaks of other splats than those beside it
 
 
 def load_sharpened(folder: Path) -> SharpenedSplats | None:
