@@ -22,6 +22,7 @@ from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segments import SharpenedSplats, load_labels, load_sharpened, save_sharpened
 from cgc.segmentation.sharpen import (
     USUAL_PSNR,
+    Sharpened,
     believed,
     label_votes,
     label_weight,
@@ -235,6 +236,20 @@ def test_the_short_training_grows_nothing_and_keeps_the_degree():
     s = refining(SharpenSettings(), TrainSettings(background="white", reset_every=5, budget=3.0), one(0.5))
     assert (s.sh_degree, s.refine_stop, s.reset_every, s.budget, s.coarse) == (0, 0, 0, 0, 0)
     assert s.background == "white" and s.steps == SharpenSettings().steps and s.means_lr == TrainSettings.means_lr
+
+
+def test_what_is_lost_is_counted_against_pictures_of_usual_quality():
+    def loses(before: float, after: float) -> float:
+        nothing = np.zeros(0)
+        return Sharpened(one(0.5), nothing, nothing, nothing, before, after).loses
+
+    assert loses(25.0, 24.7) == pytest.approx(0.3) and loses(25.0, 25.4) == pytest.approx(-0.4)
+    assert loses(USUAL_PSNR, USUAL_PSNR - 0.2) == pytest.approx(0.2)
+    added = 10**-3.65 - 10**-3.7
+    assert loses(37.0, 36.5) == pytest.approx(
+        10 * np.log10((10 ** (-USUAL_PSNR / 10) + added) / 10 ** (-USUAL_PSNR / 10))
+    )
+    assert 0 < loses(37.0, 36.5) < 0.1 and loses(37.0, 37.5) < 0
 
 
 def test_labels_weigh_as_the_squared_error_of_photos_that_are_fitted_well():
