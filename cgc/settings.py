@@ -323,7 +323,7 @@ class SharpenSettings:
     vote_stride: int = 8
     """Every so many pixels vote for the labels of Gaussians."""
     max_loss: float = 0.2
-    """If the pictures of training views lose more PSNR than this, in dB (of pictures over 28.7 dB: as much squared error
+    """If the pictures of training views lose more PSNR than this, in dB (over 28.7 dB: as much squared error
     as lowers 28.7 dB by this), the splats stay as they are."""
     seed: int = 0
     """Seed of the codes and of the order of views."""
