@@ -99,6 +99,11 @@ def sh_to_rgb(sh: Tensor, directions: Tensor, degree: int) -> Tensor:
     return ((basis[:, :, None] * sh[:, : basis.shape[1]]).sum(1) + 0.5).clamp_min(0.0)
 
 
+def sh_dc_to_rgb(dc: Tensor) -> Tensor:
+    """Return the colour of DC coefficients [..., 3] without what changes with the direction, in 0 to 1."""
+    return (dc * SH_C0 + 0.5).clamp(0, 1)
+
+
 def rgb_to_sh_dc(rgb: Tensor) -> Tensor:
     """Return the DC coefficient that shows as `rgb` (0 to 1)."""
     return (rgb - 0.5) / SH_C0

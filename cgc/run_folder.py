@@ -52,7 +52,6 @@ TRAINED_FEATURES = "trained_features.safetensors"
 """What training leaves beside the splats where it learns features too."""
 CAMERAS = "cameras.json"
 """What rendering leaves beside the table: the views' cameras, for when the scene is gone."""
-_YOUNGER_METHOD = {"method": "auto"}
 YOUNGER = {
     "features": "none", "views_per_step": 1, "strategy": "default", "mcmc_growth": 0.05, "mcmc_noise": 5e5,
     "mcmc_opacity": 0.01, "mcmc_scale": 0.01, "max_length": 0.0,
@@ -149,7 +148,7 @@ class RunFolder:
         """Its settings, without a method that is the usual one of such masks."""
         lift, tracked = self.settings.lift, (self.source.masks_hash or "").startswith("tracked")
         usual = lift.method == ("vote" if tracked else "contrast")
-        return _changed(replace(lift, method="auto") if usual else lift, _YOUNGER_METHOD)
+        return _changed(replace(lift, method="auto") if usual else lift, {"method": "auto"})
 
     def _sharpens_by(self) -> dict[str, Any]:
         """Its settings, and those of training that say what a picture is: with given splats no other step has them."""

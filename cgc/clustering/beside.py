@@ -33,12 +33,8 @@ class Beside:
         Memory: 8 B for each of A x A and 4 kB a group.
         """
         count = int(groups.max(initial=-1)) + 1
-        a, b = np.repeat(groups, neighbours.shape[1]), groups[neighbours.ravel()]
-        across = (a >= 0) & (b >= 0) & (a != b)
-        a, b = a[across], b[across]
-        links = coo_matrix((np.ones(len(a)), (a, b)), shape=(count, count)).toarray()
         own = groups >= 0
-        return cls(links + links.T, _histograms(groups[own], colors[own], mass[own], count))
+        return cls(links_across(groups, neighbours), _histograms(groups[own], colors[own], mass[own], count))
 
     def bonus(self, i: int) -> np.ndarray:
         """What speaks for joining group i with each, [A]: ALIKE times the share of colours in common; -inf: apart."""
@@ -56,6 +52,16 @@ class Beside:
         self.links[j] = self.links[:, j] = 0
         self.links[i, i] = 0
         self.colors[i] += self.colors[j]
+
+
+def links_across(groups: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """Count the pairs of `neighbours` [N, k] across each border of groups [N] (-1: none), [A, A], symmetric."""
+    count = int(groups.max(initial=-1)) + 1
+    a, b = np.repeat(groups, neighbours.shape[1]), groups[neighbours.ravel()]
+    across = (a >= 0) & (b >= 0) & (a != b)
+    a, b = a[across], b[across]
+    links = coo_matrix((np.ones(len(a)), (a, b)), shape=(count, count)).toarray()
+    return links + links.T
 
 
 def _histograms(groups: np.ndarray, colors: np.ndarray, mass: np.ndarray, count: int) -> np.ndarray:

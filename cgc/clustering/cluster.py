@@ -33,7 +33,7 @@ from cgc.clustering.space import tidy
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, compact, cut, revote, row_winners
 from cgc.errors import InputError
-from cgc.geometry import SH_C0
+from cgc.geometry import sh_dc_to_rgb
 from cgc.settings import ClusterSettings
 from cgc.splats.types import Splats
 
@@ -65,8 +65,7 @@ class Space:
     @classmethod
     def of(cls, splats: Splats, extent: float, neighbours: Tensor) -> Space:
         """Say where splats are in a scene of an extent, and their colours without what changes with the direction."""
-        colors = (0.5 + SH_C0 * splats.sh[:, 0].detach()).clamp(0, 1)
-        return cls(splats.means / extent, neighbours, colors)
+        return cls(splats.means / extent, neighbours, sh_dc_to_rgb(splats.sh[:, 0].detach()))
 
 
 @dataclass(frozen=True)

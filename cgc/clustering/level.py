@@ -10,8 +10,8 @@ p, and twice m because it is a mean: some pairs are fused more often.
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import coo_matrix
 
+from cgc.clustering.beside import links_across
 from cgc.clustering.graph import Counts
 
 USUAL = 0.35  # where nothing can be counted
@@ -36,13 +36,7 @@ def touching(groups: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
 
     groups [N]: -1 is none.
     """
-    one, other = np.repeat(groups, neighbours.shape[1]), groups[neighbours.ravel()]
-    both = (one >= 0) & (other >= 0)
-    shape = (int(groups.max(initial=-1)) + 1,) * 2
-    across = coo_matrix((np.ones(int(both.sum())), (one[both], other[both])), shape=shape).toarray()
-    across += across.T
-    np.fill_diagonal(across, 0)
-    return across >= TOUCH
+    return links_across(groups, neighbours) >= TOUCH
 
 
 def suitable_level(one: float, counts: Counts, touch: np.ndarray) -> float:

@@ -18,7 +18,7 @@ import torch
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
-from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rotation_to_quat
+from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rotation_to_quat, sh_dc_to_rgb
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.halo import Halo, find_halo
@@ -233,7 +233,7 @@ def recolor(
         sh = grey[..., None] * to / mean
         sh[:, 0] -= 0.5 / SH_C0
     for _ in range(50):  # colours end at 0 and 1, so that a shift moves their mean by less than itself
-        shown = (sh[:, 0] * SH_C0 + 0.5).clamp(0, 1)
+        shown = sh_dc_to_rgb(sh[:, 0])
         missing = to - (shown * weight).sum(0) / weight.sum()
         if missing.abs().max() < 1e-4:
             break

@@ -19,7 +19,7 @@ import torch
 
 from cgc.errors import InputError
 from cgc.files import write_beside, write_csv, write_json
-from cgc.geometry import SH_C0
+from cgc.geometry import sh_dc_to_rgb
 from cgc.masks.id_maps import write_id_map
 from cgc.masks.image_masks import bounding_box, encode
 from cgc.ply import write_vertices
@@ -238,7 +238,7 @@ def export_points(job: Export, folder: Path) -> list[Path]:
     rows = np.unique(np.concatenate([job.body(segment) for segment in job.chosen]))
     splats = _rows(job, rows)
     means = splats.means.detach().cpu().numpy()
-    rgb = (splats.sh[:, 0].detach().cpu().numpy() * SH_C0 + 0.5).clip(0, 1)
+    rgb = sh_dc_to_rgb(splats.sh[:, 0].detach()).cpu().numpy()
     columns = [(name, "<f4") for name in "xyz"] + [(name, "u1") for name in ("red", "green", "blue")]
     table = np.empty(len(rows), columns)
     for i, axis in enumerate("xyz"):

@@ -23,7 +23,7 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from cgc.geometry import SH_C0, covariances
+from cgc.geometry import covariances, sh_dc_to_rgb
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.patch import Seen, continue_surfaces
@@ -189,7 +189,7 @@ def _has_color_of(
     splats: Splats, labels: np.ndarray, means: np.ndarray, gone: np.ndarray, among: np.ndarray
 ) -> np.ndarray:
     """Say whose colour is that of the nearest Gaussians `gone`, not of the nearest of its segment elsewhere, [N]."""
-    rgb = (splats.sh[:, 0].cpu().numpy().astype(float) * SH_C0 + 0.5).clip(0, 1)
+    rgb = sh_dc_to_rgb(splats.sh[:, 0].double()).cpu().numpy()
     found = np.zeros(len(means), bool)
     candidates = ~gone & among & (labels > 0)
     for label in np.unique(labels[candidates]).tolist():

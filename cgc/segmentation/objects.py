@@ -16,7 +16,7 @@ from scipy.spatial import KDTree
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
-from cgc.geometry import SH_C0
+from cgc.geometry import sh_dc_to_rgb
 from cgc.segmentation.pictures import ViewOrCamera, finest_map, node_mask
 from cgc.splats.types import Splats
 
@@ -133,7 +133,7 @@ class Object:
         """The mean colour of its Gaussians, weighted by their opacity, 0 to 255."""
         splats = self.segmentation.splats
         own = torch.from_numpy(self.indices)
-        rgb = (splats.sh[own, 0].detach().cpu().numpy() * SH_C0 + 0.5).clip(0, 1)
+        rgb = sh_dc_to_rgb(splats.sh[own, 0].detach()).cpu().numpy()
         weights = splats.logit_opacities[own].sigmoid().detach().cpu().numpy() + 1e-6
         r, g, b = (255 * np.average(rgb, axis=0, weights=weights)).round().astype(int).tolist()
         return r, g, b

@@ -17,7 +17,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from cgc.geometry import SH_C0, rotation_to_quat
+from cgc.geometry import SH_C0, rgb_to_sh_dc, rotation_to_quat
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.inpaint import complete
@@ -169,7 +169,7 @@ def _flat_gaussians(like: Splats, places: np.ndarray, rgb: np.ndarray, plane: Pl
     n = len(places)
     sigma = [WIDTH * step, WIDTH * step, min(max(plane.spread, 0.05 * step), 0.2 * step)]
     sh = torch.zeros_like(like.sh)
-    sh[:, 0] = torch.from_numpy((rgb - 0.5) / SH_C0).to(sh)
+    sh[:, 0] = rgb_to_sh_dc(torch.from_numpy(rgb)).to(sh)
     return replace(
         like,
         means=torch.from_numpy(places).to(like.means),

@@ -15,7 +15,7 @@ import numpy as np
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import read_json, write_beside, write_json
-from cgc.geometry import SH_C0
+from cgc.geometry import sh_dc_to_rgb
 from cgc.segmentation.objects import is_clean as is_clean
 from cgc.segmentation.segmentation import Segmentation
 from cgc.splats.ply import read_ply, write_ply
@@ -70,7 +70,7 @@ def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> li
     """Make the table of segments; `pixels` maps a view to the pixel count of each id, [K + 1]."""
     splats, labels = segmentation.splats, segmentation.labels
     means = splats.means.detach().cpu().numpy().astype(float)
-    rgb = (splats.sh[:, 0].detach().cpu().numpy() * SH_C0 + 0.5).clip(0, 1)
+    rgb = sh_dc_to_rgb(splats.sh[:, 0].detach()).cpu().numpy()
     opacities = splats.opacities.detach().cpu().numpy()
     names, tree = list(pixels), segmentation.hierarchy
     table = []

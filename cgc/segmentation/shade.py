@@ -35,10 +35,7 @@ def occlusion(occluder: Splats, plane: Plane, points: np.ndarray, rasterizer: Ra
     centre, radius = ball_of(occluder)
     total = np.zeros(len(points))
     for k in range(DIRECTIONS):
-        off, turn = (
-            math.sqrt((k + 0.5) / DIRECTIONS),
-            math.pi * (3 - math.sqrt(5)) * k,
-        )  # sine to n; a spiral
+        off, turn = math.sqrt((k + 0.5) / DIRECTIONS), math.pi * (3 - math.sqrt(5)) * k  # sine to n; a spiral
         local = np.array([off * math.cos(turn), off * math.sin(turn), math.sqrt(1 - off * off)])
         camera = camera_along(centre, local @ plane.axes, plane.axes[2], radius, SIDE)
         total += sample(ndimage.gaussian_filter(alpha_of(occluder, camera, rasterizer), 1.0), camera, points)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cgc.errors import InputError
 from cgc.files import write_beside
-from cgc.geometry import SH_C0
+from cgc.geometry import sh_dc_to_rgb
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import NOISE_COLOR, segment_colors
 from cgc.segmentation.objects import Object, is_clean
@@ -77,7 +77,7 @@ def colors_of(segmentation: Segmentation, mode: Mode, camera: Camera | None = No
     check_mode(mode)
     if mode == "color":
         if camera is None:
-            return (segmentation.splats.sh[:, 0].detach() * SH_C0 + 0.5).clamp(0, 1)
+            return sh_dc_to_rgb(segmentation.splats.sh[:, 0].detach())
         with torch.no_grad():
             return segmentation.splats.colors(camera.position).clamp(0, 1)
     if mode == "features":
