@@ -13,6 +13,8 @@ from cgc.clustering.tree import APART, add_wholes
 from cgc.settings import ClusterSettings
 from cgc.splats.types import Splats
 
+ALL = np.ones(5)  # masks say nothing of any group
+
 
 def random_scene(seed: int, n: int = 60, count: int = 5):
     """Groups (-1: none), neighbours, colours and mass of n Gaussians."""
@@ -53,14 +55,32 @@ def test_what_was_pooled_is_what_one_group_would_have(seed):
     np.testing.assert_array_equal(
         np.delete(np.delete(pooled.links, 3, 0), 3, 1), expected.links[np.ix_([0, 1, 2, 4], [0, 1, 2, 4])]
     )
-    np.testing.assert_allclose(pooled.bonus(1)[[0, 2, 4]], expected.bonus(1)[[0, 2, 4]])
-    assert (pooled.bonus(3) == -np.inf).all()  # it is gone
+    np.testing.assert_allclose(pooled.says(1, ALL)[[0, 2, 4]], expected.says(1, ALL)[[0, 2, 4]])
+    assert (pooled.says(3, ALL) == -np.inf).all()  # it is gone
 
 
 def test_the_bonus_by_hand():
     links = np.array([[0, 3, 3, 2], [3, 0, 0, 0], [3, 0, 0, 0], [2, 0, 0, 0]], float) * LEAST_LINKS / 3
     colors = np.array([[2.0, 2, 0], [1, 1, 0], [0, 3, 3], [1, 1, 0]])
-    np.testing.assert_allclose(Beside(links, colors).bonus(0), [-np.inf, ALIKE, ALIKE / 2, -np.inf])
+    np.testing.assert_allclose(Beside(links, colors).says(0, np.ones(4)), [-np.inf, ALIKE, ALIKE / 2, -np.inf])
+
+
+def test_of_one_thing_it_says_the_more_the_fewer_views_do():
+    links = np.array([[0, 3, 3, 2], [3, 0, 0, 0], [3, 0, 0, 0], [2, 0, 0, 0]], float) * LEAST_LINKS / 3
+    colors = np.array([[2.0, 2, 0], [1, 1, 0], [0, 3, 3], [1, 1, 0]])
+    unknown = np.array([1.0, 0.5, 1.0, 1.0])
+    np.testing.assert_allclose(Beside(links, colors, unseen=0.6).says(0, unknown), [0, 0.3, 0.3, 0])
+
+
+@pytest.mark.parametrize(("views", "same", "joined"), [(0, True, True), (0, False, False), (20, True, False)])
+def test_what_no_view_shows_with_what_it_touches_is_one_with_it_if_it_looks_alike(views, same, joined):
+    """Two groups that touch; `views` show both and tell them apart, none holds them together."""
+    counts = Counts(np.diag([9.0, 9]), np.array([[9.0, views], [views, 9]]))
+    links = np.array([[0.0, LEAST_LINKS], [LEAST_LINKS, 0]])
+    colors = np.array([[1.0, 0], [1, 0] if same else [0, 1]])
+    found = join(counts, 0.3, Beside(links, colors, unseen=0.9))
+    assert len(found.rates) == joined
+    assert not len(join(counts, 0.3).rates)
 
 
 def test_only_what_touches_is_joined_and_what_is_alike_first():

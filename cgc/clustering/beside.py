@@ -1,12 +1,13 @@
 """What lies beside what, and looks alike: which groups of Gaussians touch, and how much of their colours they share.
 
-Where masks hardly ever hold two groups together, this says which wholes they make. Notation: N Gaussians, k neighbours
-of each, A groups, B bins of colour.
+It speaks where masks say little: of the wholes that objects make, where hardly any mask holds two together; and of
+whether two groups are one object, where few views see both. Notation: N Gaussians, k neighbours of each, A groups, B
+bins of colour.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -20,29 +21,35 @@ BINS = 8  # of each channel
 class Beside:
     """links [A, A], symmetric: pairs of neighbours across each border; colors [A, B]: how much each group has of each.
 
-    Both are pooled as groups are joined.
+    Both are pooled as groups are joined. unseen: the rate of groups of one colour that touch, where no view sees both;
+    without it wholes are made: only what touches is joined, and what is alike first.
     """
 
     links: np.ndarray
     colors: np.ndarray
+    unseen: float | None = None
 
     @classmethod
-    def of(cls, groups: np.ndarray, neighbours: np.ndarray, colors: np.ndarray, mass: np.ndarray) -> Beside:
+    def of(
+        cls, groups: np.ndarray, neighbours: np.ndarray, colors: np.ndarray, mass: np.ndarray,
+        unseen: float | None = None,
+    ) -> Beside:  # fmt: skip
         """Count groups [N] (-1: none) of Gaussians with `neighbours` [N, k], colours [N, 3] in 0..1 and mass [N].
 
         Memory: 8 B for each of A x A and 4 kB a group.
         """
         count = int(groups.max(initial=-1)) + 1
         own = groups >= 0
-        return cls(links_across(groups, neighbours), _histograms(groups[own], colors[own], mass[own], count))
+        return cls(links_across(groups, neighbours), _histograms(groups[own], colors[own], mass[own], count), unseen)
 
-    def bonus(self, i: int) -> np.ndarray:
-        """What speaks for joining group i with each, [A]: ALIKE times the share of colours in common; -inf: apart."""
+    def says(self, i: int, unknown: np.ndarray) -> np.ndarray:
+        """What is added to the rates of group i with each, [A], of which views leave the share `unknown` [A] open."""
         near = np.flatnonzero(self.links[i] >= LEAST_LINKS)
         share, own = self.colors[near], self.colors[i]
         share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-12)  # [near, B]
-        made = np.full(len(self.links), -np.inf)
-        made[near] = ALIKE * np.minimum(share, own / max(own.sum(), 1e-12)).sum(axis=1)
+        alike = np.minimum(share, own / max(own.sum(), 1e-12)).sum(axis=1)
+        made = np.full(len(self.links), -np.inf if self.unseen is None else 0.0)
+        made[near] = alike * (ALIKE if self.unseen is None else self.unseen * unknown[near])
         return made
 
     def pool(self, i: int, j: int) -> None:
@@ -52,6 +59,10 @@ class Beside:
         self.links[j] = self.links[:, j] = 0
         self.links[i, i] = 0
         self.colors[i] += self.colors[j]
+
+    def copy(self) -> Beside:
+        """Return one that can be pooled without changing this."""
+        return replace(self, links=self.links.copy(), colors=self.colors.copy())
 
 
 def links_across(groups: np.ndarray, neighbours: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from torch import Tensor
 from cgc.clustering.beside import Beside
 from cgc.clustering.columns import Columns, group_matrix, with_left_out
 from cgc.clustering.density import draw_sample, find_clusters
-from cgc.clustering.graph import Counts, core, count_views, join, join_groups
+from cgc.clustering.graph import core, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.level import USUAL, rate_of_one, suitable_level, touching
 from cgc.clustering.rows import rows_of
@@ -45,6 +45,7 @@ SMALLEST = 15  # Gaussians: smaller pieces stay with the rest of their cell
 MOST_MASKS = 4000  # that are joined with one another, the largest; the others vote only
 PURE = 0.6  # share of a mask's views in which its Gaussians stay in one mask; those of several objects have less
 HELD = 0.3  # of a Gaussian's largest weight in any mask: what it must weigh in a mask that holds it
+UNSEEN = 3.0  # times the level: the rate of what touches and is of one colour, where no view sees both
 
 
 class NothingFound(InputError):
@@ -150,8 +151,7 @@ def cluster_masks(
             "no mask shows one thing that other views confirm: expected masks of which most keep together in the other "
             "views; give better masks, or more views"
         )
-    square = np.ix_(pure, pure)
-    joined = join(Counts(counts.together[square], counts.seen[square]), FINE).cut(FINE)
+    joined = join(counts.of(pure), FINE).cut(FINE)
     shape = (held.shape[1], int(joined.max()) + 1)
     ballots = csr_matrix((np.ones(len(pure), np.float32), (picked[pure], joined)), shape=shape)
     labels, _ = row_winners(csr_matrix(held @ ballots))
@@ -239,18 +239,19 @@ def _joined(
         labels = tidy(labels, confidences, places, neighbours, together, level)
     if seen and settings.settle:
         labels, confidences = settle(labels, seen)
-        labels = join_groups(labels, together, level, confidences)
+        beside = _beside(labels, space, mass, UNSEEN * level)
+        labels = join_groups(labels, together, level, confidences, beside)
     labels, confidences = _finished(labels, confidences, settings)
     hierarchy = grow(labels, parts, together, level, _beside(labels, space, mass))
     return Clustering(labels, confidences, tree, hierarchy)
 
 
-def _beside(labels: np.ndarray, space: Space | None, mass: Tensor) -> Beside | None:
-    """What lies beside what among objects [N] (NOISE or 1..K), where places and colours are known."""
+def _beside(labels: np.ndarray, space: Space | None, mass: Tensor, unseen: float | None = None) -> Beside | None:
+    """What lies beside what among segments [N], numbered by rising label, where places and colours are known."""
     if space is None or space.colors is None:
         return None
     neighbours, colors = space.neighbours.cpu().numpy(), space.colors.cpu().numpy().astype(float)
-    return Beside.of(np.where(labels > 0, labels - 1, -1), neighbours, colors, mass.numpy().astype(float))
+    return Beside.of(compact(labels), neighbours, colors, mass.numpy().astype(float), unseen)
 
 
 def _level(one: float, groups: np.ndarray, confidences: np.ndarray, columns: Columns, space: Space) -> float:

@@ -8,7 +8,8 @@ known what masks leave out, it speaks in another way: masks miss a thing as a wh
 group and none of the other tells the two apart. A view that leaves out both says nothing. Their rate,
 together / (seen + DOUBT), is small where few views speak. Groups are joined by falling rate, and what is joined pools
 its counts, so the views of all its Gaussians speak: sides of an object that no view shows at once are joined through
-those in between.
+those in between. DOUBT is held against the views, not against what was pooled: a view that shows twenty pieces of a
+wall is one view.
 
 The idea of asking other views whether two masks are one is MaskClustering's (arXiv 2401.07745); here it is asked of
 groups of Gaussians through the blending weights, so that masks of several objects need not be found and dropped first.
@@ -16,7 +17,7 @@ groups of Gaussians through the blending weights, so that masks of several objec
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,43 @@ class Counts:
 
     together: np.ndarray
     seen: np.ndarray
+    views: Views | None = None
 
     def rates(self) -> np.ndarray:
         """The share of the views in which two groups are one, [A, A], pulled to 0 where few see both."""
         return self.together / (self.seen + DOUBT)
+
+    def of(self, some: np.ndarray) -> Counts:
+        """The counts of some groups, by their numbers."""
+        square = np.ix_(some, some)
+        return Counts(self.together[square], self.seen[square], self.views and self.views.of(some))
+
+
+@dataclass(frozen=True)
+class Views:
+    """known [A, V] and left_out [A, V] float32: how much each view shows of each group, in its masks and outside."""
+
+    known: np.ndarray
+    left_out: np.ndarray
+
+    def of(self, some: np.ndarray) -> Views:
+        """The views of some groups, by their numbers."""
+        return Views(self.known[some], self.left_out[some])
+
+    def pool(self, i: int, j: int, seen: np.ndarray) -> np.ndarray:
+        """Make group j part of group i; return how many views see both it and each group, [A], of `seen` pairs.
+
+        A view that shows one of two groups shows what they make.
+        """
+        for table in (self.known, self.left_out):
+            np.maximum(table[i], table[j], out=table[i])
+            table[j] = 0
+        both = self.known @ (self.known[i] + self.left_out[i]) + self.left_out @ self.known[i]
+        return np.minimum(both, seen)
+
+    def copy(self) -> Views:
+        """Return one that can be pooled without changing this."""
+        return Views(self.known.copy(), self.left_out.copy())
 
 
 @dataclass(frozen=True)
@@ -86,7 +120,8 @@ def count_views(columns: Columns, groups: Any) -> Counts:
         weighted = share * (all_weight[:, views] @ by_view.T)
         together += weighted @ weighted.T
     one_only = left_out @ all_weight.T
-    return Counts(together, (all_weight @ all_weight.T + one_only + one_only.T).astype(np.float64))
+    seen = (all_weight @ all_weight.T + one_only + one_only.T).astype(np.float64)
+    return Counts(together, seen, Views(all_weight, left_out))
 
 
 def _known(weight: np.ndarray, left_out: LeftOut | None, groups: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -124,15 +159,17 @@ def _view_weights(in_view: np.ndarray) -> np.ndarray:
 def join(counts: Counts, least: float, beside: Beside | None = None) -> Joins:
     """Join the two things of the highest rate, again and again while it is at least `least`. Time and memory: A^2.
 
-    With `beside` only what touches is joined, and what looks alike has a higher rate (`Beside.bonus`).
+    A rate is pulled to 0 by DOUBT views, whose number is held against the views that see both: one that shows many
+    pairs of pieces is one view. What lies beside what, and looks alike, may speak too.
     """
-    beside = replace(beside, links=beside.links.copy(), colors=beside.colors.copy()) if beside else None
+    beside, views = beside and beside.copy(), counts.views and counts.views.copy()
     together, seen = counts.together.copy(), counts.seen.copy()
     n = len(together)
     alive, name = np.ones(n, bool), np.arange(n)
     rates = counts.rates()
     if beside:
-        rates += np.array([beside.bonus(i) for i in range(n)]).reshape(n, n)
+        unknown = DOUBT / (seen + DOUBT)
+        rates += np.array([beside.says(i, unknown[i]) for i in range(n)]).reshape(n, n)
     np.fill_diagonal(rates, -1.0)
     partner = rates.argmax(1) if n else np.zeros(0, np.int64)
     best = rates[np.arange(n), partner]
@@ -148,10 +185,11 @@ def join(counts: Counts, least: float, beside: Beside | None = None) -> Joins:
             table[:, i] = table[i]
         alive[j] = False
         name[i] = n + len(made) - 1
-        row = together[i] / (seen[i] + DOUBT)
+        unknown = DOUBT / ((views.pool(i, j, seen[i]) if views else seen[i]) + DOUBT)
+        row = together[i] / np.maximum(seen[i], 1e-9) * (1 - unknown)
         if beside:
             beside.pool(i, j)
-            row = row + beside.bonus(i)
+            row = row + beside.says(i, unknown)
         row[~alive] = -1.0
         row[i] = -1.0
         rates[i] = rates[:, i] = row
@@ -166,15 +204,16 @@ def join(counts: Counts, least: float, beside: Beside | None = None) -> Joins:
 
 
 def join_groups(
-    groups: np.ndarray, columns: Columns, level: float, confidences: np.ndarray | None = None
-) -> np.ndarray:
+    groups: np.ndarray, columns: Columns, level: float, confidences: np.ndarray | None = None,
+    beside: Beside | None = None,
+) -> np.ndarray:  # fmt: skip
     """Join groups [N] (-1: none) that one mask has in at least the share `level` of the views; groups [N] from 0.
 
-    With the confidences [N] of a vote only the surer Gaussians of a group speak for it.
+    With the confidences [N] of a vote only the surer Gaussians of a group speak for it. `beside`: of `compact` groups.
     """
     groups = compact(groups)
     kept = None if confidences is None else core(groups, confidences)
-    joined = join(count_views(columns, group_matrix(groups, kept)), level).cut(level)
+    joined = join(count_views(columns, group_matrix(groups, kept)), level, beside).cut(level)
     return np.where(groups >= 0, joined[np.maximum(groups, 0)], -1) if len(joined) else groups
 
 

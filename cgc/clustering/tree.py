@@ -11,7 +11,7 @@ import numpy as np
 
 from cgc.clustering.beside import Beside
 from cgc.clustering.columns import Columns, group_matrix
-from cgc.clustering.graph import Counts, Joins, count_views, join
+from cgc.clustering.graph import Joins, count_views, join
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE, cut
 
@@ -46,8 +46,7 @@ def grow(
         if len(own) == 1:
             node_of[own] = k
             continue
-        square = np.ix_(own, own)
-        joins = join(Counts(counts.together[square], counts.seen[square]), 0.0)
+        joins = join(counts.of(own), 0.0)
         nodes = {joins.count + len(joins.rates) - 1: k}
         levels[k] = float(np.clip(joins.rates[-1], level, 1 - APART * len(joins.rates)))
         for j in range(len(joins.rates) - 1, -1, -1):  # from the whole object down
