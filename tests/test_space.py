@@ -8,7 +8,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from cgc.clustering.columns import Columns
-from cgc.clustering.space import tidy
+from cgc.clustering.space import take_in, tidy
 from cgc.features.frozen import nearest_neighbours
 
 
@@ -85,6 +85,28 @@ def test_floaters_are_noise():
 def test_a_small_segment_is_no_speck_of_itself():
     s = scene(((0, 0, 0), 600, 0, 1.0), ((0, 0, 0.05), 10, 3, 0.1))
     assert (tidied(s, columns_of(s.parts))[s.parts[1]] == 3).all()
+
+
+@pytest.mark.parametrize(("views", "size", "taken"), [(1.5, 9, True), (2.5, 9, False), (1.5, 40, False)])
+def test_what_hardly_a_view_shows_and_one_thing_surrounds_is_part_of_it(views, size, taken):
+    s = scene(((0, 0, 0), 600, 0, 1.0), ((2, 0, 0), 600, 1, 1.0))
+    inside = np.argsort(np.linalg.norm(s.places, axis=1))[:size]
+    s.labels[inside] = 2
+    found = take_in(s.labels, np.array([9.0, 1.0, views]), s.neighbours)
+    assert (found[inside] == (0 if taken else 2)).all()
+    rest = np.setdiff1d(np.arange(len(s.labels)), inside)
+    assert np.array_equal(found[rest], s.labels[rest])
+
+
+def test_what_lies_between_two_things_is_taken_in_by_neither():
+    s = scene(((0, 0, 0), 600, 0, 1.0), ((0.2, 0, 0), 600, 1, 1.0))
+    between = np.argsort(np.linalg.norm(s.places - [0.1, 0, 0], axis=1))[:10]
+    s.labels[between] = 2
+    assert np.array_equal(take_in(s.labels, np.array([9.0, 9.0, 0.5]), s.neighbours), s.labels)
+
+
+def test_nothing_takes_nothing_in():
+    assert (take_in(np.full(5, -1), np.zeros(0), np.zeros((5, 2), int)) == -1).all()
 
 
 def test_noise_and_nothing():

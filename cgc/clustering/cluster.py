@@ -29,7 +29,7 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.level import USUAL, rate_of_one, suitable_level, touching
 from cgc.clustering.rows import rows_of
 from cgc.clustering.settle import Look, settle
-from cgc.clustering.space import tidy
+from cgc.clustering.space import take_in, tidy
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, compact, cut, revote, row_winners
 from cgc.errors import InputError
@@ -241,9 +241,19 @@ def _joined(
         labels, confidences = settle(labels, seen)
         beside = _beside(labels, space, mass, UNSEEN * level)
         labels = join_groups(labels, together, level, confidences, beside)
+        labels = _without_specks(labels, confidences, together, space)
     labels, confidences = _finished(labels, confidences, settings)
     hierarchy = grow(labels, parts, together, level, _beside(labels, space, mass))
     return Clustering(labels, confidences, tree, hierarchy)
+
+
+def _without_specks(labels: np.ndarray, confidences: np.ndarray, columns: Columns, space: Space | None) -> np.ndarray:
+    """Let segments [N] take in the specks in them that hardly a view shows, where places are known."""
+    if space is None or not space.neighbours.shape[1]:
+        return labels
+    groups = compact(labels)
+    seen = np.diag(count_views(columns, group_matrix(groups, core(groups, confidences))).seen)
+    return take_in(groups, seen, space.neighbours.cpu().numpy())
 
 
 def _beside(labels: np.ndarray, space: Space | None, mass: Tensor, unseen: float | None = None) -> Beside | None:

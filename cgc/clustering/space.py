@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
+from cgc.clustering.beside import links_across
 from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.graph import count_views
 from cgc.clustering.vote import NOISE
@@ -21,6 +22,7 @@ SPECK = 0.03  # of a segment's Gaussians: components of less are specks, as are 
 LEAST = 15  # ... Gaussians
 UNSURE = 0.5  # mean confidence: what the masks are surer of is no speck
 SURROUNDED = 0.7  # of a speck's outer neighbours: one label with as many takes it in
+HARDLY = 2.0  # views: what fewer show may be a speck as a whole
 ALONE = 40.0  # typical steps of all Gaussians: specks with no other thing so near are floaters
 APART = 0.5  # of the smaller one's size: components nearer to each other may be one thing seen in part
 CLEAR = 0.2  # of the gap: what lies as near to the line between two components is between them
@@ -67,6 +69,21 @@ def tidy(
     alone = ALONE * float(np.median(lengths[own]))
     joined = _join_specks(labels, component, unsure, places, neighbours, lengths, alone)
     return _split_far(joined, labels, component, small, places, columns, level)
+
+
+def take_in(groups: np.ndarray, seen: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """Return groups [N] (-1: none) in which specks of their own that hardly a view shows are part of what is around.
+
+    seen [A]: how many views show each group; neighbours [N, k]. A speck is small beside what surrounds it.
+    """
+    if not len(seen):
+        return groups
+    links, sizes = links_across(groups, neighbours), np.bincount(groups[groups >= 0], minlength=len(seen))
+    around = links.argmax(axis=1)
+    inside = links.max(axis=1, initial=0) >= SURROUNDED * np.maximum(links.sum(axis=1), 1)
+    specks = inside & (seen < HARDLY) & (sizes <= SPECK * sizes[around])
+    into = np.where(specks, around, np.arange(len(seen)))
+    return np.where(groups >= 0, into[np.maximum(groups, 0)], NOISE)
 
 
 @kernel
