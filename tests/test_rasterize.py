@@ -776,9 +776,14 @@ def test_inputs_may_lie_elsewhere(generator: torch.Generator) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False")
-def test_a_picture_waits_for_the_device_once(generator: torch.Generator) -> None:
+def test_a_picture_waits_for_the_device_once(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """To learn how many pairs there are; the check for NaN is read then, too. Gradients do not wait."""
     import warnings
+
+    def debug(mode: str) -> None:
+        with warnings.catch_warnings():  # torch warns that it does not detect everything
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode(mode)
 
     from cgc.rasterize.cuda import CudaRasterizer
 
@@ -786,15 +791,27 @@ def test_a_picture_waits_for_the_device_once(generator: torch.Generator) -> None
     values, background = torch.randn(500, 7, device="cuda"), torch.ones(7, device="cuda")
     rasterizer = CudaRasterizer("cuda")
     rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)  # loads what is lazy
-    torch.cuda.set_sync_debug_mode("warn")
+    gsplat, waited = rasterizer._gsplat, []
+    list_pairs = gsplat.isect_tiles
+
+    def may_wait(*given: object) -> object:
+        waited.append("isect_tiles")
+        debug("default")  # not "warn": a compiled extension's warnings do not come to Python
+        try:
+            return list_pairs(*given)
+        finally:
+            debug("error")
+
+    monkeypatch.setattr(gsplat, "isect_tiles", may_wait)
+    debug("error")
     try:
-        with warnings.catch_warnings(record=True) as waited:
-            warnings.simplefilter("always")
-            render = rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)
-            render.values.sum().backward()
+        render = rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)
+        render.values.sum().backward()
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            render.values.sum().item()
     finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(waited) == 1, [str(w.message) for w in waited]
+        debug("default")
+    assert waited == ["isect_tiles"]
 
 
 # ----------------------------------------------------------------------------------------- bounds on memory
