@@ -421,9 +421,9 @@ def test_a_scene_looks_alike_in_any_unit(rasterizer: Rasterizer, unit: float, ge
     torch.testing.assert_close(pictures[0].values, pictures[1].values, atol=1e-5, rtol=0)
     weights = [plain.contributions(splats, camera), other.contributions(scaled, there)]
     torch.testing.assert_close(*(w.matmul(values) for w in weights), atol=1e-5, rtol=0)
-    seen = with_near(1.0).render(splats, values, [camera]).radii[0, :, 0] > 0
+    near, far = ((r.radii[0, :, 0] > 0).cpu() for r in (pictures[0], with_near(1.0).render(splats, values, [camera])))
     depths = splats.means @ camera.viewmat[2, :3] + camera.viewmat[2, 3]
-    assert seen.any() and bool((depths[seen] >= 1.0).all()) and bool((pictures[0].radii[0, :, 0] > 0)[depths < 1].any())
+    assert far.any() and bool((depths[far] >= 1.0).all()) and bool(near[depths < 1].any())
 
 
 # ------------------------------------------------------------------------------------------- hostile geometry
