@@ -260,13 +260,18 @@ def _value(arguments: list[str], option: str) -> str | None:
 
 
 def _is_gpu(device: str) -> bool:
-    """Say whether a command computes on a GPU: where it trains, that decides what the preset `default` means."""
+    """Say whether a command computes on a GPU: where it trains, that decides what the preset `default` means.
+
+    Of several processes the first one looks before the others: gsplat's code may have to be built, and two that build
+    it at once remove what the other has begun.
+    """
     if device == "cpu":
         return False  # without importing torch
     from cgc.device import choose
     from cgc.progress import console
 
-    return choose(device, console.print)[0].type != "cpu"
+    with parallel.first_before_others():
+        return choose(device, console.print)[0].type != "cpu"
 
 
 def _in_seconds(arguments: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ and why, is one line to print.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -121,6 +122,14 @@ def rasterizer_for(device: torch.device | str, *, near: float = NEAR, check: boo
     return CudaRasterizer(device, memory_limit=limit, near=near, check=check)
 
 
+def card_of(device: torch.device) -> str:
+    """Return what tells the graphics card of a device from the others of its machine; "" where there is none."""
+    if device.type != "cuda":
+        return ""
+    known = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # torch 2.4 does not say it everywhere
+    return str(known or f"{device} of {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}")
+
+
 # --- memory -----------------------------------------------------------------------------------------------
 
 
@@ -139,6 +148,12 @@ class Lever:
         return f"{self.name} from {self.value:,.0f} to about {max(int(least / step) * step, 1):,.0f}"
 
 
+def is_full(error: RuntimeError) -> bool:
+    """Say whether an error is a GPU's want of memory, whoever says so: torch, the CUDA runtime or a library of it."""
+    text = str(error).lower()
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(said in text for said in _FULL)
+
+
 @contextmanager
 def out_of_memory(
     doing: str, levers: Callable[[], Sequence[Lever]] = tuple, *, kept: str = "what was done before is kept"
@@ -150,7 +165,9 @@ def out_of_memory(
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
         wanted, there = _sizes(str(error))
         factor = 0.9 * there / wanted if 0 < there < wanted else 0.7
         sizes = f": it needs more than {_gb(wanted)} where {_gb(there)} are to be had" if 0 < there < wanted else ""
@@ -159,6 +176,7 @@ def out_of_memory(
         raise InputError(f"{doing} ran out of the GPU's memory{sizes}; {', or '.join(advice)}; {kept}") from error
 
 
+_FULL = ("out of memory", "cublas_status_alloc_failed", "cusolver_status_alloc_failed")
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 

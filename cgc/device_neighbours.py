@@ -98,9 +98,8 @@ def _nearest_others(blocks: Blocks, places: Tensor, k: int) -> tuple[Tensor, Ten
     """Return the places [Q, k] of the k points nearest to those at some places [Q], and their squared distances."""
     left = torch.arange(len(places), device=places.device)
     nothing = torch.zeros(len(places), k, dtype=torch.int64, device=places.device)
-    own = _look(
-        blocks, places, left, places // LEAF, (nothing, torch.full(nothing.shape, torch.inf).to(nothing.device))
-    )
+    nowhere = torch.full_like(nothing, torch.inf, dtype=torch.float32)
+    own = _look(blocks, places, left, places // LEAF, (nothing, nowhere))
     found, squares = (known.clone() for known in own)
     bounds, few = squares[:, -1].clone(), FEW
     while len(left):

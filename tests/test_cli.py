@@ -100,6 +100,23 @@ def test_every_command_explains_itself(name, capsys):
         assert "--steps" in said and "--lift.steps" not in said
 
 
+def test_the_first_process_looks_for_a_card_before_the_others(monkeypatch, called):
+    """Looking may build gsplat's code, which only one of several processes may do."""
+    seen = []
+
+    @contextmanager
+    def in_turn():
+        seen.append("in")
+        yield
+        seen.append("out")
+
+    monkeypatch.setattr("cgc.parallel.first_before_others", in_turn)
+    monkeypatch.setattr("cgc.device.choose", lambda *_: (seen.append("look"), (torch.device("cpu"), ""))[1])
+    assert main(["run", "s", "--device", "auto"]) == 0 and len(called) == 1
+    assert seen == ["in", "look", "out"]
+    assert main(["run", "s", "--device", "cpu"]) == 0 and seen == ["in", "look", "out"]  # without torch
+
+
 @pytest.mark.parametrize("words", [["--version"], ["version"]])
 def test_version(words, capsys):
     assert main(words) == 0 and capsys.readouterr().out == f"cgc {__version__}\n"

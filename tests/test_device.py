@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cgc.device import Lever, choose, out_of_memory, rasterizer_for, see
+from cgc.device import Lever, card_of, choose, is_full, out_of_memory, rasterizer_for, see
 from cgc.errors import InputError
 from cgc.rasterize import gsplat_code
 from cgc.rasterize.base import GroupRasterizer, VoteRasterizer
@@ -285,6 +285,32 @@ def test_memory_of_another_wording(capsys: pytest.CaptureFixture[str]) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
     with pytest.raises(KeyError), out_of_memory("it"):
         raise KeyError("x")
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (torch.cuda.OutOfMemoryError(FULL), True),
+        (RuntimeError(FULL), True),  # what an extension throws comes as it pleases pybind
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("Expected all tensors to be on the same device"), False),
+    ],
+)
+def test_want_of_memory_is_known_by_its_words(error: RuntimeError, full: bool) -> None:
+    assert is_full(error) == full
+    with pytest.raises(InputError if full else RuntimeError), out_of_memory("it"):
+        raise error
+
+
+def test_a_card_is_told_by_its_number_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uuid where torch knows it; a device without a card has none."""
+    facts = [SimpleNamespace(uuid="GPU-1"), SimpleNamespace()]
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: facts.pop(0))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    card = torch.device("cuda", 0)
+    assert [card_of(card), card_of(card), card_of(torch.device("cpu"))] == ["GPU-1", "cuda:0 of 3", ""]
 
 
 def test_protocols_of_the_backends(backend: str, rasterizer: object) -> None:

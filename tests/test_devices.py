@@ -13,6 +13,7 @@ import torch
 from test_appearance import TINY, Places, assert_same, make_scene, make_splats
 from torch import Tensor
 
+from cgc.appearance import losses
 from cgc.appearance import photos as photos_module
 from cgc.appearance.capture import IdentityCapture
 from cgc.appearance.companion import NoCompanion
@@ -53,6 +54,23 @@ def test_the_loss_of_tensors_is_that_of_the_kernels(height: int, width: int, wei
     assert float(loss) == pytest.approx((1 - weight) * l1 + weight * (1 - ssim), rel=1e-5, abs=1e-7)
     expected = torch.from_numpy(expected).view_as(x)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_the_loss_of_tensors_keeps_off_cudnn_and_touches_no_other_setting(monkeypatch) -> None:
+    """Setting whether TF32 is allowed by its old name warns in torch 2.9, and by both names is an error."""
+
+    def touched(*_: object) -> None:
+        raise AssertionError("a setting that is nobody's business")
+
+    for name in ("_set_cudnn_allow_tf32", "_set_fp32_precision_setter", "_set_cudnn_benchmark"):
+        monkeypatch.setattr(torch._C, name, touched, raising=False)
+    enabled, conv2d = [], losses.conv2d
+    monkeypatch.setattr(
+        losses, "conv2d", lambda *a, **k: (enabled.append(torch.backends.cudnn.enabled), conv2d(*a, **k))[1]
+    )
+    before = torch.backends.cudnn.enabled
+    photometric_tensors(torch.rand(12, 13, 3), torch.rand(12, 13, 3), 0.2)
+    assert enabled == 4 * [False] and torch.backends.cudnn.enabled == before
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -225,22 +243,23 @@ def test_a_step_waits_for_nothing_between_updates_of_the_bar(tiny, kind, keep, n
 class Full(CpuRasterizer):
     """Finds no memory for a render after so many, or with more Gaussians than `most`."""
 
-    def __init__(self, renders: int, most: int = 10**9) -> None:
+    def __init__(self, renders: int, most: int = 10**9, kind: type[RuntimeError] = torch.cuda.OutOfMemoryError) -> None:
         super().__init__()
-        self.left, self.most = renders, most
+        self.left, self.most, self.kind = renders, most, kind
 
     def render(self, splats, values, cameras, **options) -> Render:
         self.left -= 1
         if self.left < 0 or len(splats) > self.most:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise self.kind("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return super().render(splats, values, cameras, **options)
 
 
-def test_a_training_without_memory_says_what_to_lower_and_loses_nothing(tiny, tmp_path) -> None:
+@pytest.mark.parametrize("kind", [torch.cuda.OutOfMemoryError, RuntimeError])
+def test_a_training_without_memory_says_what_to_lower_and_loses_nothing(tiny, tmp_path, kind) -> None:
     settings = replace(TINY, views_per_step=2, grow_grad2d=1e-6)
     whole, _ = train(*tiny, CpuRasterizer(), settings, test_every=3, quiet=True)
     with pytest.raises(InputError) as caught:  # at the second photo of the step
-        train(*tiny, Full(2 * 23 + 1), settings, test_every=3, quiet=True, checkpoint_dir=tmp_path)
+        train(*tiny, Full(2 * 23 + 1, kind=kind), settings, test_every=3, quiet=True, checkpoint_dir=tmp_path)
     said = str(caught.value)
     assert "did not suffice for step 23 of 60 with" in said and "photos of 32x24; add --train.photos host" in said
     assert "goes on at step 23; or train anew" in said and "--scene.max-side 22" in said

@@ -421,9 +421,9 @@ def test_a_scene_looks_alike_in_any_unit(rasterizer: Rasterizer, unit: float, ge
     torch.testing.assert_close(pictures[0].values, pictures[1].values, atol=1e-5, rtol=0)
     weights = [plain.contributions(splats, camera), other.contributions(scaled, there)]
     torch.testing.assert_close(*(w.matmul(values) for w in weights), atol=1e-5, rtol=0)
-    seen = with_near(1.0).render(splats, values, [camera]).radii[0, :, 0] > 0
+    near, far = ((r.radii[0, :, 0] > 0).cpu() for r in (pictures[0], with_near(1.0).render(splats, values, [camera])))
     depths = splats.means @ camera.viewmat[2, :3] + camera.viewmat[2, 3]
-    assert seen.any() and bool((depths[seen] >= 1.0).all()) and bool((pictures[0].radii[0, :, 0] > 0)[depths < 1].any())
+    assert far.any() and bool((depths[far] >= 1.0).all()) and bool(near[depths < 1].any())
 
 
 # ------------------------------------------------------------------------------------------- hostile geometry
@@ -776,9 +776,14 @@ def test_inputs_may_lie_elsewhere(generator: torch.Generator) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False")
-def test_a_picture_waits_for_the_device_once(generator: torch.Generator) -> None:
+def test_a_picture_waits_for_the_device_once(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """To learn how many pairs there are; the check for NaN is read then, too. Gradients do not wait."""
     import warnings
+
+    def debug(mode: str) -> None:
+        with warnings.catch_warnings():  # torch warns that it does not detect everything
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode(mode)
 
     from cgc.rasterize.cuda import CudaRasterizer
 
@@ -786,15 +791,27 @@ def test_a_picture_waits_for_the_device_once(generator: torch.Generator) -> None
     values, background = torch.randn(500, 7, device="cuda"), torch.ones(7, device="cuda")
     rasterizer = CudaRasterizer("cuda")
     rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)  # loads what is lazy
-    torch.cuda.set_sync_debug_mode("warn")
+    gsplat, waited = rasterizer._gsplat, []
+    list_pairs = gsplat.isect_tiles
+
+    def may_wait(*given: object) -> object:
+        waited.append("isect_tiles")
+        debug("default")  # not "warn": a compiled extension's warnings do not come to Python
+        try:
+            return list_pairs(*given)
+        finally:
+            debug("error")
+
+    monkeypatch.setattr(gsplat, "isect_tiles", may_wait)
+    debug("error")
     try:
-        with warnings.catch_warnings(record=True) as waited:
-            warnings.simplefilter("always")
-            render = rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)
-            render.values.sum().backward()
+        render = rasterizer.render(splats, values, [camera, camera], backgrounds=background, depth=True)
+        render.values.sum().backward()
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            render.values.sum().item()
     finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(waited) == 1, [str(w.message) for w in waited]
+        debug("default")
+    assert waited == ["isect_tiles"]
 
 
 # ----------------------------------------------------------------------------------------- bounds on memory

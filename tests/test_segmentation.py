@@ -174,7 +174,7 @@ def test_rgb_pictures_are_clamped_and_lie_on_their_background(rasterizer):
     black = render_rgb(splats, camera, rasterizer)
     white = render_rgb(splats, camera, rasterizer, torch.ones(3))
     assert black.dtype == np.float32 and black.shape == (14, 20, 3) and black.min() >= 0 and white.max() <= 1
-    left = 1 - rasterizer.render(splats, splats.colors(camera.position), [camera]).alphas[0].numpy()
+    left = 1 - rasterizer.render(splats, splats.colors(camera.position), [camera]).alphas[0].cpu().numpy()
     unclamped = (white < 1).all(-1)
     np.testing.assert_allclose((white - black)[unclamped], np.repeat(left[unclamped][:, None], 3, 1), atol=1e-5)
 

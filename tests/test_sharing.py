@@ -15,7 +15,8 @@ from test_appearance import TINY, make_scene, make_splats
 from tiny import SETTINGS, cameras, snapshot
 
 from cgc import cli, parallel
-from cgc.appearance.capture import IdentityCapture
+from cgc.appearance import mcmc
+from cgc.appearance.capture import Densification, IdentityCapture
 from cgc.appearance.exchange import pack, unpack
 from cgc.appearance.run import Run
 from cgc.appearance.shards import Shards
@@ -110,6 +111,62 @@ def test_rows_go_where_they_should(group) -> None:
         assert got["after"] == [0, 30, 30, 100, 40, 40, 40, 90]
     assert answers[0]["before"][2].tolist() == list(range(0, 110, 10))
     assert sum(of["n"] for of in answers) == 8
+
+
+def draw_apart() -> list[int]:
+    """What the processes agree on where each has drawn something else."""
+    rank, _ = parallel.here()
+    return Shards(4, CPU).agreed(torch.arange(3) + 10 * rank).tolist()
+
+
+def test_what_is_drawn_is_the_same_in_all(group) -> None:
+    assert all(drawn == [0, 1, 2] for drawn in group.call(draw_apart))
+    assert Shards(4, CPU).agreed(torch.tensor([7])).tolist() == [7]
+
+
+def draw_by_rank(weights: torch.Tensor, count: int) -> torch.Tensor:
+    """Draw as a GPU might that has added up in another order."""
+    numbers = torch.arange(len(weights))[weights > 0]
+    return numbers[(torch.arange(count) + parallel.here()[0]) % len(numbers)]
+
+
+def chain_that_draws_apart() -> list[list[int]]:
+    """Who holds which Gaussian once a chain has relocated and added some."""
+    settings = replace(KINDS["mcmc"], max_gaussians=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mcmc, "_draw", draw_by_rank)
+        shards = Shards(11, CPU)
+        params = {k: torch.nn.Parameter(v[shards.numbers]) for k, v in raw_of(make_splats(11, 0)).items()}
+        params["opacities"].data = torch.linspace(-9, 2, 11)[shards.numbers]
+        chain = mcmc.MarkovChain(shards, settings, extent=1.0)
+        chain.refine(params, {}, 3, Densification(1.0, 0.005), 20)
+    return [shards._owners.tolist(), [shards.total]]
+
+
+def raw_of(splats: Splats) -> dict[str, torch.Tensor]:
+    return {
+        "means": splats.means, "quats": splats.quats, "scales": splats.log_scales, "opacities": splats.logit_opacities,
+    }  # fmt: skip
+
+
+def test_a_chain_whose_draws_differ_keeps_the_processes_together(three) -> None:
+    first, *others = three.call(chain_that_draws_apart)
+    assert first[1][0] > 11 and all(other == first for other in others)
+
+
+def check_cards(cards: list[str]) -> str:
+    try:
+        parallel.check_apart(cards[parallel.here()[0]])
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_two_processes_on_one_card_are_refused(three) -> None:
+    assert three.call(check_cards, ["GPU-a", "GPU-b", "GPU-c"]) == three.call(check_cards, ["", "", ""]) == ["", "", ""]
+    said = three.call(check_cards, ["GPU-a", "GPU-b", "GPU-a"])
+    assert len(set(said)) == 1 and "processes 1 and 3 of 3 are on one graphics card" in said[0]
+    assert "start as many as there are cards" in said[0] and check_cards(["GPU-a"]) == ""
 
 
 # --- a training ---

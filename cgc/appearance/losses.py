@@ -15,6 +15,8 @@ Source: Wang et al. 2004 (SSIM); Kerbl et al. 2023 (arXiv 2308.04079), whose con
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -163,11 +165,26 @@ def _taps_on(device: torch.device) -> Tensor:
     return torch.tensor([*TAPS[:0:-1], *TAPS], dtype=torch.float32).to(device)
 
 
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Leave convolutions to torch's own kernels inside the block.
+
+    Not by `torch.backends.cudnn.flags`, which also sets whether TF32 is allowed: torch 2.9 and later warn of that, and
+    refuse it where somebody else has set it by the newer names.
+    """
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
 def _window(maps: Tensor) -> Tensor:
     """Window maps [M, H, W, 3] along rows and columns, in whole float32: variances are small differences."""
     count, height, width, _ = maps.shape
     planes = maps.permute(0, 3, 1, 2).reshape(1, count * CHANNELS, height, width)
-    with torch.backends.cudnn.flags(enabled=False):  # it may round to TF32
+    with _without_cudnn():  # it may round to TF32
         for shape, padding in (((1, 2 * RADIUS + 1), (0, RADIUS)), ((2 * RADIUS + 1, 1), (RADIUS, 0))):
             kernels = _taps_on(maps.device).view(1, 1, *shape).expand(planes.shape[1], 1, *shape)
             planes = conv2d(planes, kernels, padding=padding, groups=planes.shape[1])

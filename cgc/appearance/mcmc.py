@@ -99,7 +99,7 @@ class MarkovChain(Densifier):
         count = len(places) + max(more, 0)
         if not count or bool(dead.all()):
             return
-        drawn = _draw(torch.where(dead, 0.0, opacities), count)  # [M] numbers
+        drawn = self._shards.agreed(_draw(torch.where(dead, 0.0, opacities), count))  # [M] numbers
         source = torch.arange(len(dead), device=dead.device)
         source[places] = drawn[: len(places)]
         source = torch.cat([source, drawn[len(places) :]])

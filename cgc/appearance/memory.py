@@ -7,7 +7,6 @@ import torch
 from cgc.appearance.photos import Photos
 from cgc.errors import InputError
 
-OutOfMemory = torch.cuda.OutOfMemoryError
 FEWER, SMALLER = 0.75, 0.7  # times as many Gaussians, times as long a side, to try next
 
 

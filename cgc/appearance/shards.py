@@ -45,6 +45,16 @@ class Shards:
         parallel.broadcast(*((part, rank) for rank, part in enumerate(parts)))
         return self._in_order(parts).to(own.dtype)
 
+    def agreed(self, found: Tensor) -> Tensor:
+        """Return what the first process has found, in every process; all must have found as much.
+
+        A GPU adds floating-point numbers in an order that changes from run to run, so what follows from sums (a draw by
+        weights) may differ between processes that know the same.
+        """
+        if self.many:
+            parallel.broadcast((found, 0))
+        return found
+
     def gather(self, own: Tensor) -> Tensor | None:
         """Return the same in the memory of the first process alone; None in the others."""
         if not self.many:

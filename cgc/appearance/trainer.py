@@ -18,10 +18,11 @@ from cgc import parallel
 from cgc.appearance.capture import CaptureModel, IdentityCapture
 from cgc.appearance.checkpoint import Identity, identify, save_checkpoint
 from cgc.appearance.companion import Companion, NoCompanion
-from cgc.appearance.memory import OutOfMemory, want_of_memory
+from cgc.appearance.memory import want_of_memory
 from cgc.appearance.photos import Photos, read_photo
 from cgc.appearance.plan import Plan
 from cgc.appearance.run import SHOWN_EVERY, First, Run
+from cgc.device import card_of, is_full
 from cgc.errors import InputError
 from cgc.progress import Clock, progress_bar
 from cgc.rasterize.base import Rasterizer
@@ -88,6 +89,7 @@ def train(
     capture, companion, many = capture or IdentityCapture(), companion or NoCompanion(), parallel.here()[1] > 1
     if many and not isinstance(companion, NoCompanion):
         raise ValueError("what Gaussians carry beside colour is trained in one process; work in parallel.alone()")
+    parallel.check_apart(card_of(device))
     pixels = [pyramids[i][0].pixels.numpy() for i in train_views]
     identity = identify(settings, scene, train_views, pixels, companion=companion.identity(), start=start)
     photos = Photos(pyramids, device, settings.photos)
@@ -107,7 +109,9 @@ def train(
         for step in range(resumed_from, settings.steps):
             try:
                 run.step(step)
-            except OutOfMemory as error:
+            except RuntimeError as error:
+                if not is_full(error):
+                    raise
                 saved = None
                 if checkpoint_dir and run.whole is not None and not many:
                     run.forget()
@@ -170,8 +174,10 @@ def _rehearse(
             before = clock()
             try:
                 run.learn(step)
-            except OutOfMemory:  # training may never have so many
-                return
+            except RuntimeError as error:
+                if is_full(error):  # training may never have so many
+                    return
+                raise
             if photos.device.type == "cuda":
                 torch.cuda.synchronize(photos.device)
             if step > 0:  # the first one compiles

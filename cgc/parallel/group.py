@@ -114,7 +114,7 @@ def join(**facts: str) -> None:
     try:
         store = next(iter(rendezvous("env://", timeout=timedelta(seconds=COME))))[0]
         store = dist.PrefixStore("cgc", store)  # pyright: ignore[reportPrivateImportUsage]
-        own = {"facts": facts, "host": _host(), "pid": os.getpid()}
+        own = {"facts": facts, "host": machine(), "pid": os.getpid()}
         store.set(f"who/{rank}", json.dumps(own))
         for other in range(size):
             _come(store, other, size)
@@ -217,7 +217,7 @@ def _come(store: Any, other: int, size: int) -> None:
         ) from error
 
 
-def _host() -> str:
+def machine() -> str:
     """What tells processes whose numbers (pid) are of one kind."""
     with contextlib.suppress(OSError):
         return f"{socket.gethostname()} {os.stat('/proc/self/ns/pid').st_ino}"
@@ -284,7 +284,7 @@ def _find_gone(group: _Group) -> list[int]:
         group.store.set(f"left/{group.rank}", "failed")
         while True:
             silent = [r for r in others if not group.store.check([f"left/{r}"])]
-            dead = [r for r in silent if group.who[r]["host"] == _host() and not is_alive(group.who[r]["pid"])]
+            dead = [r for r in silent if group.who[r]["host"] == machine() and not is_alive(group.who[r]["pid"])]
             if dead or not silent or time.monotonic() > end:
                 return dead or silent
             time.sleep(0.1)

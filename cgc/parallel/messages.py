@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cgc.parallel.group import alone, attempt, barrier, compare, here, is_first
+from cgc.errors import InputError
+from cgc.parallel.group import alone, attempt, barrier, compare, here, is_first, machine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,25 @@ def check_same(**facts: str) -> None:
     """Raise InputError in every process where these facts are not the same in all of them."""
     if here()[1] > 1:
         compare(collect(facts))
+
+
+def check_apart(card: str) -> None:
+    """Raise InputError in every process where two of them work on one graphics card; "" for none.
+
+    card tells it from the others of its machine. NCCL, which carries what is in a card's memory, wants one a process.
+    """
+    size = here()[1]
+    if size == 1:
+        return
+    first: dict[tuple[str, str], int] = {}
+    for rank, (host, own) in enumerate(collect([machine(), card])):
+        other = first.setdefault((host, own), rank)
+        if own and other != rank:
+            raise InputError(
+                f"processes {other + 1} and {rank + 1} of {size} are on one graphics card where one each was expected; "
+                "start as many as there are cards, name none of them (--device cuda), or compute on the CPU, with "
+                "--device cpu"
+            )
 
 
 # --- what they tell each other -------------------------------------------------------------------------------
