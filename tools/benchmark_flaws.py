@@ -13,19 +13,19 @@ parts (handles, lids) by themselves in half of the views, and truth is scored by
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 from demo_scene.noisy import Flaws, noisy_masks
 from tyro.conf import Positional
 
-from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids
+from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import mask_columns
-from cgc.clustering.settle import look_at
+from cgc.clustering.settle import Look, look_at
 from cgc.evaluation.instances import InstanceScores, score_instances
 from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
@@ -57,6 +57,8 @@ class Benchmark:
     """Finished runs of scenes with truth."""
     seeds: tuple[int, ...] = (106, 107, 108)
     """Seeds of the flaws; how the level is found was chosen with 100 to 102, what few views show with 103 to 105."""
+    method: Literal["features", "graph"] = "features"
+    """What is joined: pieces of features' clusters, or the masks themselves (the mask graph)."""
     write: Path | None = None
     """Write the tables into this document, between its marks, in place of printing them."""
 
@@ -73,20 +75,23 @@ def flawed(work: Workspace, flaws: Flaws, step: int, seed: int) -> dict[int, np.
     return made
 
 
-def segment(work: Workspace, masks: Mapping[int, np.ndarray]) -> Clustering:
+def segment(work: Workspace, masks: Mapping[int, np.ndarray], method: str) -> Clustering:
     """Learn features from masks and cluster them, as the run's settings say, at the level that suits the masks."""
     settings, n = work.run.settings, len(work.splats)
+    policy = replace(settings.cluster, level=0.0)
     cameras, maps = [v.camera for v in work.scene.views], [masks.get(i) for i in range(len(work.scene.views))]
     batches = sample_batches(work.splats, cameras, maps, work.rasterizer, settings.lift, quiet=True)
-    mass = visible_mass(batches, n)
-    features = smooth_features(
-        learn_features(batches, work.neighbours, settings.lift, quiet=True), work.neighbours, mass
-    )
+    mass, columns = visible_mass(batches, n), mask_columns(held(batches), n)
     space = Space.of(work.splats, work.scene.extent, work.neighbours)
-    return cluster(
-        features, mass, mask_columns(held(batches), n), replace(settings.cluster, level=0.0), space=space,
-        looks=lambda: look_at(work.splats, cameras, masks, work.rasterizer, settings.lift.min_weight),
-    )  # fmt: skip
+
+    def looks() -> Iterator[Look]:
+        return look_at(work.splats, cameras, masks, work.rasterizer, settings.lift.min_weight)
+
+    if method == "graph":
+        return cluster_masks(mass, columns, policy, space=space, looks=looks)
+    features = learn_features(batches, work.neighbours, settings.lift, quiet=True)
+    features = smooth_features(features, work.neighbours, mass)
+    return cluster(features, mass, columns, policy, space=space, looks=looks)
 
 
 def score(work: Workspace, labels: np.ndarray) -> InstanceScores:
@@ -116,7 +121,7 @@ def row(name: str, cases: Sequence[Case], level: bool = True) -> str:
     return line
 
 
-def compare(run: Path, seeds: Sequence[int]) -> list[str]:
+def compare(run: Path, seeds: Sequence[int], method: str) -> list[str]:
     """Return the table of a run."""
     work = Workspace(open_run(run), quiet=True)
     names = [work.picture_names[i] for i in work.train_views]
@@ -131,14 +136,14 @@ def compare(run: Path, seeds: Sequence[int]) -> list[str]:
     ]
     lines.append(row("ceiling: true maps", [(ceiling, score(work, ceiling.labels))], level=False))
     for name, (flaws, step) in FLAWS.items():
-        found = [segment(work, flawed(work, flaws, step, seed)) for seed in seeds]
+        found = [segment(work, flawed(work, flaws, step, seed), method) for seed in seeds]
         lines.append(row(name, [(one, score(work, one.labels)) for one in found]))
     return [*lines, ""]
 
 
 def main(benchmark: Benchmark) -> None:
     """Print a table a run, or write them."""
-    lines = [line for run in benchmark.runs for line in compare(run, benchmark.seeds)]
+    lines = [line for run in benchmark.runs for line in compare(run, benchmark.seeds, benchmark.method)]
     if benchmark.write:
         before, rest = benchmark.write.read_text().split(BEGIN)
         write_text(benchmark.write, before + BEGIN + "\n" + "\n".join(lines) + END + rest.split(END)[1])
