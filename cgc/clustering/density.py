@@ -26,7 +26,7 @@ from cgc.neighbours import build_tree, nearest_others, nearest_points
 from cgc.settings import ClusterSettings
 
 MANY = 20_000  # samples past which all pairs (hdbscan's Prim) take longer than the links of near ones
-GROWTH = 4, 16  # of a sample that is too thin, in turn
+GROWTH = 1, 4, 16  # of a sample that is too thin, in turn
 THIN = 4  # times min_cluster_size: it is, where half of its clusters are smaller
 SPARSE = 8  # Gaussians for each sample: with more, it is too thin for things that are worth a look
 LEFT = 0.05  # share of the visible Gaussians that may lie far from every cluster, unless the sample was too thin
@@ -44,11 +44,13 @@ class Found:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Samples' numbers [S] and labels [S] (-1: noise), their condensed tree, and whether they are too thin."""
+    """Samples' numbers [S], labels [S] (-1: noise) and condensed tree, the growth that gave them, and whether it was
+    too little: they may miss things."""
 
     numbers: np.ndarray
     labels: np.ndarray
     tree: dict[str, np.ndarray]
+    growth: int
     thin: bool
 
 
@@ -63,9 +65,10 @@ def find_clusters(unit: np.ndarray, mass: Tensor, settings: ClusterSettings, row
     noise, far, tree = np.full(len(unit), False), visible, {}
     samples, kinds = np.empty((0, unit.shape[1]), np.float32), np.empty(0, np.int64)
     nearest, distances = np.full(len(unit), -1), np.full(len(unit), np.inf, np.float32)
-    reach = np.empty(0, np.float32)  # of each kind
+    reach, growth = np.empty(0, np.float32), GROWTH[0]  # reach: of each kind
     for turn in range(settings.rounds + 1):
-        drawn = _cluster_sample(unit, mass * torch.from_numpy(far), settings)
+        drawn = _cluster_sample(unit, mass * torch.from_numpy(far), settings, growth)
+        growth = drawn.growth  # what is left is no larger
         tree = tree if turn else drawn.tree
         noise[drawn.numbers] = drawn.labels < 0
         sample, labels = drawn.numbers[drawn.labels >= 0], drawn.labels[drawn.labels >= 0]
@@ -96,23 +99,23 @@ def _worth(thin: bool, visible: int, settings: ClusterSettings) -> float:
     return settings.min_cluster_size * SPARSE if thin else max(settings.min_cluster_size, LEFT * visible)
 
 
-def _cluster_sample(unit: np.ndarray, mass: Tensor, settings: ClusterSettings) -> _Drawn:
-    """Cluster a sample, and larger ones while it is too thin.
+def _cluster_sample(unit: np.ndarray, mass: Tensor, settings: ClusterSettings, least: int) -> _Drawn:
+    """Cluster a sample, from the `least` growth on, and larger ones while it is too thin.
 
     Of a cluster with fewer than min_cluster_size samples HDBSCAN makes noise, or a part of another cluster. There are
-    such ones where most samples are noise, or half of the clusters are hardly larger. There may be where each sample
-    stands for many Gaussians: then it does not grow, for what is missed lies far from the others and costs less there.
+    such ones where most samples are noise, or half of the clusters are hardly larger. Where a sample had to grow, or
+    each stands for many Gaussians, some may be left: these lie far from the others, and cost less by themselves.
     """
     visible = int((mass > 0).sum())
-    for growth in (1, *GROWTH):
+    for growth in GROWTH[GROWTH.index(least) :]:
         sample = draw_sample(mass, replace(settings, samples=growth * settings.samples))
         labels, tree = run_hdbscan(unit[sample], settings)
         sizes = np.bincount(labels[labels >= 0], minlength=1)
         noisy, small = sizes.sum() < len(sample) / 2, np.median(sizes) < THIN * settings.min_cluster_size
         if len(sample) == visible or not (noisy or small):
             break
-    sparse = len(sample) * SPARSE < visible
-    return _Drawn(sample, labels, tree, len(sample) < visible and bool(noisy or small or sparse))
+    thin = len(sample) < visible and (growth > GROWTH[0] or len(sample) * SPARSE < visible)
+    return _Drawn(sample, labels, tree, growth, thin)
 
 
 def _reach(gaps: np.ndarray, labels: np.ndarray) -> np.ndarray:
