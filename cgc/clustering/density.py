@@ -44,11 +44,14 @@ class Found:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Samples' numbers [S], labels [S] (-1: noise) and condensed tree, the growth that gave them, and whether it was
-    too little: they may miss things."""
+    """Samples' numbers [S] and labels [S] (-1: noise), how far each label reaches [K], and the condensed tree.
+
+    growth is what the sample took; thin says that it may miss things all the same.
+    """
 
     numbers: np.ndarray
     labels: np.ndarray
+    reach: np.ndarray
     tree: dict[str, np.ndarray]
     growth: int
     thin: bool
@@ -74,18 +77,11 @@ def find_clusters(unit: np.ndarray, mass: Tensor, settings: ClusterSettings, row
         sample, labels = drawn.numbers[drawn.labels >= 0], drawn.labels[drawn.labels >= 0]
         if not len(sample):
             break
-        near = nearest_others(build_tree(unit[sample]), settings.min_cluster_size)
-        reaches = _reach(near[1][:, 0], labels)
-        if drawn.thin:
-            loose = _loose(*near, reaches[labels], settings.min_cluster_size)
-            loose &= not loose.all()
-            noise[sample[loose]] = True
-            sample, labels = sample[~loose], labels[~loose]
         found, distances = rows.nearest(unit[sample], distances)
         nearest = np.where(found < 0, nearest, found + len(samples))
         samples = np.concatenate([samples, unit[sample]])
         kinds = np.concatenate([kinds, labels + len(reach)])
-        reach = np.concatenate([reach, reaches])
+        reach = np.concatenate([reach, drawn.reach])
         far = visible & (distances > reach[kinds[nearest]])
         if far.sum() < _worth(drawn.thin, int(visible.sum()), settings):
             break
@@ -102,27 +98,45 @@ def _worth(thin: bool, visible: int, settings: ClusterSettings) -> float:
 def _cluster_sample(unit: np.ndarray, mass: Tensor, settings: ClusterSettings, least: int) -> _Drawn:
     """Cluster a sample, from the `least` growth on, and larger ones while it is too thin.
 
-    Of a cluster with fewer than min_cluster_size samples HDBSCAN makes noise, or a part of another cluster. There are
-    such ones where most samples are noise, or half of the clusters are hardly larger. Where a sample had to grow, or
-    each stands for many Gaussians, some may be left: these lie far from the others, and cost less by themselves.
+    Of a thing with fewer than min_cluster_size samples HDBSCAN makes noise, or a loose part of a cluster. There are
+    such things where these are most of the samples, or half of the clusters are hardly larger. Where a sample had to
+    grow, or each one stands for many Gaussians, some may be left: loose samples are noise then, and what lies far is
+    looked at again by itself, which costs less.
     """
     visible = int((mass > 0).sum())
     for growth in GROWTH[GROWTH.index(least) :]:
         sample = draw_sample(mass, replace(settings, samples=growth * settings.samples))
         labels, tree = run_hdbscan(unit[sample], settings)
+        reach, loose = _extents(unit[sample], labels, settings.min_cluster_size)
         sizes = np.bincount(labels[labels >= 0], minlength=1)
-        noisy, small = sizes.sum() < len(sample) / 2, np.median(sizes) < THIN * settings.min_cluster_size
+        noisy = sizes.sum() - loose.sum() < len(sample) / 2
+        small = np.median(sizes) < THIN * settings.min_cluster_size
         if len(sample) == visible or not (noisy or small):
             break
     thin = len(sample) < visible and (growth > GROWTH[0] or len(sample) * SPARSE < visible)
-    return _Drawn(sample, labels, tree, growth, thin)
+    if thin and (loose < (labels >= 0)).any():
+        labels = np.where(loose, -1, labels)
+    return _Drawn(sample, labels, reach, tree, growth, thin)
+
+
+def _extents(points: np.ndarray, labels: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far each cluster's Gaussians may lie from its samples [K], and which of points [S, D] are loose, [S] bool.
+
+    The reach is thrice what nine in ten samples lie from the next. Samples that hang together with fewer than `least`
+    over gaps within it are loose.
+    """
+    loose = np.full(len(labels), False)
+    own = np.flatnonzero(labels >= 0)
+    if not len(own):
+        return np.empty(0, np.float32), loose
+    others, gaps = nearest_others(build_tree(points[own]), least)
+    reach = _reach(gaps[:, 0], labels[own])
+    loose[own] = _loose(others, gaps, reach[labels[own]], least)
+    return reach, loose
 
 
 def _reach(gaps: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How far each cluster's Gaussians may lie from its samples: thrice what nine in ten of these lie from the next.
-
-    gaps [S] are the samples' distances to the next ones, labels [S] their clusters.
-    """
+    """Return thrice what nine in ten of each cluster's gaps [S] to the next sample are within, [K]."""
     by_label = np.lexsort((gaps, labels))
     ends = np.searchsorted(labels[by_label], np.arange(labels.max() + 1), side="right")
     sizes = np.diff(ends, prepend=0)
@@ -130,7 +144,7 @@ def _reach(gaps: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _loose(others: np.ndarray, gaps: np.ndarray, reach: np.ndarray, least: int) -> np.ndarray:
-    """Which samples [S] hang together with fewer than `least` over gaps within reach [S]: they are of something else.
+    """Say which samples hang together with fewer than `least` over gaps within reach [S], [S] bool.
 
     others [S, least] are each one's nearest, gaps [S, least] how far these are: enough to see all of so few.
     """
