@@ -114,7 +114,7 @@ def _cluster_sample(unit: np.ndarray, mass: Tensor, settings: ClusterSettings, l
         if len(sample) == visible or not (noisy or small):
             break
     thin = len(sample) < visible and (growth > GROWTH[0] or len(sample) * SPARSE < visible)
-    if thin and (loose < (labels >= 0)).any():
+    if thin and loose.sum() < sizes.sum():
         labels = np.where(loose, -1, labels)
     return _Drawn(sample, labels, reach, tree, growth, thin)
 
