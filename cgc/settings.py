@@ -272,7 +272,8 @@ class ClusterSettings:
     samples: int = 12_000
     """Gaussians that HDBSCAN sees at once, drawn by visible mass; where clusters are small, up to 16 times as many."""
     rounds: int = 4
-    """Rounds in which Gaussians far from every cluster are sampled and clustered by themselves; 0: none."""
+    """Rounds in which Gaussians far from every cluster are sampled and clustered by themselves, where they are many or
+    the sample was thin; 0: none."""
     min_cluster_size: int = 12
     """Smallest cluster, in sampled Gaussians."""
     min_samples: int = 0

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
 from cgc.clustering import cluster as cluster_module
-from cgc.clustering import graph
+from cgc.clustering import density, graph
 from cgc.clustering.cluster import Space, cluster, cluster_ids, cluster_masks, cut_into_pieces
 from cgc.clustering.columns import Columns, group_matrix, mask_columns, with_left_out, with_wholes
 from cgc.clustering.density import draw_sample, propagate, run_hdbscan
@@ -244,6 +244,56 @@ def test_what_lies_far_from_all_clusters_is_clustered_by_itself():
     settings = ClusterSettings(samples=400, min_cluster_size=15, revote=0)
     assert cluster(features, mass, NO_MASKS, replace(settings, rounds=0)).n_segments == 3
     assert same_partition(cluster(features, mass, NO_MASKS, settings).labels, truth)
+
+
+def of_many_sizes(seed, n=8000, k=100, times=30):
+    """Unit features around k random directions, clusters of sizes that differ `times`-fold; which one each is of."""
+    g = np.random.default_rng(seed)
+    shares, centres = np.exp(g.uniform(0, np.log(times), k)), g.standard_normal((k, 16))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    truth = g.choice(k, n, p=shares / shares.sum())
+    return normalize(torch.from_numpy(centres[truth] + 0.02 * g.standard_normal((n, 16))).float(), dim=1), truth
+
+
+@pytest.mark.parametrize("samples", [100, 150, 200])  # one for 80, 53 or 40 Gaussians; with 200 most are loose at first
+def test_clusters_with_too_few_samples_are_found_in_what_is_left(samples):
+    features, truth = of_many_sizes(seed=0)
+    mass, settings = torch.ones(len(truth)), ClusterSettings(samples=samples, revote=0)
+    findable = (np.bincount(truth) >= settings.min_cluster_size).sum()
+    at_once = cluster(features, mass, NO_MASKS, replace(settings, rounds=0))
+    assert at_once.n_segments < 0.8 * findable and adjusted_rand_score(truth, at_once.labels) < 0.95
+    found = cluster(features, mass, NO_MASKS, settings)
+    assert 0.95 * findable <= found.n_segments <= findable + 2
+    assert adjusted_rand_score(truth, found.labels) > 0.985
+
+
+def test_a_sample_that_is_not_thin_is_the_only_one(monkeypatch):
+    features, truth = of_many_sizes(0, n=3000, k=20)
+    settings, drawn = ClusterSettings(samples=1000, revote=0), []
+    monkeypatch.setattr(density, "draw_sample", lambda *given: drawn.append(draw_sample(*given)) or drawn[-1])
+    found = cluster(features, torch.ones(3000), NO_MASKS, settings)
+    assert [len(sample) for sample in drawn] == [1000] and adjusted_rand_score(truth, found.labels) > 0.98
+
+
+def test_later_rounds_draw_as_many_as_the_earlier_ones_needed(monkeypatch):
+    features, _ = of_many_sizes(0)
+    drawn = []
+    monkeypatch.setattr(density, "draw_sample", lambda *given: drawn.append(given[1].samples) or draw_sample(*given))
+    cluster(features, torch.ones(8000), NO_MASKS, ClusterSettings(samples=100, revote=0))
+    assert drawn[:2] == [100, 400] and len(drawn) > 2 and drawn == sorted(drawn) and drawn[-1] <= 1600
+
+
+@pytest.mark.parametrize("reach", [0.1, 0.2, 0.3])
+def test_loose_samples_are_those_of_small_heaps(reach):
+    g = np.random.default_rng(0)
+    heaps = np.repeat(np.arange(40), g.integers(1, 20, 40))
+    points = (g.uniform(0, 8, (40, 2))[heaps] + 0.2 * g.standard_normal((len(heaps), 2))).astype(np.float32)
+    others, gaps = nearest_others(build_tree(points), 8)
+    loose = density._loose(others, gaps, np.full(len(points), reach, np.float32), 8)
+    linked = np.linalg.norm(points[:, None].astype(float) - points[None], axis=2) <= reach
+    for _ in range(10):
+        linked = linked @ linked
+    assert np.array_equal(loose, linked.sum(1) < 8) and 0 < loose.mean() < 1
 
 
 def test_scikit_learn_finds_the_same():
