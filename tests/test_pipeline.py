@@ -341,6 +341,13 @@ def test_without_masks_the_run_ends_with_splats_and_a_report(tiny_scene, tmp_pat
     assert calls == ["train", "report", "lift", "lift", "cluster", "sharpen", "render", "export", "report"]
 
 
+def test_training_says_that_it_starts_without_points(own_scene, tiny_scene, tmp_path, capsys):
+    (own_scene / "sparse/0/points3D.txt").write_text("")
+    for scene, out, expected in ((own_scene, "bare", True), (tiny_scene, "with", False)):
+        run_all(scene, tmp_path / out, FAST, masks=None, splats=None)
+        assert ("no 3D points, so training starts from" in capsys.readouterr().out) == expected
+
+
 def test_truth_is_scored_at_its_own_size(tiny_scene, tmp_path):
     splats, _ = clumps()
     write_ply(tmp_path / "given.ply", splats)

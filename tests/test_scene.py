@@ -92,6 +92,19 @@ def transforms_scene(root, content, size=(WIDTH, HEIGHT), names=("images/a.png",
 # ---- COLMAP models
 
 
+def test_points_that_do_not_say_which_images_see_them_are_kept(tmp_path):
+    root = make_scene(tmp_path)
+    model = pycolmap.Reconstruction(str(root / "sparse/0"))
+    places = [point.xyz.copy() for point in model.points3D.values()]
+    for number in list(model.points3D):
+        model.delete_point3D(number)
+    for place in places:
+        model.add_point3D(place, pycolmap.Track(), np.array([7, 8, 9], np.uint8))
+    model.write_binary(str(root / "sparse/0"))
+    scene = read_scene(root)
+    assert sorted(scene.points[:, 0].tolist()) == [0, 1, 2, 3] and scene.point_colors[0].tolist() == [7, 8, 9]
+
+
 @pytest.mark.parametrize("text", [False, True])
 def test_reads_poses_intrinsics_and_points(tmp_path, text):
     root = make_scene(tmp_path, ("b.png", "a.png", "sub/c.png"), text=text)

@@ -39,6 +39,12 @@ def train(work: Workspace) -> str:
         splats = replace(splats, means=(splats.means.double() - torch.tensor(work.scene.origin)).float())
         said = f"{len(splats):,} Gaussians taken from {run.source.splats}"
     else:
+        if not len(work.scene.points):
+            count = min(run.settings.train.init_random, run.settings.train.max_gaussians)
+            work.say(
+                f"note: the model has no 3D points, so training starts from {count:,} random Gaussians, which makes "
+                "worse pictures and labels; a model with points (cgc reconstruct makes one) is better"
+            )
         splats, trained = train_splats(
             work.scene, load_image, work.rasterizer, run.settings.train, device=work.device,
             test_every=run.settings.scene.test_every, companion=companion, checkpoint_dir=run.root / "checkpoints",

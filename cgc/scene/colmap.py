@@ -59,9 +59,13 @@ def _shot(image: pycolmap.Image) -> Shot:
 
 
 def _points(model: pycolmap.Reconstruction) -> tuple[np.ndarray, np.ndarray]:
-    """Return the points that two images or more see, [M, 3], and colours [M, 3] uint8, by id."""
+    """Return the points that two images or more see, [M, 3], and colours [M, 3] uint8, by id.
+
+    Where no point says which images see it (models that were not made by matching), all of them.
+    """
     by_id = sorted(model.points3D.items(), key=lambda item: item[0])  # pycolmap's order is a hash map's
-    kept = [point for _, point in by_id if point.track.length() >= 2]
+    least = 2 if any(point.track.length() for _, point in by_id) else 0
+    kept = [point for _, point in by_id if point.track.length() >= least]
     points = np.array([p.xyz for p in kept], np.float64).reshape(-1, 3)
     colors = np.array([p.color for p in kept], np.uint8).reshape(-1, 3)
     finite = np.isfinite(points).all(1) & (np.abs(points).max(1, initial=0) < np.finfo(np.float32).max)
