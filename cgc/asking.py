@@ -14,7 +14,7 @@ from cgc.api import load
 from cgc.device import choose
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map
-from cgc.progress import console
+from cgc.progress import console, short_lengths
 from cgc.segmentation.export import FORMATS, Export, job_of
 from cgc.segmentation.export import export as write_formats
 from cgc.segmentation.objects import Object
@@ -137,11 +137,10 @@ def _print(found: Sequence[Object], notes: list[str], facts: list[dict[str, Any]
     if rows:
         console.print(_line("id", "Gaussians", "size", "centre", "best view", "in", "parts", "name"))
     for r in rows:
-        size = " x ".join(f"{v:.3g}" for v in r["size"])
-        centre = ", ".join(f"{v:.3g}" for v in r["centre"])
+        size, centre = (short_lengths(r[what], max(r["size"])) for what in ("size", "centre"))
         parts, within = " ".join(map(str, r["children"])) or "-", str(r["parent"] or "-")
-        words = (f"{r['id']}", f"{r['gaussians']:,}", size, centre, r["best_view"], within, parts, r["name"])
-        console.print(_line(*words))
+        words = f"{r['id']}", f"{r['gaussians']:,}", " x ".join(size), ", ".join(centre), r["best_view"]
+        console.print(_line(*words, within, parts, r["name"]))
     for note in notes:
         console.print(note)
     if not rows and not notes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 from rich.console import Console
@@ -56,6 +57,12 @@ def short_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def short_lengths(lengths: Iterable[float], size: float) -> list[str]:
+    """Write lengths to three digits of a `size`, without exponents: places in a map may be large, sizes small."""
+    digits = 2 - math.floor(math.log10(size)) if 0 < size < math.inf else 2
+    return [f"{value:,.{min(max(digits, 0), 12)}f}" for value in lengths]
 
 
 class TimeLeft:

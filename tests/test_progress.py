@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from cgc import progress
-from cgc.progress import SAMPLES, Effort, TimeLeft, progress_bar, short_time
+from cgc.progress import SAMPLES, Effort, TimeLeft, progress_bar, short_lengths, short_time
 
 
 class FakeClock:
@@ -104,6 +104,19 @@ def test_short_times_read_back(seconds: int) -> None:
     parts = [int(part) for part in short_time(seconds).split(":")]
     assert sum(part * 60**i for i, part in enumerate(reversed(parts))) == seconds
     assert re.fullmatch(r"([1-9]\d*:[0-5]\d|[1-5]?\d):[0-5]\d", short_time(seconds))
+
+
+@given(st.floats(1e-6, 1e7), st.floats(-1e7, 1e7))
+def test_lengths_are_written_to_a_hundredth_of_a_size_without_exponents(size: float, length: float) -> None:
+    (text,) = short_lengths([length], size)
+    assert "e" not in text
+    assert abs(float(text.replace(",", "")) - length) <= 0.005 * max(size, 100)
+
+
+def test_lengths_of_any_size_are_written() -> None:
+    assert short_lengths([1552.4, 0.0374], 1552.4) == ["1,552", "0"]
+    assert short_lengths([500123.456], 0.253) == ["500,123.456"]
+    assert short_lengths([1.0], 0.0) == ["1.00"] == short_lengths([1.0], float("nan"))
 
 
 # --- bars ----------------------------------------------------------------------------------------------

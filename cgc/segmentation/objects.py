@@ -17,6 +17,7 @@ from scipy.spatial import KDTree
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.geometry import sh_dc_to_rgb
+from cgc.progress import short_lengths
 from cgc.segmentation.pictures import ViewOrCamera, finest_map, node_mask
 from cgc.splats.types import Splats
 
@@ -90,9 +91,9 @@ class Object:
         return hash(self.id)
 
     def __repr__(self) -> str:
-        x, y, z = self.centre.tolist()
+        centre = ", ".join(short_lengths(self.centre, self.box.size.max()))
         named = f", name={self.name!r}" if self.name else ""
-        return f"Object(id={self.id}{named}, gaussians={self.gaussians}, centre=({x:.3g}, {y:.3g}, {z:.3g}))"
+        return f"Object(id={self.id}{named}, gaussians={self.gaussians}, centre=({centre}))"
 
     @property
     def name(self) -> str:

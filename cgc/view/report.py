@@ -19,6 +19,7 @@ from PIL import Image
 
 from cgc.errors import InputError
 from cgc.files import write_text
+from cgc.progress import short_lengths
 from cgc.view.style import STYLE
 
 Picture = NDArray[np.uint8]
@@ -252,8 +253,8 @@ def _segments(segments: Sequence[SegmentRow]) -> str:
         [
             f"{_swatch(s.color)}{s.id}",
             f"{s.gaussians:,}",
-            " × ".join(f"{v:.3g}" for v in s.size),
-            ", ".join(f"{v:.3g}" for v in s.centre),
+            " × ".join(short_lengths(s.size, max(s.size))),
+            ", ".join(short_lengths(s.centre, max(s.size))),
             f"{s.views:,}",
             f"{s.confidence:.3f}",
             *([" ".join(map(str, s.parts)) or NONE] if parts else []),
