@@ -102,9 +102,9 @@ def test_report_shows_everything(tmp_path):
     page = Page(write(tmp_path, full_report()))
     assert len(page.images()) == 7
     for shown in (
-        "28.12 dB", "1,234", "0.100 × 0.200 × 0.300", "1.000, -2.000, 3.000", "0.876", "left/001.jpg", "29.00", "0.9000",
+        "28.12 dB", "1,234", "0.100 × 0.200 × 0.300", "1.000, -2.000, 3.000", "0.876", "left/001.jpg", "29.00",
         "Mean of 2", "1 min 15 s", "3.0 s", "1 min 18 s", "2.50 GB", "train.steps", "3000",
-        "0.1235", "12,345",
+        "0.9000", "0.1235", "12,345",
     ):  # fmt: skip
         assert shown in page.text, shown
     headings = re.findall(r"<h2>([^<]*?) ?<", write(tmp_path, full_report()))

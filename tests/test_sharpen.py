@@ -289,7 +289,7 @@ def test_the_step_changes_pictures_not_the_files_before_it(own_run, tiny_scene):
 
 
 def test_pictures_that_would_get_worse_are_refused_and_that_is_said(own_run, capsys):
-    worse = replace(SHARPEN, rate=20.0, max_loss=0.1)
+    worse = replace(SHARPEN, rate=80.0, max_loss=0.1)
     run_step(own_run, "sharpen", sharpen=worse)
     said = " ".join(capsys.readouterr().out.split())
     assert "sharpening would cost too much of the pictures (training views" in said
@@ -298,6 +298,21 @@ def test_pictures_that_would_get_worse_are_refused_and_that_is_said(own_run, cap
     assert not run.stats["sharpened"]["used"]
     assert any("Borders were not sharpened" in w for w in find_warnings(run.stats))
     assert np.array_equal(Workspace(run, quiet=True).segmentation().labels, load_labels(own_run)[0])
+
+
+def test_where_pictures_lose_too_much_it_is_tried_once_more_gently(own_run, monkeypatch):
+    rates = []
+
+    def bad_at_usual_rates(*arguments, **options):
+        rates.append(arguments[6].rate)
+        found = sharpen(*arguments, **options)
+        return replace(found, after=found.before - 9) if len(rates) == 1 else replace(found, after=found.before)
+
+    monkeypatch.setattr("cgc.pipeline.sharpen.sharpen", bad_at_usual_rates)
+    run_step(own_run, "sharpen", quiet=True, sharpen=replace(SHARPEN, max_loss=0.1))
+    assert rates == [SHARPEN.rate, SHARPEN.rate / 4]
+    facts = open_run(own_run).stats["sharpened"]
+    assert facts["used"] and facts["rate"] == SHARPEN.rate / 4 and load_sharpened(own_run) is not None
 
 
 def test_what_sharpening_depends_on(own_run):
