@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.sparse import csr_matrix
 from tiny import SETTINGS, cameras, clumps, snapshot
 
@@ -313,6 +315,15 @@ def test_where_pictures_lose_too_much_it_is_tried_once_more_gently(own_run, monk
     assert rates == [SHARPEN.rate, SHARPEN.rate / 4]
     facts = open_run(own_run).stats["sharpened"]
     assert facts["used"] and facts["rate"] == SHARPEN.rate / 4 and load_sharpened(own_run) is not None
+
+
+@pytest.mark.parametrize("step", ["cluster", "sharpen"])
+def test_other_masks_than_those_that_were_learned_from_are_refused(own_run, tmp_path, step):
+    masks = shutil.copytree(str(open_run(own_run).source.masks), tmp_path / "changed")
+    for path in masks.rglob("*.png"):
+        Image.fromarray(np.flipud(np.array(Image.open(path)))).save(path)
+    with pytest.raises(InputError, match="the masks have changed since the features were learned; run `cgc lift"):
+        run_step(own_run, step, quiet=True, masks=masks, sharpen=SHARPEN)
 
 
 def test_what_sharpening_depends_on(own_run):
