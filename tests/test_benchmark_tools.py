@@ -139,7 +139,10 @@ def test_gpu_benchmark_measures_every_stage_on_the_cpu(tmp_path: Path) -> None:
     assert (tmp_path / "trace.json").stat().st_size > 1000
 
 
-def test_flawed_masks_are_made_of_training_views_and_segmented(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["features", "graph"])
+def test_flawed_masks_are_made_of_training_views_and_segmented(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     monkeypatch.syspath_prepend(str(TOOLS))
     flaws = load("benchmark_flaws")
     work = flaws.Workspace(flaws.open_run(tiny_run), quiet=True)
@@ -148,7 +151,7 @@ def test_flawed_masks_are_made_of_training_views_and_segmented(tiny_run: Path, m
     assert sorted(masks) == work.train_views and sorted(flaws.flawed(work, exact, 3, 0)) == work.train_views[::3]
     spoilt = flaws.flawed(work, flaws.Flaws(missing=0.5, least=0), 1, seed=0)
     assert all((spoilt[i] > 0).sum() < (masks[i] > 0).sum() for i in masks)
-    found = flaws.segment(work, masks)
+    found = flaws.segment(work, masks, method)
     case = found, flaws.score(work, found.labels)
     cells = flaws.row("exact", [case, case]).split(" | ")
     things = float(cells[1].split()[0])
