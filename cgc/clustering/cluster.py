@@ -45,7 +45,7 @@ SMALLEST = 15  # Gaussians: smaller pieces stay with the rest of their cell
 MOST_MASKS = 4000  # that are joined with one another, the largest; the others vote only
 PURE = 0.6  # share of a mask's views in which its Gaussians stay in one mask; those of several objects have less
 HELD = 0.3  # of a Gaussian's largest weight in any mask: what it must weigh in a mask that holds it
-UNSEEN = 3.0  # times the level: the rate of what touches and is of one colour, where no view sees both
+UNSEEN = 2.0  # times the level: the rate of what touches and is of one colour, where no view sees both
 
 
 class NothingFound(InputError):
