@@ -40,6 +40,7 @@ class Counts:
     """together [A, A] and seen [A, A] float64, symmetric: in how many views one mask has both groups, and both show.
 
     Views that show both, but have masks of one only, are among the seen ones where that is known.
+    `views` says which these are; without it every count is taken for a view of its own when groups are pooled.
     """
 
     together: np.ndarray
