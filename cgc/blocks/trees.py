@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cgc.clustering.vote import NOISE
+from cgc.clustering.vote import regroup
 
 
 class Joint(NamedTuple):
@@ -65,7 +65,7 @@ def grow_parts(parts: np.ndarray, owners: np.ndarray, joints: Iterable[Joint], l
     by_object = np.split(np.argsort(owners, kind="stable"), np.searchsorted(np.sort(owners), np.arange(2, count + 1)))
     for k in range(1, count + 1):
         place(_join(by_object[k - 1].tolist(), of_object[k], level), k)
-    leaves = np.where(parts >= 0, node_of[np.maximum(parts, 0)], NOISE).astype(np.int32)
+    leaves = regroup(parts, node_of).astype(np.int32)
     return Tree(leaves, parents, levels)
 
 

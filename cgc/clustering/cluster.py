@@ -24,14 +24,14 @@ from torch import Tensor
 from cgc.clustering.beside import Beside
 from cgc.clustering.columns import Columns, group_matrix, with_left_out
 from cgc.clustering.density import draw_sample, find_clusters
-from cgc.clustering.graph import core, count_views, join, join_groups
+from cgc.clustering.graph import count_surer, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.level import USUAL, rate_of_one, suitable_level, touching
 from cgc.clustering.rows import rows_of
 from cgc.clustering.settle import Look, settle
 from cgc.clustering.space import take_in, tidy
 from cgc.clustering.tree import grow
-from cgc.clustering.vote import NOISE, by_size, compact, cut, revote, row_winners
+from cgc.clustering.vote import NOISE, by_size, compact, cut, regroup, revote, row_winners
 from cgc.errors import InputError
 from cgc.geometry import sh_dc_to_rgb
 from cgc.settings import ClusterSettings
@@ -226,7 +226,7 @@ def _joined(
     together, pieces, fine = columns.together, compact(pieces), max(FINE, settings.level)
     counts = count_views(together, group_matrix(pieces))
     joined = join(counts, fine).cut(fine)
-    parts = np.where(pieces >= 0, joined[np.maximum(pieces, 0)], NOISE) if len(joined) else pieces
+    parts = regroup(pieces, joined)
     labels, confidences = _vote(parts, columns, mass)
     level = settings.level or USUAL
     if not settings.level and columns.left_out and space:
@@ -252,7 +252,7 @@ def _without_specks(labels: np.ndarray, confidences: np.ndarray, columns: Column
     if space is None or not space.neighbours.shape[1]:
         return labels
     groups = compact(labels)
-    seen = np.diag(count_views(columns, group_matrix(groups, core(groups, confidences))).seen)
+    seen = np.diag(count_surer(columns, groups, confidences).seen)
     return take_in(groups, seen, space.neighbours.cpu().numpy())
 
 
@@ -267,7 +267,7 @@ def _beside(labels: np.ndarray, space: Space | None, mass: Tensor, unseen: float
 def _level(one: float, groups: np.ndarray, confidences: np.ndarray, columns: Columns, space: Space) -> float:
     """Return the level that suits the masks, by how often they have groups [N] that touch in one; see level.py."""
     groups = compact(groups)
-    counts = count_views(columns, group_matrix(groups, core(groups, confidences)))
+    counts = count_surer(columns, groups, confidences)
     return round(suitable_level(one, counts, touching(groups, space.neighbours.cpu().numpy())), 3)
 
 

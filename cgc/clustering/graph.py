@@ -24,7 +24,7 @@ import numpy as np
 
 from cgc.clustering.beside import Beside
 from cgc.clustering.columns import Columns, LeftOut, group_matrix
-from cgc.clustering.vote import compact
+from cgc.clustering.vote import compact, regroup
 
 ENOUGH = 4.0  # sampled pixels of a group in a view: with as many, the view counts half
 SPILL = 0.05  # of what a group shows in the view that has most of it: with as little, a view counts half of that
@@ -213,9 +213,12 @@ def join_groups(
     With the confidences [N] of a vote only the surer Gaussians of a group speak for it. `beside`: of `compact` groups.
     """
     groups = compact(groups)
-    kept = None if confidences is None else core(groups, confidences)
-    joined = join(count_views(columns, group_matrix(groups, kept)), level, beside).cut(level)
-    return np.where(groups >= 0, joined[np.maximum(groups, 0)], -1) if len(joined) else groups
+    return regroup(groups, join(count_surer(columns, groups, confidences), level, beside).cut(level))
+
+
+def count_surer(columns: Columns, groups: np.ndarray, confidences: np.ndarray | None) -> Counts:
+    """Do as `count_views` by the surer Gaussians of groups [N] (-1: none, from 0); without confidences [N] by all."""
+    return count_views(columns, group_matrix(groups, None if confidences is None else core(groups, confidences)))
 
 
 def core(groups: np.ndarray, confidences: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from scipy.spatial import KDTree
 from cgc.clustering.beside import links_across
 from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.graph import count_views
-from cgc.clustering.vote import NOISE
+from cgc.clustering.vote import NOISE, regroup
 from cgc.kernels import kernel, spread
 
 STEP = 6.0  # typical steps: neighbours farther apart are not connected
@@ -83,7 +83,7 @@ def take_in(groups: np.ndarray, seen: np.ndarray, neighbours: np.ndarray) -> np.
     inside = links.max(axis=1, initial=0) >= SURROUNDED * np.maximum(links.sum(axis=1), 1)
     specks = inside & (seen < HARDLY) & (sizes <= SPECK * sizes[around])
     into = np.where(specks, around, np.arange(len(seen)))
-    return np.where(groups >= 0, into[np.maximum(groups, 0)], NOISE)
+    return regroup(groups, into)
 
 
 @kernel

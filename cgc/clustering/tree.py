@@ -13,7 +13,7 @@ from cgc.clustering.beside import Beside
 from cgc.clustering.columns import Columns, group_matrix
 from cgc.clustering.graph import Joins, count_views, join
 from cgc.clustering.hierarchy import Hierarchy
-from cgc.clustering.vote import NOISE, cut
+from cgc.clustering.vote import NOISE, cut, regroup
 
 LEAST_SHARE = 0.03  # of an object's Gaussians: smaller parts stay with its largest
 LEAST_PART = 15  # Gaussians, likewise
@@ -60,7 +60,7 @@ def grow(
                     nodes[child] = add(above, float(min(max(rate, levels[above] + APART), most)))
     objects = count_views(columns, group_matrix(np.where(labels > 0, labels - 1, -1)))
     add_wholes(parents, levels, join(objects, 0.0 if beside else LEAST_RATE, beside), level)
-    leaves = np.where(pieces >= 0, node_of[np.maximum(pieces, 0)], NOISE).astype(np.int32)
+    leaves = regroup(pieces, node_of).astype(np.int32)
     return Hierarchy(leaves, np.array(parents, np.int32), np.array(levels, np.float32), level)
 
 

@@ -82,6 +82,11 @@ def compact(labels: np.ndarray) -> np.ndarray:
     return out
 
 
+def regroup(groups: np.ndarray, into: np.ndarray) -> np.ndarray:
+    """Return into[g] for each g of groups [N] that count from 0; noise stays noise."""
+    return np.where(groups >= 0, into[np.maximum(groups, 0)], NOISE) if len(into) else groups
+
+
 def cut(owners: np.ndarray, kinds: np.ndarray, least: int, share: float = 0.0) -> np.ndarray:
     """Cut groups `owners` [n] by `kinds` [n], both from 0, into pieces [n] from 0.
 
