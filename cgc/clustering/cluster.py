@@ -68,6 +68,10 @@ class Space:
         """Say where splats are in a scene of an extent, and their colours without what changes with the direction."""
         return cls(splats.means / extent, neighbours, sh_dc_to_rgb(splats.sh[:, 0].detach()))
 
+    def on_host(self) -> Space:
+        """Return the same in the host's memory."""
+        return Space(self.places.cpu(), self.neighbours.cpu(), None if self.colors is None else self.colors.cpu())
+
 
 @dataclass(frozen=True)
 class Clustering:
@@ -221,7 +225,7 @@ def _joined(
 
     Then what settled borders show to be one is joined too: before, spill across them spoke against it.
     """
-    seen = list(looks()) if looks is not None else []
+    seen, space = list(looks()) if looks is not None else [], space and space.on_host()
     columns = with_left_out(columns, seen, len(pieces))
     together, pieces, fine = columns.together, compact(pieces), max(FINE, settings.level)
     counts = count_views(together, group_matrix(pieces))
@@ -235,7 +239,7 @@ def _joined(
         labels = join_groups(labels, together, at, confidences)
         labels, confidences = _vote(labels, columns, mass)
     if space is not None:
-        places, neighbours = space.places.cpu().numpy().astype(float), space.neighbours.cpu().numpy()
+        places, neighbours = space.places.numpy().astype(float), space.neighbours.numpy()
         labels = tidy(labels, confidences, places, neighbours, together, level)
     if seen and settings.settle:
         labels, confidences = settle(labels, seen)
@@ -253,14 +257,14 @@ def _without_specks(labels: np.ndarray, confidences: np.ndarray, columns: Column
         return labels
     groups = compact(labels)
     seen = np.diag(count_surer(columns, groups, confidences).seen)
-    return take_in(groups, seen, space.neighbours.cpu().numpy())
+    return take_in(groups, seen, space.neighbours.numpy())
 
 
 def _beside(labels: np.ndarray, space: Space | None, mass: Tensor, unseen: float | None = None) -> Beside | None:
     """What lies beside what among segments [N], numbered by rising label, where places and colours are known."""
     if space is None or space.colors is None:
         return None
-    neighbours, colors = space.neighbours.cpu().numpy(), space.colors.cpu().numpy().astype(float)
+    neighbours, colors = space.neighbours.numpy(), space.colors.numpy().astype(float)
     return Beside.of(compact(labels), neighbours, colors, mass.numpy().astype(float), unseen)
 
 
@@ -268,7 +272,7 @@ def _level(one: float, groups: np.ndarray, confidences: np.ndarray, columns: Col
     """Return the level that suits the masks, by how often they have groups [N] that touch in one; see level.py."""
     groups = compact(groups)
     counts = count_surer(columns, groups, confidences)
-    return round(suitable_level(one, counts, touching(groups, space.neighbours.cpu().numpy())), 3)
+    return round(suitable_level(one, counts, touching(groups, space.neighbours.numpy())), 3)
 
 
 def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:
