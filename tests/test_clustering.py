@@ -590,7 +590,7 @@ def test_the_level_follows_how_often_masks_split_and_fuse():
     touch = np.abs(np.subtract.outer(np.arange(5), np.arange(5))) == 1
     for one, two in ((0.9, 0.02), (0.9, 0.1), (0.6, 0.02), (0.6, 0.0)):
         seen = np.full((5, 5), 30.0)
-        found[one, two] = suitable_level(one, Counts(two * seen, seen), touch)
+        found[one, two] = suitable_level(lambda _, one=one: one, Counts(two * seen, seen), touch)
         assert found[one, two] == pytest.approx(np.sqrt(one * TWICE * (two + LEAST)), rel=1e-6)
         assert two < found[one, two] < one
     assert found[0.9, 0.1] > found[0.9, 0.02] > found[0.6, 0.02] > found[0.6, 0.0]
@@ -601,12 +601,21 @@ def test_the_level_is_that_of_two_things_however_many_pairs_are_parts_of_one():
     together = 0.05 * seen
     parts = together.copy()
     parts[:3, :3] = 0.5 * seen[:3, :3]  # three parts of one thing
-    level = suitable_level(0.9, Counts(together, seen), touch)
-    assert suitable_level(0.9, Counts(parts, seen), touch) == pytest.approx(level)
-    assert suitable_level(0.9, Counts(together, seen / 100), touch) == USUAL  # nobody sees two
-    assert suitable_level(0.9, Counts(together, seen), ~touch & touch) == USUAL  # nothing touches
-    assert suitable_level(1.0, Counts(0.29 * seen, seen), touch) == HIGHEST
-    assert suitable_level(0.0, Counts(together, seen), touch) == LOWEST
+    level = suitable_level(lambda _: 0.9, Counts(together, seen), touch)
+    assert suitable_level(lambda _: 0.9, Counts(parts, seen), touch) == pytest.approx(level)
+    assert suitable_level(lambda _: 0.9, Counts(together, seen / 100), touch) == USUAL  # nobody sees two
+    assert suitable_level(lambda _: 0.9, Counts(together, seen), ~touch & touch) == USUAL  # nothing touches
+    assert suitable_level(lambda _: 1.0, Counts(0.29 * seen, seen), touch) == HIGHEST
+    assert suitable_level(lambda _: 0.0, Counts(together, seen), touch) == LOWEST
+
+
+def test_the_level_falls_where_it_makes_one_what_masks_often_show_as_parts():
+    """Parts are together in 30 % of the views: once the level is under that they speak, and it falls further."""
+    seen, touch = np.full((5, 5), 30.0), ~np.eye(5, dtype=bool)
+    counts = Counts(0.03 * seen, seen)
+    parts = suitable_level(lambda at: 0.4 if at < 0.3 else 0.9, counts, touch)
+    assert parts == pytest.approx(np.sqrt(0.4 * TWICE * (0.03 + LEAST)))
+    assert parts < suitable_level(lambda at: 0.4 if at < 0.1 else 0.9, counts, touch)  # it never comes so low
 
 
 def test_rate_of_one_thing_is_that_of_pieces_in_one_group():

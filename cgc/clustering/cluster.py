@@ -26,7 +26,7 @@ from cgc.clustering.columns import Columns, group_matrix, with_left_out
 from cgc.clustering.density import draw_sample, find_clusters
 from cgc.clustering.graph import count_surer, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
-from cgc.clustering.level import USUAL, rate_of_one, suitable_level, touching
+from cgc.clustering.level import LOWEST, USUAL, rate_of_one, suitable_level, touching
 from cgc.clustering.rows import rows_of
 from cgc.clustering.settle import Look, settle
 from cgc.clustering.space import take_in, tidy
@@ -228,13 +228,13 @@ def _joined(
     seen, space = list(looks()) if looks is not None else [], space and space.on_host()
     columns = with_left_out(columns, seen, len(pieces))
     together, pieces, fine = columns.together, compact(pieces), max(FINE, settings.level)
-    counts = count_views(together, group_matrix(pieces))
-    joined = join(counts, fine).cut(fine)
-    parts = regroup(pieces, joined)
+    counts, finds = count_views(together, group_matrix(pieces)), not settings.level and columns.left_out is not None
+    joins = join(counts, LOWEST if finds else fine)
+    parts = regroup(pieces, joins.cut(fine))
     labels, confidences = _vote(parts, columns, mass)
     level = settings.level or USUAL
-    if not settings.level and columns.left_out and space:
-        level = _level(rate_of_one(counts, joined), labels, confidences, together, space)
+    if finds and space is not None:
+        level = _level(lambda at: rate_of_one(counts, joins.cut(at)), labels, confidences, together, space)
     for at in (float(np.sqrt(fine * level)), level):
         labels = join_groups(labels, together, at, confidences)
         labels, confidences = _vote(labels, columns, mass)
@@ -268,7 +268,9 @@ def _beside(labels: np.ndarray, space: Space | None, mass: Tensor, unseen: float
     return Beside.of(compact(labels), neighbours, colors, mass.numpy().astype(float), unseen)
 
 
-def _level(one: float, groups: np.ndarray, confidences: np.ndarray, columns: Columns, space: Space) -> float:
+def _level(
+    one: Callable[[float], float], groups: np.ndarray, confidences: np.ndarray, columns: Columns, space: Space
+) -> float:
     """Return the level that suits the masks, by how often they have groups [N] that touch in one; see level.py."""
     groups = compact(groups)
     counts = count_surer(columns, groups, confidences)

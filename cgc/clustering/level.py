@@ -1,13 +1,16 @@
 """The level that suits a scene's masks: two parts are one thing where masks hold them together in that share of views.
 
 Masks that split things hold the halves of one together in few views, masks that fuse neighbours hold two together in
-many. How often either happens is counted in the scene itself, once what surely is one has been joined at a high level.
-The rate of one thing p is that of pieces that became one group, pooled; the rate of two things m is that of two groups
-that touch, pooled over those whose rate is under the level. The level is sqrt(p * 2 m): as many times over 2 m as under
-p, and twice m because it is a mean: some pairs are fused more often.
+many. How often either happens is counted in the scene itself. The rate of one thing p is that of two pieces that the
+level makes one, pooled; the rate of two things m is that of two groups that touch, pooled over those whose rate is
+under the level. The level is sqrt(p * 2 m): as many times over 2 m as under p, and twice m because it is a mean: some
+pairs are fused more often. Where masks show every part of a thing by itself in half of the views, p is what says so:
+it falls with the level, once parts are joined.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -39,10 +42,11 @@ def touching(groups: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
     return links_across(groups, neighbours) >= TOUCH
 
 
-def suitable_level(one: float, counts: Counts, touch: np.ndarray) -> float:
-    """Return the level for masks that hold one thing together at the rate `one`; counts [A, A] of groups that `touch`.
+def suitable_level(one: Callable[[float], float], counts: Counts, touch: np.ndarray) -> float:
+    """Return the level for masks that hold together what a level makes one at the rate `one(level)`.
 
-    The rate of two things is that of the pairs under the level, which in turn follows from it: found by turns.
+    counts [A, A] are of groups that `touch`. Both rates are those at the level, which in turn follows from them: found
+    by turns.
     """
     pairs = np.triu(touch, 1) & (counts.seen > VIEWS)
     if not pairs.any():
@@ -52,7 +56,7 @@ def suitable_level(one: float, counts: Counts, touch: np.ndarray) -> float:
     for _ in range(TURNS):
         two = together <= level * seen
         rate = together[two].sum() / max(float(seen[two].sum()), 1e-9) + LEAST
-        before, level = level, float(np.sqrt(one * TWICE * rate))
+        before, level = level, float(np.clip(np.sqrt(one(level) * TWICE * rate), LOWEST, HIGHEST))
         if level == before:
             break
-    return float(np.clip(level, LOWEST, HIGHEST))
+    return level
