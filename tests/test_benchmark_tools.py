@@ -16,6 +16,8 @@ import torch
 
 from cgc.errors import InputError
 from cgc.scene.types import Camera
+from cgc.segmentation.labels import render_labels
+from cgc.segmentation.segments import load_labels
 from cgc.splats.types import Splats
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -147,9 +149,10 @@ def test_flawed_masks_are_made_of_training_views_and_segmented(
     flaws = load("benchmark_flaws")
     work = flaws.Workspace(flaws.open_run(tiny_run), quiet=True)
     exact = flaws.Flaws(missing=0, split=0, pair_merged=0, shake=0, grow=0, least=0)
-    masks = flaws.flawed(work, exact, 1, seed=0)
-    assert sorted(masks) == work.train_views and sorted(flaws.flawed(work, exact, 3, 0)) == work.train_views[::3]
-    spoilt = flaws.flawed(work, flaws.Flaws(missing=0.5, least=0), 1, seed=0)
+    masks = flaws.flawed(work, flaws.Kind(exact), seed=0)
+    fewer = flaws.flawed(work, flaws.Kind(exact, step=3), seed=0)
+    assert sorted(masks) == work.train_views and sorted(fewer) == work.train_views[::3]
+    spoilt = flaws.flawed(work, flaws.Kind(flaws.Flaws(missing=0.5, least=0)), seed=0)
     assert all((spoilt[i] > 0).sum() < (masks[i] > 0).sum() for i in masks)
     found = flaws.segment(work, masks, method)
     case = found, flaws.score(work, found.labels)
@@ -157,3 +160,23 @@ def test_flawed_masks_are_made_of_training_views_and_segmented(
     things = float(cells[1].split()[0])
     assert found.n_segments == 7 and cells[0] == "| exact" and things > 0.7
     assert cells[1] == f"{things:.3f} ({things:.3f} to {things:.3f})" and cells[3] == "7"
+
+
+def test_things_are_cut_into_the_same_parts_in_every_view(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    flaws = load("benchmark_flaws")
+    work = flaws.Workspace(flaws.open_run(tiny_run), quiet=True)
+    assert work.truth is not None
+    means, labels = work.splats.means.numpy(), load_labels(tiny_run)[0]
+    for view, ids in zip(work.test_views[:2], work.truth.maps):
+        thing = int(np.bincount(ids[~np.isin(ids, [0, *work.truth.stuff_ids])]).argmax())
+        camera = work.scene.views[view].camera
+        shown = render_labels(work.splats, labels, camera, work.rasterizer).ids
+        own = means[labels == np.bincount(shown[ids == thing]).argmax()]
+        axis = camera.viewmat[0, :3].numpy()  # the picture's x
+        halves = own[(own - own.mean(0)) @ axis < 0].mean(0), own[(own - own.mean(0)) @ axis > 0].mean(0)
+        cut = flaws.in_parts(work, view, ids, {}, {thing: np.stack(halves)})
+        parts = [thing, flaws.PART + flaws.PARTS * thing + 1]
+        assert set(np.unique(cut[ids == thing])) == set(parts) and np.array_equal(cut[ids != thing], ids[ids != thing])
+        left, right = (np.nonzero(cut == part)[1] for part in parts)
+        assert left.max() < right.mean() and left.mean() < right.min()

@@ -21,7 +21,6 @@ from cgc.clustering.graph import DOUBT, ENOUGH, SPILL, Counts, Views, core, coun
 from cgc.clustering.level import (
     HIGHEST,
     LEAST,
-    LOWEST,
     TWICE,
     USUAL,
     rate_of_one,
@@ -444,9 +443,9 @@ def test_joins_are_those_of_the_slow_way(seed):
     joins = join(Counts(together, seen, views), 0.4)
     sets, rates = slow_join(together, seen, 0.4, views)
     np.testing.assert_allclose(joins.rates, rates)
-    labels = joins.cut(0.4)
+    labels = joins.things()
     assert {frozenset(np.flatnonzero(labels == k).tolist()) for k in np.unique(labels)} == sets
-    assert len(np.unique(joins.cut(1.1))) == 9  # no join is that sure
+    assert len(np.unique(join(Counts(together, seen, views), 1.1).things())) == 9  # no join is that sure
 
 
 def test_one_view_of_many_pieces_is_one_view():
@@ -455,7 +454,7 @@ def test_one_view_of_many_pieces_is_one_view():
     wall = views_of(pieces, [[0] * 20 + [-1]] * 6 + [[0] * 21])  # the last view shows the poster, piece 20, in one mask
     joins = join(count_views(wall, group_matrix(pieces)), 0.6)
     assert len(joins.rates) == 19 and not {20} & {*joins.first, *joins.second}
-    poster = joins.cut(0.6)
+    poster = joins.things()
     assert (poster == poster[20]).sum() == 1
 
 
@@ -584,13 +583,18 @@ def test_a_thing_that_half_of_the_views_leave_out_is_not_joined_to_what_two_fuse
 # --- the level that suits the masks -----------------------------------------------------------------------
 
 
+def pieces_of_one(rate: float, seen: float = 30.0) -> Counts:
+    """Three pieces that masks of so many views have together at a rate."""
+    return Counts(np.full((3, 3), rate * seen), np.full((3, 3), seen))
+
+
 def test_the_level_follows_how_often_masks_split_and_fuse():
     """Five things in a row: next ones are fused at the rate `two`, of parts of one thing masks have `one` together."""
     found = {}
     touch = np.abs(np.subtract.outer(np.arange(5), np.arange(5))) == 1
     for one, two in ((0.9, 0.02), (0.9, 0.1), (0.6, 0.02), (0.6, 0.0)):
         seen = np.full((5, 5), 30.0)
-        found[one, two] = suitable_level(lambda _, one=one: one, Counts(two * seen, seen), touch)
+        found[one, two] = suitable_level(pieces_of_one(one), Counts(two * seen, seen), touch)
         assert found[one, two] == pytest.approx(np.sqrt(one * TWICE * (two + LEAST)), rel=1e-6)
         assert two < found[one, two] < one
     assert found[0.9, 0.1] > found[0.9, 0.02] > found[0.6, 0.02] > found[0.6, 0.0]
@@ -601,21 +605,30 @@ def test_the_level_is_that_of_two_things_however_many_pairs_are_parts_of_one():
     together = 0.05 * seen
     parts = together.copy()
     parts[:3, :3] = 0.5 * seen[:3, :3]  # three parts of one thing
-    level = suitable_level(lambda _: 0.9, Counts(together, seen), touch)
-    assert suitable_level(lambda _: 0.9, Counts(parts, seen), touch) == pytest.approx(level)
-    assert suitable_level(lambda _: 0.9, Counts(together, seen / 100), touch) == USUAL  # nobody sees two
-    assert suitable_level(lambda _: 0.9, Counts(together, seen), ~touch & touch) == USUAL  # nothing touches
-    assert suitable_level(lambda _: 1.0, Counts(0.29 * seen, seen), touch) == HIGHEST
-    assert suitable_level(lambda _: 0.0, Counts(together, seen), touch) == LOWEST
+    one = pieces_of_one(0.9)
+    level = suitable_level(one, Counts(together, seen), touch)
+    assert suitable_level(one, Counts(parts, seen), touch) == pytest.approx(level)
+    assert suitable_level(one, Counts(together, seen / 100), touch) == USUAL  # nobody sees two
+    assert suitable_level(one, Counts(together, seen), ~touch & touch) == USUAL  # nothing touches
+    assert suitable_level(pieces_of_one(1.0), Counts(0.29 * seen, seen), touch) == HIGHEST
+    assert suitable_level(pieces_of_one(0.31), Counts(0 * seen, seen), touch) == pytest.approx(0.0557, abs=1e-3)
 
 
 def test_the_level_falls_where_it_makes_one_what_masks_often_show_as_parts():
-    """Parts are together in 30 % of the views: once the level is under that they speak, and it falls further."""
-    seen, touch = np.full((5, 5), 30.0), ~np.eye(5, dtype=bool)
-    counts = Counts(0.03 * seen, seen)
-    parts = suitable_level(lambda at: 0.4 if at < 0.3 else 0.9, counts, touch)
-    assert parts == pytest.approx(np.sqrt(0.4 * TWICE * (0.03 + LEAST)))
-    assert parts < suitable_level(lambda at: 0.4 if at < 0.1 else 0.9, counts, touch)  # it never comes so low
+    """Two things of two halves each: once the level joins the halves, that masks split them lowers it."""
+    seen = np.full((8, 8), 30.0)
+    thing, half = (np.repeat(np.arange(n), 8 // n) for n in (2, 4))
+    same_thing, same_half = (x[:, None] == x[None, :] for x in (thing, half))
+    touch = ~np.eye(8, dtype=bool)
+    found = {}
+    for rate in (0.05, 0.25, 0.4, 0.9):  # at which masks have the halves of a thing together
+        pieces = Counts(np.where(same_half, 0.9, np.where(same_thing, rate, 0.03)) * seen, seen)
+        found[rate] = suitable_level(pieces, Counts(0.03 * seen, seen), touch)
+    whole = (6 * 0.9 + 0.0) / 6
+    assert found[0.9] == pytest.approx(np.sqrt(whole * TWICE * (0.03 + LEAST)))
+    assert found[0.4] == pytest.approx(np.sqrt((0.9 + 2 * 0.4) / 3 * TWICE * (0.03 + LEAST)))
+    assert found[0.4] < found[0.9]
+    assert found[0.05] == pytest.approx(found[0.9])  # what hardly any view joins is two things
 
 
 def test_rate_of_one_thing_is_that_of_pieces_in_one_group():

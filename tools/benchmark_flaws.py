@@ -2,7 +2,7 @@
 
     python tools/benchmark_flaws.py runs/demo runs/tabletop --write docs/benchmarks.md
 
-Masks are made anew from the true maps of the training views, of each kind in FLAWS, and the features learned and
+Masks are made anew from the true maps of the training views, of each kind in KINDS, and the features learned and
 clustered as the run's settings say, but at the level that suits the masks; nothing is trained again or sharpened.
 Prints things mIoU and panoptic quality over the test views, how many segments there are, how many true things no
 segment of an IoU above 0.5 has, or the reverse, and the level: means over several seeds of the flaws, of things mIoU
@@ -14,18 +14,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 import tyro
 from demo_scene.noisy import Flaws, noisy_masks
+from scipy.spatial import KDTree
+from sklearn.cluster import KMeans
 from tyro.conf import Positional
 
 from cgc.clustering.cluster import Clustering, Space, cluster, cluster_ids, cluster_masks
 from cgc.clustering.columns import mask_columns
 from cgc.clustering.settle import Look, look_at
+from cgc.evaluation.gaussians import read_samples
 from cgc.evaluation.instances import InstanceScores, score_instances
 from cgc.evaluation.truth import read_truth
 from cgc.features.frozen import learn_features, smooth_features
@@ -38,15 +42,28 @@ from cgc.run_folder import open_run
 from cgc.segmentation.labels import render_labels
 
 BEGIN, END = "<!-- flaws: begin -->", "<!-- flaws: end -->"
-FLAWS: dict[str, tuple[Flaws, int]] = {
-    "as bundled: 10 % missing, 15 % split, 10 % of pairs merged, borders off by 2 px": (Flaws(), 1),
-    "twice as much of each": (Flaws(missing=0.2, split=0.3, pair_merged=0.2, shake=2.0, grow=2), 1),
-    "60 % split, none merged": (Flaws(missing=0.05, split=0.6, pair_merged=0.0), 1),
-    "35 % of touching pairs merged, none split": (Flaws(missing=0.05, split=0.0, pair_merged=0.35), 1),
-    "40 % missing": (Flaws(missing=0.4), 1),
-    "every third view has masks": (Flaws(), 3),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Flaws of masks, how many training views there are to one with masks, and whether things are cut into parts."""
+
+    flaws: Flaws = field(default_factory=Flaws)
+    step: int = 1
+    parts: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "as bundled: 10 % missing, 15 % split, 10 % of pairs merged, borders off by 2 px": Kind(),
+    "twice as much of each": Kind(Flaws(missing=0.2, split=0.3, pair_merged=0.2, shake=2.0, grow=2)),
+    "60 % split, none merged": Kind(Flaws(missing=0.05, split=0.6, pair_merged=0.0)),
+    "35 % of touching pairs merged, none split": Kind(Flaws(missing=0.05, split=0.0, pair_merged=0.35)),
+    "40 % missing": Kind(Flaws(missing=0.4)),
+    "every third view has masks": Kind(step=3),
+    "things of a body and two to four parts, each by itself in half of the views": Kind(Flaws(split=0.0), parts=True),
 }
-"""Kinds of flaws, and of how many training views one has masks."""
+PART = 10_000  # ids from this on are parts of things: PART + PARTS * thing + k, k > 0
+PARTS = 5
 
 
 @dataclass(frozen=True)
@@ -63,16 +80,51 @@ class Benchmark:
     """Write the tables into this document, between its marks, in place of printing them."""
 
 
-def flawed(work: Workspace, flaws: Flaws, step: int, seed: int) -> dict[int, np.ndarray]:
-    """Make masks of every `step`-th training view from its true ids, [H, W] by view."""
+def flawed(work: Workspace, kind: Kind, seed: int) -> dict[int, np.ndarray]:
+    """Make masks of every so many training views from their true ids, [H, W] by view."""
     root = Path(work.run.source.scene)
     table = json.loads((root / "instances.json").read_text())
     parents = {row["id"]: row["parent"] for row in table["instances"] if row.get("parent")}
     stuff, made = {row["id"] for row in table["instances"] if row.get("stuff")}, {}
-    for i in work.train_views[::step]:
+    centres = part_centres(root, parents, stuff) if kind.parts else {}
+    parents |= {PART + PARTS * thing + k: thing for thing, places in centres.items() for k in range(1, len(places))}
+    for i in work.train_views[:: kind.step]:
         ids = read_id_map(root / "instance" / f"{work.picture_names[i]}.png")
-        made[i] = noisy_masks(ids, parents, stuff, seed * 1000 + i, flaws).astype(np.int32)
+        ids = in_parts(work, i, ids, parents, centres) if kind.parts else ids
+        made[i] = noisy_masks(ids, parents, stuff, seed * 1000 + i, kind.flaws).astype(np.int32)
     return made
+
+
+def part_centres(root: Path, parents: Mapping[int, int], stuff: set[int]) -> dict[int, np.ndarray]:
+    """Return three to five places [k, 3] on each whole thing, by its id: the middles of its body and of its parts."""
+    samples, rng, made = read_samples(root / "points.npz"), np.random.default_rng(0), {}
+    wholes = np.array([parents.get(ident, ident) for ident in range(int(samples.ids.max()) + 1)])[samples.ids]
+    for ident in sorted(set(wholes.tolist()) - stuff - {0}):
+        places, k = samples.xyz[wholes == ident], int(rng.integers(3, PARTS + 1))
+        made[ident] = KMeans(min(k, len(places)), n_init=1, random_state=0).fit(places).cluster_centers_
+    return made
+
+
+def in_parts(
+    work: Workspace, view: int, ids: np.ndarray, parents: Mapping[int, int], centres: Mapping[int, np.ndarray]
+) -> np.ndarray:
+    """Give each pixel of true ids [H, W] the part of its whole whose middle is nearest to the surface there.
+
+    The first of the `centres` is the body's, which keeps the id of the whole.
+    """
+    camera = work.scene.views[view].camera
+    shown = work.rasterizer.render(work.splats, torch.zeros(len(work.splats), 1), [camera], depth=True)
+    assert shown.depths is not None
+    z, K, viewmat = shown.depths[0].double().numpy(), camera.K.double().numpy(), camera.viewmat.double().numpy()
+    y, x = np.indices(ids.shape) + 0.5
+    seen = np.stack([(x - K[0, 2]) / K[0, 0] * z, (y - K[1, 2]) / K[1, 1] * z, z], -1)
+    places, out = (seen - viewmat[:3, 3]) @ viewmat[:3, :3], ids.astype(np.int64)
+    for ident in np.unique(ids[ids > 0]).tolist():
+        whole, own = parents.get(ident, ident), ids == ident
+        if whole in centres:
+            nearest = KDTree(centres[whole]).query(places[own])[1]
+            out[own] = np.where(nearest, PART + PARTS * whole + nearest, whole)
+    return out
 
 
 def segment(work: Workspace, masks: Mapping[int, np.ndarray], method: str) -> Clustering:
@@ -135,8 +187,8 @@ def compare(run: Path, seeds: Sequence[int], method: str) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     lines.append(row("ceiling: true maps", [(ceiling, score(work, ceiling.labels))], level=False))
-    for name, (flaws, step) in FLAWS.items():
-        found = [segment(work, flawed(work, flaws, step, seed), method) for seed in seeds]
+    for name, kind in KINDS.items():
+        found = [segment(work, flawed(work, kind, seed), method) for seed in seeds]
         lines.append(row(name, [(one, score(work, one.labels)) for one in found]))
     return [*lines, ""]
 

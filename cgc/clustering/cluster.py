@@ -24,9 +24,9 @@ from torch import Tensor
 from cgc.clustering.beside import Beside
 from cgc.clustering.columns import Columns, group_matrix, with_left_out
 from cgc.clustering.density import draw_sample, find_clusters
-from cgc.clustering.graph import count_surer, count_views, join, join_groups
+from cgc.clustering.graph import Counts, count_surer, count_views, join, join_groups
 from cgc.clustering.hierarchy import Hierarchy
-from cgc.clustering.level import LOWEST, USUAL, rate_of_one, suitable_level, touching
+from cgc.clustering.level import USUAL, suitable_level, touching
 from cgc.clustering.rows import rows_of
 from cgc.clustering.settle import Look, settle
 from cgc.clustering.space import take_in, tidy
@@ -155,7 +155,7 @@ def cluster_masks(
             "no mask shows one thing that other views confirm: expected masks of which most keep together in the other "
             "views; give better masks, or more views"
         )
-    joined = join(counts.of(pure), FINE).cut(FINE)
+    joined = join(counts.of(pure), FINE).things()
     shape = (held.shape[1], int(joined.max()) + 1)
     ballots = csr_matrix((np.ones(len(pure), np.float32), (picked[pure], joined)), shape=shape)
     labels, _ = row_winners(csr_matrix(held @ ballots))
@@ -228,13 +228,12 @@ def _joined(
     seen, space = list(looks()) if looks is not None else [], space and space.on_host()
     columns = with_left_out(columns, seen, len(pieces))
     together, pieces, fine = columns.together, compact(pieces), max(FINE, settings.level)
-    counts, finds = count_views(together, group_matrix(pieces)), not settings.level and columns.left_out is not None
-    joins = join(counts, LOWEST if finds else fine)
-    parts = regroup(pieces, joins.cut(fine))
+    counts = count_views(together, group_matrix(pieces))
+    parts = regroup(pieces, join(counts, fine).things())
     labels, confidences = _vote(parts, columns, mass)
     level = settings.level or USUAL
-    if finds and space is not None:
-        level = _level(lambda at: rate_of_one(counts, joins.cut(at)), labels, confidences, together, space)
+    if not settings.level and columns.left_out and space:
+        level = _level(counts, labels, confidences, together, space)
     for at in (float(np.sqrt(fine * level)), level):
         labels = join_groups(labels, together, at, confidences)
         labels, confidences = _vote(labels, columns, mass)
@@ -268,13 +267,11 @@ def _beside(labels: np.ndarray, space: Space | None, mass: Tensor, unseen: float
     return Beside.of(compact(labels), neighbours, colors, mass.numpy().astype(float), unseen)
 
 
-def _level(
-    one: Callable[[float], float], groups: np.ndarray, confidences: np.ndarray, columns: Columns, space: Space
-) -> float:
-    """Return the level that suits the masks, by how often they have groups [N] that touch in one; see level.py."""
+def _level(pieces: Counts, groups: np.ndarray, confidences: np.ndarray, columns: Columns, space: Space) -> float:
+    """Return the level that suits the masks, by how often they have pieces, and groups [N] that touch, in one."""
     groups = compact(groups)
     counts = count_surer(columns, groups, confidences)
-    return round(suitable_level(one, counts, touching(groups, space.neighbours.numpy())), 3)
+    return round(suitable_level(pieces, counts, touching(groups, space.neighbours.numpy())), 3)
 
 
 def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:

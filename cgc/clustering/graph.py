@@ -93,12 +93,10 @@ class Joins:
     second: np.ndarray
     rates: np.ndarray
 
-    def cut(self, level: float) -> np.ndarray:
-        """Return which of the things each group is part of, [A], if only joins of at least this rate are made."""
-        root = np.arange(self.count + len(self.rates))
-        for k in range(len(self.rates)):
-            if self.rates[k] >= level:
-                root[[self.first[k], self.second[k]]] = self.count + k
+    def things(self) -> np.ndarray:
+        """Return which of the things that all joins make each group is part of, [A]."""
+        root, made = np.arange(self.count + len(self.rates)), self.count + np.arange(len(self.rates))
+        root[self.first], root[self.second] = made, made
         for node in range(len(root) - 1, -1, -1):  # a node's own root comes after it
             root[node] = root[root[node]]
         return np.unique(root[: self.count], return_inverse=True)[1]
@@ -213,7 +211,7 @@ def join_groups(
     With the confidences [N] of a vote only the surer Gaussians of a group speak for it. `beside`: of `compact` groups.
     """
     groups = compact(groups)
-    return regroup(groups, join(count_surer(columns, groups, confidences), level, beside).cut(level))
+    return regroup(groups, join(count_surer(columns, groups, confidences), level, beside).things())
 
 
 def count_surer(columns: Columns, groups: np.ndarray, confidences: np.ndarray | None) -> Counts:

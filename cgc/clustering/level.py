@@ -10,12 +10,10 @@ it falls with the level, once parts are joined.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from cgc.clustering.beside import links_across
-from cgc.clustering.graph import Counts
+from cgc.clustering.graph import Counts, join
 
 USUAL = 0.35  # where nothing can be counted
 TOUCH = 10  # neighbours across: two groups with fewer hardly touch
@@ -42,21 +40,31 @@ def touching(groups: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
     return links_across(groups, neighbours) >= TOUCH
 
 
-def suitable_level(one: Callable[[float], float], counts: Counts, touch: np.ndarray) -> float:
-    """Return the level for masks that hold together what a level makes one at the rate `one(level)`.
+def suitable_level(pieces: Counts, groups: Counts, touch: np.ndarray) -> float:
+    """Return the level for masks that have pieces, and groups that `touch` [A, A], together as counted.
 
-    counts [A, A] are of groups that `touch`. Both rates are those at the level, which in turn follows from them: found
-    by turns.
+    Both rates are those at the level, which in turn follows from them: found by turns, first with the pieces that
+    surely are one.
     """
-    pairs = np.triu(touch, 1) & (counts.seen > VIEWS)
+    pairs = np.triu(touch, 1) & (groups.seen > VIEWS)
     if not pairs.any():
         return USUAL
-    together, seen = counts.together[pairs], counts.seen[pairs]
-    level = START
+    level, joined = START, HIGHEST
+    for _ in range(TURNS):
+        one = rate_of_one(pieces, join(pieces, joined).things())
+        level = _level_for(one, groups.together[pairs], groups.seen[pairs], level)
+        if level == joined:
+            break
+        joined = level
+    return level
+
+
+def _level_for(one: float, together: np.ndarray, seen: np.ndarray, level: float) -> float:
+    """Return the level for one thing's rate, and counts of pairs that are two things if under it; from a first one."""
     for _ in range(TURNS):
         two = together <= level * seen
         rate = together[two].sum() / max(float(seen[two].sum()), 1e-9) + LEAST
-        before, level = level, float(np.clip(np.sqrt(one(level) * TWICE * rate), LOWEST, HIGHEST))
+        before, level = level, float(np.clip(np.sqrt(one * TWICE * rate), LOWEST, HIGHEST))
         if level == before:
             break
     return level
