@@ -54,6 +54,13 @@ def row_winners(votes: Any) -> tuple[np.ndarray, np.ndarray]:
     return best, shares
 
 
+def without(votes: Any, best: np.ndarray) -> Any:
+    """Return votes [N, K] in which each row's column `best` [N] (-1: none) has none."""
+    rest = votes.copy()
+    rest.data[rest.indices == np.repeat(best, np.diff(rest.indptr))] = 0.0
+    return rest
+
+
 def _winners(votes: Any) -> tuple[np.ndarray, np.ndarray]:
     """Do as `row_winners` where every row holds an entry."""
     sums = np.asarray(votes.sum(axis=1)).ravel()
