@@ -155,7 +155,7 @@ def _loose(others: np.ndarray, gaps: np.ndarray, reach: np.ndarray, least: int) 
 
 
 def draw_sample(mass: Tensor, settings: ClusterSettings) -> np.ndarray:
-    """Draw visible Gaussians without replacement with chance ~ mass^1/2, or all alike; sorted indices."""
+    """Draw visible Gaussians without replacement with chance ~ mass [N]^1/2, or all alike; sorted indices [S]."""
     generator = np.random.default_rng(settings.seed)
     candidates = np.flatnonzero((mass > 0).numpy())
     if len(candidates) <= settings.samples:
