@@ -56,10 +56,15 @@ class Demo:
 
 @dataclass(frozen=True)
 class Run:
-    """Go from photos with a COLMAP model (or transforms.json) and masks to labelled 3D objects."""
+    """Go from photos to labelled 3D objects; cameras and masks are made where there are none."""
 
     scene_folder: Annotated[
-        Positional[Path], arg(metavar="SCENE", help="Folder with images/ and sparse/0, or transforms.json.")
+        Positional[Path],
+        arg(
+            metavar="SCENE",
+            help="Folder with images/ and sparse/0 or transforms.json; or bare photos or a video, whose cameras "
+            "are found as `cgc reconstruct` does.",
+        ),
     ]
     masks: Annotated[str, arg(metavar="DIR|auto|none")] = "auto"
     """Folder with one id map a view (PNG, 8 or 16 bit, 0 = unassigned); views without one are fine. auto: those of the
@@ -209,7 +214,7 @@ class Query:
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help="A run folder, or one that `cgc edit` has saved.")]
     click: tuple[str, ...] = ()
-    """VIEW,X,Y: what is at this pixel (several: what all of them are on)."""
+    """VIEW,X,Y: what is at this pixel (several add up: all that they are on, or the whole that this nearly is)."""
     not_click: tuple[str, ...] = ()
     """VIEW,X,Y: and is not at this one."""
     point: tuple[float, float, float] | None = None

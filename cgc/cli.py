@@ -191,9 +191,9 @@ def _call(config: object) -> None:
 
 
 __doc_main__ = (
-    "cgc: segment any Gaussian-splat scene into objects. Start with `cgc demo`; then `cgc run SCENE --masks DIR` does "
-    "the same on your own photos with a COLMAP model. The other commands are its steps, each on a run folder and each "
-    "rerunnable alone. `cgc COMMAND --help` explains one."
+    "cgc: segment any Gaussian-splat scene into objects. Start with `cgc demo`; then `cgc run PHOTOS` does the same on "
+    "your own photos, and finds their cameras and makes masks where there are none. Each step of a run can be done "
+    "again alone; what it finds can be asked for, changed and looked at. `cgc COMMAND --help` explains one."
 )
 
 

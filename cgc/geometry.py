@@ -105,7 +105,7 @@ def sh_dc_to_rgb(dc: Tensor) -> Tensor:
 
 
 def rgb_to_sh_dc(rgb: Tensor) -> Tensor:
-    """Return the DC coefficient that shows as `rgb` (0 to 1)."""
+    """Return the DC coefficients that show as colours [..., 3] in 0 to 1."""
     return (rgb - 0.5) / SH_C0
 
 

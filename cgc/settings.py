@@ -80,7 +80,8 @@ class TrainSettings:
     """Photos a step learns from, which several processes share; with more, Adam's rates grow by their root. As many
     photos are seen in so many times fewer steps."""
     max_gaussians: int = 80_000
-    """Densification never goes past this many Gaussians; with a budget, past eight times as many."""
+    """Densification never goes past this many Gaussians; with a budget, past eight times as many, or past
+    a million where this is fewer."""
     budget: Annotated[float, arg(prefix_name=False, metavar="TIME")] = 0.0
     """Time to train in: 90, 90s, 5m, 1.5h, 1h30m; 0: as long as it takes. It caps the Gaussians, not the steps."""
     sh_degree: int = 2
@@ -281,7 +282,8 @@ class ClusterSettings:
     selection: Literal["eom", "leaf"] = "eom"
     """Which clusters of the tree are picked: excess of mass (whole things) or leaves (parts)."""
     noise: Literal["nearest", "keep"] = "nearest"
-    """Gaussians that HDBSCAN calls noise: join the nearest cluster in feature space, or stay noise (-1)."""
+    """Gaussians that HDBSCAN calls noise: join the nearest cluster in feature space, or stay noise (-1) until masks
+    vote for them, which they do unless `join` is off and `revote` 0."""
     min_confidence: float = 0.0
     """Gaussians less sure of their label than this become noise (-1)."""
     join: bool = True
@@ -290,7 +292,8 @@ class ClusterSettings:
     """Share of the views that see two parts in which one mask must have both, so that they are one object: lower for
     wholes, higher for parts; 0: as suits the masks, by how often they split and fuse things."""
     pieces: int = 400
-    """Cells that clusters are cut by before they are joined, at most; each has 30 of the samples or more."""
+    """Cells that clusters are cut by before they are joined, at most; in the mean each has 30 of the samples or
+    more."""
     revote: int = 1
     """Rounds in which the masks correct the labels through the blending weights, without joining; 0: none."""
     settle: bool = True
@@ -310,7 +313,8 @@ class SharpenSettings:
     """How Gaussians that show in two objects are split, and moved until objects end where the masks say."""
 
     steps: int = 800
-    """Optimiser steps, one view each, a quarter of a preset's training; 0: the splats stay as they are."""
+    """Optimiser steps, one view each: about a quarter of a preset's training, less of long ones; 0: the splats stay as
+    they are."""
     weight: float = 1.0
     """Weight of the labels' pictures beside the photos, of usual quality; beside better ones less."""
     min_second: float = 0.05

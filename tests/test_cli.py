@@ -84,7 +84,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     assert result.returncode == 0, result.stderr
     for name, config in COMMANDS.items():
         assert name in result.stdout and (config.__doc__ or "").split()[0] in result.stdout
-    assert "cgc demo" in result.stdout and "cgc run SCENE --masks DIR" in " ".join(result.stdout.split())
+    assert "cgc demo" in result.stdout and "cgc run PHOTOS" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -95,6 +95,7 @@ def test_every_command_explains_itself(name, capsys):
     assert not end.value.code and f"usage: cgc {name}" in said
     assert "--out" in said or name == "query"
     if name == "run":
+        assert "bare photos" in " ".join(said.replace("│", "").split())
         assert "--downscale" in said and "--train.steps" in said and "HDBSCAN" in said
     if name == "lift":
         assert "--steps" in said and "--lift.steps" not in said

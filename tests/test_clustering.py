@@ -16,7 +16,7 @@ from cgc.clustering import cluster as cluster_module
 from cgc.clustering import density, graph
 from cgc.clustering.cluster import Space, cluster, cluster_ids, cluster_masks, cut_into_pieces
 from cgc.clustering.columns import Columns, group_matrix, mask_columns, with_left_out, with_wholes
-from cgc.clustering.density import draw_sample, propagate, run_hdbscan
+from cgc.clustering.density import draw_sample, run_hdbscan
 from cgc.clustering.graph import DOUBT, ENOUGH, SPILL, Counts, Views, core, count_views, join, join_groups
 from cgc.clustering.level import (
     HIGHEST,
@@ -28,7 +28,7 @@ from cgc.clustering.level import (
     touching,
 )
 from cgc.clustering.linkage import spanning_tree
-from cgc.clustering.rows import ERROR
+from cgc.clustering.rows import ERROR, HostRows
 from cgc.clustering.settle import Look
 from cgc.clustering.tree import grow
 from cgc.clustering.vote import NOISE, by_size, compact, cut, revote
@@ -150,11 +150,18 @@ def test_identical_points_are_one_cluster():
     assert same_partition(labels, np.repeat([0, 1], 30))
 
 
+def nearest_labels(features, samples, labels):
+    """The label of each row's nearest sample, and how sure that is."""
+    rows = HostRows(features)
+    nearest, distances = rows.nearest(samples)
+    return labels[nearest], rows.confidences(samples, labels, nearest, distances)
+
+
 @pytest.mark.parametrize("spread", [0.05, 0.4])
-def test_propagate_equals_brute_force(spread):
+def test_labels_of_the_nearest_equal_brute_force(spread):
     features, truth = blobs(n=5000, k=7, spread=spread)
     samples, sample_labels = features[:200].numpy(), (truth[:200] + np.arange(200) % 2) % 7
-    labels, confidences = propagate(features.numpy(), samples, sample_labels)
+    labels, confidences = nearest_labels(features.numpy(), samples, sample_labels)
     distance = np.linalg.norm(features.numpy()[:, None].astype(float) - samples[None], axis=2)
     nearest = np.stack([distance[:, sample_labels == k].min(1) for k in range(7)], 1)
     assert np.array_equal(labels, nearest.argmin(1))
@@ -162,7 +169,7 @@ def test_propagate_equals_brute_force(spread):
     true = 1 - two[:, 0] / two[:, 1]
     assert np.abs(confidences - true).max() < ERROR + 1e-4
     assert np.abs(confidences - true).mean() < ERROR / 5
-    alone, sure = propagate(features.numpy(), samples, np.zeros(200, int))
+    alone, sure = nearest_labels(features.numpy(), samples, np.zeros(200, int))
     assert (alone == 0).all() and (sure == 1).all()
 
 
@@ -198,7 +205,10 @@ def test_results_do_not_depend_on_the_threads():
     for count in (1, 3):
         with threads(count):
             found.append(
-                (*propagate(features, features[:100], np.arange(100) % 4), nearest_others(build_tree(features), 5)[0])
+                (
+                    *nearest_labels(features, features[:100], np.arange(100) % 4),
+                    nearest_others(build_tree(features), 5)[0],
+                )
             )
     assert all(np.array_equal(a, b) for a, b in zip(*found))
 

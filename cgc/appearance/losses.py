@@ -232,6 +232,6 @@ def photometric_loss(predicted: Tensor, photo: Tensor, ssim_weight: float = 0.2)
 
 
 def psnr(predicted: Tensor, photo: Tensor) -> float:
-    """Return the peak signal-to-noise ratio in dB of two images in 0..1."""
+    """Return the peak signal-to-noise ratio of two images [H, W, 3] in 0..1, in dB; at most 120."""
     error = float(torch.mean((predicted.detach() - photo) ** 2))
     return -10.0 * math.log10(max(error, 1e-12))

@@ -22,7 +22,7 @@ from torch import Tensor
 from cgc.clustering.linkage import spanning_tree
 from cgc.clustering.rows import HostRows, Rows
 from cgc.errors import InputError
-from cgc.neighbours import build_tree, nearest_others, nearest_points
+from cgc.neighbours import build_tree, nearest_others
 from cgc.settings import ClusterSettings
 
 MANY = 20_000  # samples past which all pairs (hdbscan's Prim) take longer than the links of near ones
@@ -155,7 +155,7 @@ def _loose(others: np.ndarray, gaps: np.ndarray, reach: np.ndarray, least: int) 
 
 
 def draw_sample(mass: Tensor, settings: ClusterSettings) -> np.ndarray:
-    """Draw visible Gaussians without replacement with chance ~ mass^1/2, or all alike; sorted indices."""
+    """Draw visible Gaussians without replacement with chance ~ mass [N]^1/2, or all alike; sorted indices [S]."""
     generator = np.random.default_rng(settings.seed)
     candidates = np.flatnonzero((mass > 0).numpy())
     if len(candidates) <= settings.samples:
@@ -224,13 +224,3 @@ def _import_cuml() -> Any:
     if not torch.cuda.is_available():
         raise InputError("cluster.algorithm is cuml, which needs a CUDA device, and there is none; choose hdbscan")
     return cluster
-
-
-def propagate(unit: np.ndarray, samples: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give each row of unit [N, D] the label of its nearest sample [S, D]; labels [N] and confidences [N].
-
-    Confidence 1 - d1/d2 compares the distances to the nearest sample of its own label and of any other, see `Rows`.
-    """
-    rows = HostRows(unit)
-    nearest, distances = nearest_points(build_tree(samples), unit)
-    return labels[nearest], rows.confidences(samples, labels, nearest, distances)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_matrix, csr_matrix, diags
 
-from cgc.clustering.vote import NOISE, row_winners
+from cgc.clustering.vote import NOISE, row_winners, without
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
@@ -117,8 +117,7 @@ def hear(look: Look, columns: np.ndarray, n_columns: int) -> tuple[np.ndarray, n
 def two_best(votes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The label with most of each Gaussian's votes [N, K + 1], its share, and the one that comes next; -1 = none."""
     first, shares = row_winners(votes)
-    rest = votes.copy()
-    rest.data[rest.indices == np.repeat(first, np.diff(rest.indptr))] = 0.0
+    rest = without(votes, first)
     total = np.asarray(votes.sum(axis=1)).ravel()
     most = rest.max(axis=1).toarray().ravel()
     second, _ = row_winners(rest)

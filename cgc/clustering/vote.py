@@ -45,13 +45,23 @@ def revote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarr
 
 
 def row_winners(votes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the heaviest column of each row of a csr matrix, and its share; -1 and 0 for rows without a vote."""
+    """Return each row's heaviest column of a csr matrix, and its share, [N] each; -1 and 0 for rows without a vote.
+
+    Zeros that `votes` stores are dropped from it, in place.
+    """
     votes.eliminate_zeros()
     some = np.flatnonzero(np.diff(votes.indptr))
     best, shares = np.full(votes.shape[0], -1, np.int32), np.zeros(votes.shape[0], np.float32)
     if len(some):
         best[some], shares[some] = _winners(votes[some])
     return best, shares
+
+
+def without(votes: Any, best: np.ndarray) -> Any:
+    """Return votes [N, K] in which each row's column `best` [N] (-1: none) has none."""
+    rest = votes.copy()
+    rest.data[rest.indices == np.repeat(best, np.diff(rest.indptr))] = 0.0
+    return rest
 
 
 def _winners(votes: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +76,7 @@ def _winners(votes: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_size(labels: np.ndarray) -> np.ndarray:
-    """Renumber labels from 1 by falling size (ties: the older number first); noise stays noise."""
+    """Renumber labels [N] from 1 by falling size (ties: the older number first); noise stays noise."""
     kept, counts = np.unique(labels[labels != NOISE], return_counts=True)
     new = np.empty(len(kept), np.int32)
     new[np.lexsort((kept, -counts))] = np.arange(1, len(kept) + 1)
@@ -76,7 +86,7 @@ def by_size(labels: np.ndarray) -> np.ndarray:
 
 
 def compact(labels: np.ndarray) -> np.ndarray:
-    """Renumber labels from 0 in their order, without gaps; noise stays -1."""
+    """Renumber labels [N] from 0 in their order, without gaps; noise stays -1."""
     out = np.full(len(labels), NOISE, np.int32)
     out[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
     return out

@@ -62,7 +62,7 @@ def read_truth(scene_dir: Path | str, stems: Sequence[str], level: Literal["obje
 
 
 def merge_parts(scene_dir: Path, ids: np.ndarray) -> NDArray[np.int64]:
-    """Replace the ids of parts by those of what they are a part of; InputError for ids that are not listed."""
+    """Replace ids of parts, in any shape, by those of what they are part of; InputError for ids that are not listed."""
     path = scene_dir / "instances.json"
     instances = _read_instances(path)
     found = np.unique(ids)

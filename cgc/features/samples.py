@@ -110,7 +110,7 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def draw_pixels(id_map: np.ndarray, settings: LiftSettings, generator: np.random.Generator) -> np.ndarray:
-    """Draw pixels inside masks and off their borders, in random order, as `settings.sampling` says."""
+    """Draw pixels [P] inside masks of a map [H, W], off their borders, in random order, as `settings.sampling` says."""
     candidates = np.flatnonzero(off_border(id_map, settings.border, settings.min_mask_pixels))
     n = settings.pixels_per_view
     if len(candidates) <= n or settings.sampling == "uniform":
@@ -148,7 +148,7 @@ def off_border(id_map: np.ndarray, width: int, least: int) -> np.ndarray:
 
 
 def part_pixels(id_map: np.ndarray, pixels: np.ndarray, settings: LiftSettings) -> list[Part]:
-    """Part a view's pixels into those of each batch, as many each, sorted by mask; none are empty."""
+    """Part a view's pixels [P] into those of each batch, as many each, sorted by mask; none are empty."""
     parts = []
     for part in np.array_split(pixels, max(1, round(len(pixels) / settings.pixels_per_step))):
         of_part = id_map.ravel()[part]

@@ -121,7 +121,7 @@ def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
         write_json(folder / RECORD, record)
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     """List what differs between two records: `name old, now new`."""
     said = []
     for name in sorted({*old, *new}):

@@ -32,6 +32,7 @@ INSTANCE_DEFINITION = (
 
 
 def report_instances(run: Run | None, case: Case) -> Report:
+    """Score id maps against the true things, and the Gaussians of a run where there is one; a row a thing and view."""
     truth, guess = case.truth, case.predicted[None]
     scores = score_instances(truth.maps, guess, truth.stuff_ids, case.ignore_id)
     notes = [*case.notes, *_left_out(scores, truth)]
@@ -113,6 +114,7 @@ PROMPT_DEFINITION = (
 
 
 def report_prompts(case: Case) -> Report:
+    """Prompt each true thing in the view where it is largest, at every level; the best levels are upper bounds."""
     truth = case.truth
     predicted = {
         level: [np.zeros_like(t) if m is None else m for m, t in zip(maps, truth.maps)]

@@ -48,7 +48,7 @@ def track(segmentation: Segmentation, origin: np.ndarray | None = None) -> Segme
 
 
 def select_rows(segmentation: Segmentation, rows: np.ndarray) -> Segmentation:
-    """Return the Gaussians at `rows` (indices), with everything that is kept for each; ids stay."""
+    """Return the Gaussians at `rows` [n] (indices), with everything that is kept for each; ids stay."""
     tree = replace(segmentation.hierarchy, leaves=segmentation.hierarchy.leaves[rows])
     inside = _holding(tree)
     return replace(

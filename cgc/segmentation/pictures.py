@@ -98,7 +98,7 @@ def id_map(segmentation: Segmentation, view: ViewOrCamera) -> np.ndarray:
 
 
 def masks(segmentation: Segmentation, views: Sequence[ViewOrCamera]) -> list[np.ndarray]:
-    """The id maps of some views or cameras, of any sizes."""
+    """The id maps of some views or cameras, int32 [H, W] each, of any sizes."""
     return [id_map(segmentation, view) for view in views]
 
 

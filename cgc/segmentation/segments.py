@@ -139,7 +139,7 @@ def save_labels(
     tree: Mapping[str, np.ndarray],
     hierarchy: Hierarchy | None = None,
 ) -> None:
-    """Write segments.npz: labels, confidences, the condensed tree's columns (tree_*) and the hierarchy, if any."""
+    """Write segments.npz: labels, confidences [N], the condensed tree's columns (tree_*) and the hierarchy, if any."""
     columns: dict[str, Any] = {f"tree_{k}": v for k, v in tree.items()}
     if hierarchy is not None:
         columns |= {
@@ -151,7 +151,7 @@ def save_labels(
 
 
 def load_labels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read labels and confidences from segments.npz; InputError where it is missing or broken."""
+    """Read labels [N] int32 and confidences [N] float32 from segments.npz; InputError where it is missing or broken."""
     data = _read_columns(folder, "labels", "confidences")
     return data["labels"].astype(np.int32), data["confidences"].astype(np.float32)
 

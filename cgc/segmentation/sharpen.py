@@ -26,7 +26,7 @@ from cgc.appearance.losses import psnr
 from cgc.appearance.trainer import train
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.settle import look_at, settle
-from cgc.clustering.vote import row_winners
+from cgc.clustering.vote import row_winners, without
 from cgc.features.lifting import vote_ids
 from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer, device_of
@@ -211,9 +211,7 @@ def straddles(votes: Any, min_second: float) -> np.ndarray:
     """Say whose second label has more than `min_second` of its votes, [N] bool, among what weighs MIN_MASS pixels."""
     total = np.asarray(votes.sum(axis=1)).ravel()
     best, _ = row_winners(votes)
-    rest = votes.copy()
-    rest.data[rest.indices == np.repeat(best, np.diff(rest.indptr))] = 0.0
-    second = rest.max(axis=1).toarray().ravel()
+    second = without(votes, best).max(axis=1).toarray().ravel()
     return (second > min_second * total) & (total > MIN_MASS) & (best >= 0)
 
 
