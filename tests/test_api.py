@@ -792,6 +792,23 @@ NAN = float("nan")
     (lambda s: s.render([]), "got no camera at all"),
     (lambda s: s.render([s.camera(NAMES[0]), s.camera(NAMES[0]).resized(9, 9)]), "need one size, got 9x9 and 48x36"),
     (lambda s: s.at_level(2), "level 2 is outside of the hierarchy"),
+    (lambda s: s.at_level("fine"), "level fine is outside of the hierarchy"),
+    (lambda s: s.render(7), "expected a Camera or the name of a view, got int"),
+    (lambda s: s.masks(NAMES[0]), "give a list, of one where it is one"),
+    (lambda s: s.camera(7), "expected the name of a view, got 7"),
+    (lambda s: s.keep("mug"), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.keep(1.5), "whole numbers as ids, got 1.5"),
+    (lambda s: s.remove(True), "whole numbers as ids, got True"),
+    (lambda s: s.remove(None), "whole numbers as ids, got None"),
+    (lambda s: s.merge([1, 2]), r"got \[1, 2\]; give ids or objects one by one"),
+    (lambda s: s.remove(s.select(1, 2)), r"got Selection\(ids=\(1, 2\)\); .* with a star"),
+    (lambda s: s.split("mug", 2), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.rename("mug", "cup"), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.rename(1, 5), "a name of up to 200 printable characters was expected, got 5"),
+    (lambda s: s.export("out", "ply", ["mug"]), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.transform(1, scale="2"), "a scale over 0 was expected, got '2'"),
+    (lambda s: s.transform(1, translation="up"), "a translation .* was expected, got 'up'"),
+    (lambda s: s.transform(1, rotation="z"), "a rotation .* was expected, got 'z'"),
     (lambda s: replace(s, splats=replace(s.splats, features=None)).render(NAMES[0], "features"), "has no features"),
     (lambda s: Segmentation(s.splats, s.labels, s.confidences).views, "has no views of its own; give a Camera"),
     (lambda s: cgc.cameras("/nowhere/at/all"), "there is no such folder"),
@@ -800,6 +817,12 @@ def test_bad_input_is_said_in_a_sentence(seg, call, said):
     with pytest.raises(InputError, match=said) as caught:
         call(seg)
     assert "\n" not in str(caught.value)
+
+
+def test_one_format_of_one_object_needs_no_list(seg, tmp_path):
+    for which in (2, seg[2]):
+        assert seg.export(tmp_path, "labels", which) == [tmp_path / "labels.npy"]
+        assert set(np.load(tmp_path / "labels.npy").tolist()) == {-1, 2}
 
 
 def test_views_go_by_their_stems_where_that_is_clear(seg):

@@ -26,7 +26,7 @@ from cgc.ply import write_vertices
 from cgc.rasterize.base import Rasterizer
 from cgc.scene import images
 from cgc.scene.types import Camera, View
-from cgc.segmentation.edit import ORIGIN
+from cgc.segmentation.edit import ORIGIN, whole_ids
 from cgc.segmentation.halo import seen_shares
 from cgc.segmentation.labels import render_ids
 from cgc.segmentation.saved import shown_level
@@ -65,7 +65,7 @@ class Export:
     def chosen(self) -> list[int]:
         """The ids to export, each once; InputError for one that owns no Gaussian."""
         shown = self.segmentation.ids.tolist()
-        wanted = shown if self.ids is None else list(dict.fromkeys(int(i) for i in self.ids))
+        wanted = shown if self.ids is None else whole_ids(self.ids)
         if not wanted:
             raise InputError(
                 "there is nothing to export: the scene has no segment; cluster it first, or choose some ids"
