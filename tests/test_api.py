@@ -746,6 +746,7 @@ def test_orbits_go_around_and_see_all_of_it(seg):
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"width": 0}, {"distance": float("nan")}, {"up": (0, 0, 0)},
                                    {"up": (1, 2)}, {"elevation": float("inf")}, {"focal": -3.0}, {"distance": -1.0},
+                                   {"n": 2.5}, {"height": 9.5}, {"up": "z"}, {"focal": 0}, {"distance": 0},
                                    ])  # fmt: skip
 def test_orbits_that_cannot_be_made_are_said(seg, wrong):
     with pytest.raises(InputError):
@@ -758,6 +759,10 @@ def test_orbits_that_cannot_be_made_are_said(seg, wrong):
 
 
 NAN = float("nan")
+
+
+def look_from(eye, to=(0, 0, 0), width=8, **more):
+    return cgc.Camera.look_at(eye, to, width=width, height=6, **more)
 
 
 @pytest.mark.parametrize("call, said", [
@@ -812,6 +817,15 @@ NAN = float("nan")
     (lambda s: replace(s, splats=replace(s.splats, features=None)).render(NAMES[0], "features"), "has no features"),
     (lambda s: Segmentation(s.splats, s.labels, s.confidences).views, "has no views of its own; give a Camera"),
     (lambda s: cgc.cameras("/nowhere/at/all"), "there is no such folder"),
+    (lambda s: cgc.orbit(7), "an orbit goes around an object, a selection or a segmentation, got 7"),
+    (lambda _: look_from((1, 2, 3), to=(1, 2, 3)), "give two places"),
+    (lambda _: look_from((1, 2, 3), up=(0, 0, 0)), "an up that is not 0"),
+    (lambda _: look_from((1, NAN, 3)), r"eye is \(1, nan, 3\) where three finite numbers were expected"),
+    (lambda _: look_from((1, 3)), r"eye is \(1, 3\) where three"),
+    (lambda _: look_from("abc"), "eye is 'abc' where three"),
+    (lambda _: look_from((1, 2, 3), width=0), "a picture of 0x6 cannot be made"),
+    (lambda _: look_from((1, 2, 3), width=8.5), "a picture of 8.5x6 cannot be made"),
+    (lambda _: look_from((1, 2, 3), focal=0), "a focal length over 0 was expected, in pixels, got 0"),
 ])  # fmt: skip
 def test_bad_input_is_said_in_a_sentence(seg, call, said):
     with pytest.raises(InputError, match=said) as caught:

@@ -37,18 +37,26 @@ def orbit(
     up: the direction the circle lies across (None: the views' own, z where there are none). focal: in pixels (None: the
     larger side).
     """
-    if n < 1 or width < 1 or height < 1:
-        raise InputError(f"an orbit of {n} cameras of {width}x{height} cannot be made; each must be at least 1")
+    if any(not isinstance(m, (int, np.integer)) or m < 1 for m in (n, width, height)):
+        raise InputError(
+            f"an orbit of {n} cameras of {width}x{height} cannot be made; each must be a whole number over 0"
+        )
     context, means = _means(around)
     box = oriented_box(means)
-    f = focal or float(max(width, height))
+    f = float(max(width, height)) if focal is None else focal
+    if not f > 0:
+        raise InputError(f"a focal length over 0 was expected, in pixels, got {focal!r}")
     radius = float(np.linalg.norm(box.size)) / 2
-    away = distance or ROOM * max(radius, 1e-6) / math.sin(math.atan(min(width, height) / (2 * f)))
-    if not (math.isfinite(away) and away > 0 and math.isfinite(elevation) and f > 0):
+    whole = ROOM * max(radius, 1e-6) / math.sin(math.atan(min(width, height) / (2 * f)))
+    away = whole if distance is None else distance
+    if not (math.isfinite(away) and away > 0 and math.isfinite(elevation)):
         raise InputError(f"an orbit at a distance of {away:g}, elevation {elevation:g} and focal {f:g} cannot be made")
-    axis = np.asarray(context.up if up is None else up, float)
+    try:
+        axis = np.asarray(context.up if up is None else up, float)
+    except (TypeError, ValueError):
+        axis = np.zeros(0)
     if axis.shape != (3,) or not np.isfinite(axis).all() or not np.linalg.norm(axis) > 0:
-        raise InputError(f"up is {axis.tolist()} where a direction of three finite numbers was expected, not all 0")
+        raise InputError(f"up is {up!r} where a direction of three finite numbers was expected, not all 0")
     return circle(box.centre, axis, away, n, elevation=elevation, width=width, height=height, focal=f)
 
 
@@ -72,6 +80,8 @@ def circle(
 
 
 def _means(around: Segmentation | Object | Selection) -> tuple[Context, np.ndarray]:
+    if not isinstance(around, (Segmentation, Object, Selection)):
+        raise InputError(f"an orbit goes around an object, a selection or a segmentation, got {around!r}")
     seg = around if isinstance(around, Segmentation) else around.segmentation
     indices = np.flatnonzero(seg.labels > 0) if isinstance(around, Segmentation) else around.indices
     if not len(indices):
