@@ -810,7 +810,7 @@ def look_from(eye, to=(0, 0, 0), width=8, **more):
     (lambda s: s.split("mug", 2), "whole numbers as ids, got 'mug'"),
     (lambda s: s.rename("mug", "cup"), "whole numbers as ids, got 'mug'"),
     (lambda s: s.rename(1, 5), "a name of up to 200 printable characters was expected, got 5"),
-    (lambda s: s.export("out", "ply", ["mug"]), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.export("out", "turntable", ["mug"]), "whole numbers as ids, got 'mug'"),
     (lambda s: s.transform(1, scale="2"), "a scale over 0 was expected, got '2'"),
     (lambda s: s.transform(1, translation="up"), "a translation .* was expected, got 'up'"),
     (lambda s: s.transform(1, rotation="z"), "a rotation .* was expected, got 'z'"),

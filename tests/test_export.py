@@ -26,13 +26,13 @@ from cgc.ply import read_header, read_vertices
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import View
 from cgc.segmentation.edit import keep, relabel, remove, track
-from cgc.segmentation.export import FORMATS, Export, export, is_sound, safe_name, safe_path
+from cgc.segmentation.export import FORMATS, Export, export, export_turntables, is_sound, safe_name, safe_path
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segments import Segmentation
+from cgc.segmentation.turntable import turntable, turntable_cameras, write_animation
 from cgc.splats.ply import read_ply
 from cgc.splats.split import split
 from cgc.splats.types import Splats
-from cgc.view.turntable import export_turntables, turntable, turntable_cameras, write_animation
 
 RASTERIZER = CpuRasterizer()
 OLD_ARRAYS = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -66,7 +66,7 @@ def same(a: Splats, b: Splats) -> bool:
 
 
 def test_every_format_writes_what_it_says_it_did(job, tmp_path):
-    paths = export(job, tmp_path, list(FORMATS))
+    paths = export(replace(job, ids=[1, 2]), tmp_path, list(FORMATS))
     there = {p for p in tmp_path.rglob("*") if p.is_file()}
     assert set(paths) == there and len(paths) == len(there)
 

@@ -13,9 +13,7 @@ import torch
 from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.rasterize.base import Rasterizer
-from cgc.scene.cameras import Z, up_of
 from cgc.scene.types import Camera
-from cgc.segmentation.export import Export
 from cgc.segmentation.orbit import circle
 from cgc.splats.types import Splats
 
@@ -65,20 +63,6 @@ def turntable(
             shown = rasterizer.render(splats, splats.colors(camera.position), [camera], backgrounds=back).values[0]
         made[frame] = (255 * shown.clamp(0, 1)).round().byte().cpu().numpy()
     return made
-
-
-def export_turntables(job: Export, folder: Path, *, frames: int = 36, size: int = 256) -> list[Path]:
-    """Write each chosen object's turntable: turntables/0007.gif; a format like those of segmentation/export.py."""
-    if job.rasterizer is None:
-        raise InputError("turntables are pictures, which take a rasteriser; export from a run")
-    shared = up_of(view.camera for view in job.views)
-    up = Z if shared is None else shared
-    paths = []
-    for segment in job.chosen:
-        body = job.segmentation.splats.select(torch.from_numpy(job.body(segment)))
-        paths.append(folder / "turntables" / f"{job.stem(segment)}.gif")
-        write_animation(paths[-1], turntable(body, job.rasterizer, frames=frames, size=size, up=up))
-    return paths
 
 
 def write_animation(path: Path | str, frames: np.ndarray, *, fps: float = 12.0) -> None:
