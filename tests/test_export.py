@@ -186,6 +186,11 @@ def test_boxes_as_json_and_as_a_spreadsheet_say_the_same(job, tmp_path):
     for row, line in zip(rows, flat):
         assert float(line["box_max_z"]) == row["box_max"][2] and int(line["color_g"]) == row["color"][1]
         assert int(line["pixels"]) == row["pixels"] > 0
+        box = job.segmentation[row["id"]].box
+        corners = np.array(row["oriented_centre"]) + np.array(row["oriented_size"]) / 2 @ row["oriented_axes"]
+        np.testing.assert_allclose(corners, box.corners[-1])
+        np.testing.assert_array_equal([float(line[f"oriented_axes_1_{axis}"]) for axis in "xyz"], box.axes[1])
+        assert float(line["oriented_size_x"]) == box.size[0]
     no_views = Export(job.segmentation, ids=[1])
     assert json.loads(FORMATS["boxes"](no_views, tmp_path)[0].read_text())["segments"][0]["views"] == 0
 

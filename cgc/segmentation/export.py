@@ -254,16 +254,23 @@ def export_points(job: Export, folder: Path) -> list[Path]:
 
 
 def export_boxes(job: Export, folder: Path) -> list[Path]:
-    """Write what is known of each object, its box among it, as boxes.json and boxes.csv."""
+    """Write what is known of each object, its boxes among it, as boxes.json and boxes.csv.
+
+    box_min, box_max and size are of the box along the world's axes; oriented_* are of `Object.box`, its axes as rows.
+    """
     rows, flat = [], []
     for s in job.table:
-        row = {"name": job.name(s.id), **vars(s), "size": s.size}
+        box = job.segmentation[s.id].box
+        oriented = {f"oriented_{key}": value.tolist() for key, value in vars(box).items()}
+        row = {"name": job.name(s.id), **vars(s), "size": s.size, **oriented}
         rows.append(row)
         line: dict[str, Any] = {}
         for key, value in row.items():
             if key == "children":
                 line[key] = " ".join(map(str, value))
-            elif isinstance(value, tuple):
+            elif key == "oriented_axes":
+                line |= {f"{key}_{i}_{axis}": v for i, along in enumerate(value) for axis, v in zip("xyz", along)}
+            elif isinstance(value, (tuple, list)):
                 line |= {f"{key}_{axis}": v for axis, v in zip("rgb" if key == "color" else "xyz", value)}
             else:
                 line[key] = _cell(value)
