@@ -84,8 +84,15 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
     from PIL import Image
 
     few = frames[:: max(1, len(frames) // 6)]
-    palette = Image.fromarray(few.reshape(-1, few.shape[2], 3)).quantize(256)  # one for all, so that nothing flickers
-    pictures = [Image.fromarray(frame).quantize(palette=palette) for frame in frames]
+    palette = Image.fromarray(few.reshape(-1, few.shape[2], 3)).quantize(255)  # one for all, so that nothing flickers
+    colors, back = (palette.getpalette() or [])[: 3 * 255], frames[0, 0, 0]
+    pictures = []
+    for frame in frames:
+        mixed = np.asarray(Image.fromarray(frame).quantize(palette=palette))
+        # what is behind gets a colour of its own: white, mixed with what is nearly white, is a grey square on a page
+        picture = Image.fromarray(np.where((frame == back).all(-1), len(colors) // 3, mixed).astype(np.uint8))
+        picture.putpalette([*colors, *back.tolist()])
+        pictures.append(picture)
     with write_beside(path) as temporary:
         pictures[0].save(
             temporary, format="GIF", save_all=True, append_images=pictures[1:], loop=0,
