@@ -215,8 +215,9 @@ def relabel(segmentation: Segmentation, segment: int, name: str | None) -> Segme
 def recolor(
     segmentation: Segmentation, ids: Ids, rgb: ArrayLike, *, how: Literal["shift", "tint"] = "shift"
 ) -> Segmentation:
-    """Make `rgb` (0 to 1) the mean colour of some ids; shading stays.
+    """Make `rgb` (0 to 1) the mean colour of some ids; shading stays, where the colour leaves room for it.
 
+    A mean of 0 or 1 leaves none: what is all of it as dark, or as bright, as can be is flat.
     "shift" adds the same to every Gaussian, so that patterns stay; "tint" keeps how bright each is and nothing else.
     """
     chosen = _known(segmentation, ids)
