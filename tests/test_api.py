@@ -31,6 +31,7 @@ from cgc.scene.read import read_cameras, read_scene
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
 from cgc.segmentation.context import Context
+from cgc.segmentation.edit import select_rows
 from cgc.segmentation.labels import render_blended, render_levels, render_rgb
 from cgc.segmentation.objects import oriented_box
 from cgc.segmentation.segmentation import Segmentation
@@ -740,6 +741,9 @@ def test_orbits_go_around_and_see_all_of_it(seg):
             p = torch.from_numpy(box.corners).float() @ camera.viewmat[:3, :3].T + camera.viewmat[:3, 3]
             xy = (p @ camera.K.T)[:, :2] / p[:, 2:]
             assert (p[:, 2] > 0).all() and (xy > 0).all() and (xy < torch.tensor([90, 60])).all()
+    one = select_rows(seg.keep(1), np.array([0]))
+    [camera] = cgc.orbit(one, 1, width=96, height=96)  # a Gaussian alone has no size of its own
+    assert (one.render(camera, "rgb")[[0, -1]] == 0).all() and one.render(camera, "rgb").any()
     sideways = cgc.orbit(seg[1], 4, up=(1, 0, 0), distance=5, elevation=0)
     np.testing.assert_allclose([c.position[0] for c in sideways], seg[1].box.centre[0], atol=1e-5)
 

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from cgc.errors import InputError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ROOM = 1.15
 """How much farther away a camera is than it would have to be to see all of the box."""
+REACH = 3.0
+"""Standard deviations of a Gaussian that are seen of it, however close their centres lie: there may be one alone."""
 
 
 def orbit(
@@ -41,13 +44,13 @@ def orbit(
         raise InputError(
             f"an orbit of {n} cameras of {width}x{height} cannot be made; each must be a whole number over 0"
         )
-    context, means = _means(around)
+    context, means, reach = _extents(around)
     box = oriented_box(means)
     f = float(max(width, height)) if focal is None else focal
     if not f > 0:
         raise InputError(f"a focal length over 0 was expected, in pixels, got {focal!r}")
-    radius = float(np.linalg.norm(box.size)) / 2
-    whole = ROOM * max(radius, 1e-6) / math.sin(math.atan(min(width, height) / (2 * f)))
+    radius = max(float(np.linalg.norm(box.size)) / 2, REACH * reach, 1e-6)
+    whole = ROOM * radius / math.sin(math.atan(min(width, height) / (2 * f)))
     away = whole if distance is None else distance
     if not (math.isfinite(away) and away > 0 and math.isfinite(elevation)):
         raise InputError(f"an orbit at a distance of {away:g}, elevation {elevation:g} and focal {f:g} cannot be made")
@@ -79,11 +82,14 @@ def circle(
     return cameras
 
 
-def _means(around: Segmentation | Object | Selection) -> tuple[Context, np.ndarray]:
+def _extents(around: Segmentation | Object | Selection) -> tuple[Context, np.ndarray, float]:
+    """The context, the Gaussians' centres [n, 3], and the median of their largest standard deviations."""
     if not isinstance(around, (Segmentation, Object, Selection)):
         raise InputError(f"an orbit goes around an object, a selection or a segmentation, got {around!r}")
     seg = around if isinstance(around, Segmentation) else around.segmentation
     indices = np.flatnonzero(seg.labels > 0) if isinstance(around, Segmentation) else around.indices
     if not len(indices):
         raise InputError("there is nothing to go around: no Gaussian is in an object, or nothing is selected")
-    return seg.context, seg.splats.means.detach().cpu().numpy()[indices]
+    own = seg.splats.select(torch.from_numpy(indices)).detach()
+    widths = own.scales.amax(dim=1)
+    return seg.context, own.means.cpu().numpy(), float(widths.median())
