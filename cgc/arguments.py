@@ -250,7 +250,7 @@ class Edit:
     rename: tuple[str, ...] = ()
     """ID=NAME"""
     recolor: tuple[str, ...] = ()
-    """ID=#RRGGBB: give an object this mean colour; its shading stays."""
+    """ID=#RRGGBB: give an object this mean colour; its shading stays where that leaves room: not in a pure #FF0000."""
     merge: tuple[int, ...] = ()
     """Join these into the first of them."""
     split: tuple[int, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,12 @@ from cgc.device import choose
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map
 from cgc.progress import console, short_lengths
-from cgc.segmentation.export import FORMATS, Export, job_of
+from cgc.segmentation.export import check_formats, job_of
 from cgc.segmentation.export import export as write_formats
 from cgc.segmentation.objects import Object
 from cgc.segmentation.segmentation import Segmentation
 from cgc.view.frames import screenshot
 from cgc.view.shots import parse_size
-from cgc.view.turntable import export_turntables
-
-TAKEN_OUT: dict[str, Callable[[Export, Path], list[Path]]] = {**FORMATS, "turntable": export_turntables}
-"""What `cgc export --format` writes, by name."""
 
 
 def _open(folder: Path, device: str, *, quiet: bool = False) -> Segmentation:
@@ -310,14 +306,10 @@ def export(
 ) -> None:
     """Write some formats of some objects (none: all that are shown) into a folder, by default export/ beside them."""
     names = [name for word in formats for name in word.split(",") if name] or ["ply"]
-    if unknown := [name for name in names if name not in TAKEN_OUT]:
-        raise InputError(f"there is no format {unknown[0]!r} to export; choose from {', '.join(TAKEN_OUT)}")
+    check_formats(names)
     seg = _open(folder, device, quiet=quiet)
     seg = seg.at_level(level) if level is not None else seg
     job, target = job_of(seg, list(objects) or None), out or folder / "export"
-    paths = write_formats(job, target, [n for n in names if n in FORMATS]) if set(names) & set(FORMATS) else []
-    for name in names:
-        if name not in FORMATS:
-            paths += TAKEN_OUT[name](job, target)
+    paths = write_formats(job, target, names)
     if not quiet:
         console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}")

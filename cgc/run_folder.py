@@ -242,6 +242,11 @@ def open_run(root: Path) -> RunFolder:
             f"{root} is no run folder: there is no such folder; make one with `cgc run SCENE --out {root}`"
         )
     if not (root / "config.json").exists() and not (root / "scene.json").exists():
+        if (root / "segmentation.json").exists():
+            raise InputError(
+                f"{root} is a saved segmentation, which `cgc query`, `edit`, `export` and `view` take; give the run "
+                "that it was made of"
+            )
         raise InputError(
             f"{root} is no run folder (config.json is missing); make one with `cgc run SCENE --out {root}`"
         )

@@ -31,6 +31,7 @@ from cgc.scene.read import read_cameras, read_scene
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
 from cgc.segmentation.context import Context
+from cgc.segmentation.edit import select_rows
 from cgc.segmentation.labels import render_blended, render_levels, render_rgb
 from cgc.segmentation.objects import oriented_box
 from cgc.segmentation.segmentation import Segmentation
@@ -740,12 +741,16 @@ def test_orbits_go_around_and_see_all_of_it(seg):
             p = torch.from_numpy(box.corners).float() @ camera.viewmat[:3, :3].T + camera.viewmat[:3, 3]
             xy = (p @ camera.K.T)[:, :2] / p[:, 2:]
             assert (p[:, 2] > 0).all() and (xy > 0).all() and (xy < torch.tensor([90, 60])).all()
+    one = select_rows(seg.keep(1), np.array([0]))
+    [camera] = cgc.orbit(one, 1, width=96, height=96)  # a Gaussian alone has no size of its own
+    assert (one.render(camera, "rgb")[[0, -1]] == 0).all() and one.render(camera, "rgb").any()
     sideways = cgc.orbit(seg[1], 4, up=(1, 0, 0), distance=5, elevation=0)
     np.testing.assert_allclose([c.position[0] for c in sideways], seg[1].box.centre[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"width": 0}, {"distance": float("nan")}, {"up": (0, 0, 0)},
                                    {"up": (1, 2)}, {"elevation": float("inf")}, {"focal": -3.0}, {"distance": -1.0},
+                                   {"n": 2.5}, {"height": 9.5}, {"up": "z"}, {"focal": 0}, {"distance": 0},
                                    ])  # fmt: skip
 def test_orbits_that_cannot_be_made_are_said(seg, wrong):
     with pytest.raises(InputError):
@@ -758,6 +763,10 @@ def test_orbits_that_cannot_be_made_are_said(seg, wrong):
 
 
 NAN = float("nan")
+
+
+def look_from(eye, to=(0, 0, 0), width=8, **more):
+    return cgc.Camera.look_at(eye, to, width=width, height=6, **more)
 
 
 @pytest.mark.parametrize("call, said", [
@@ -792,14 +801,46 @@ NAN = float("nan")
     (lambda s: s.render([]), "got no camera at all"),
     (lambda s: s.render([s.camera(NAMES[0]), s.camera(NAMES[0]).resized(9, 9)]), "need one size, got 9x9 and 48x36"),
     (lambda s: s.at_level(2), "level 2 is outside of the hierarchy"),
+    (lambda s: s.at_level("fine"), "level fine is outside of the hierarchy"),
+    (lambda s: s.render(7), "expected a Camera or the name of a view, got int"),
+    (lambda s: s.masks(NAMES[0]), "give a list, of one where it is one"),
+    (lambda s: s.camera(7), "expected the name of a view, got 7"),
+    (lambda s: s.keep("mug"), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.keep(1.5), "whole numbers as ids, got 1.5"),
+    (lambda s: s.remove(True), "whole numbers as ids, got True"),
+    (lambda s: s.remove(None), "whole numbers as ids, got None"),
+    (lambda s: s.merge([1, 2]), r"got \[1, 2\]; give ids or objects one by one"),
+    (lambda s: s.remove(s.select(1, 2)), r"got Selection\(ids=\(1, 2\)\); .* with a star"),
+    (lambda s: s.split("mug", 2), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.rename("mug", "cup"), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.rename(1, 5), "a name of up to 200 printable characters was expected, got 5"),
+    (lambda s: s.export("out", "turntable", ["mug"]), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.transform(1, scale="2"), "a scale over 0 was expected, got '2'"),
+    (lambda s: s.transform(1, translation="up"), "a translation .* was expected, got 'up'"),
+    (lambda s: s.transform(1, rotation="z"), "a rotation .* was expected, got 'z'"),
     (lambda s: replace(s, splats=replace(s.splats, features=None)).render(NAMES[0], "features"), "has no features"),
     (lambda s: Segmentation(s.splats, s.labels, s.confidences).views, "has no views of its own; give a Camera"),
     (lambda s: cgc.cameras("/nowhere/at/all"), "there is no such folder"),
+    (lambda s: cgc.orbit(7), "an orbit goes around an object, a selection or a segmentation, got 7"),
+    (lambda _: look_from((1, 2, 3), to=(1, 2, 3)), "give two places"),
+    (lambda _: look_from((1, 2, 3), up=(0, 0, 0)), "an up that is not 0"),
+    (lambda _: look_from((1, NAN, 3)), r"eye is \(1, nan, 3\) where three finite numbers were expected"),
+    (lambda _: look_from((1, 3)), r"eye is \(1, 3\) where three"),
+    (lambda _: look_from("abc"), "eye is 'abc' where three"),
+    (lambda _: look_from((1, 2, 3), width=0), "a picture of 0x6 cannot be made"),
+    (lambda _: look_from((1, 2, 3), width=8.5), "a picture of 8.5x6 cannot be made"),
+    (lambda _: look_from((1, 2, 3), focal=0), "a focal length over 0 was expected, in pixels, got 0"),
 ])  # fmt: skip
 def test_bad_input_is_said_in_a_sentence(seg, call, said):
     with pytest.raises(InputError, match=said) as caught:
         call(seg)
     assert "\n" not in str(caught.value)
+
+
+def test_one_format_of_one_object_needs_no_list(seg, tmp_path):
+    for which in (2, seg[2]):
+        assert seg.export(tmp_path, "labels", which) == [tmp_path / "labels.npy"]
+        assert set(np.load(tmp_path / "labels.npy").tolist()) == {-1, 2}
 
 
 def test_views_go_by_their_stems_where_that_is_clear(seg):

@@ -160,6 +160,7 @@ def test_taking_out(run, tmp_path, capsys):
         (["query", "RUN", "--similar", "999"], "no segment 999"),
         (["query", "RUN", "--level", "2"], "level 2"),
         (["query", "NOWHERE"], "no run folder"),
+        (["export", "RUN", "--format", "turntable", "--to", "RUN"], "holds config.json"),
         (["edit", "RUN", "--out", "OUT"], "nothing to do"),
         (["edit", "RUN", "--out", "OUT", "--remove", "999"], "no segment 999"),
         (["edit", "RUN", "--out", "OUT", "--recolor", "1=blue"], "no colour"),

@@ -482,6 +482,9 @@ def test_steps_on_what_is_no_run(refused, tmp_path, scene):
     assert "there is no such folder; make one with `cgc run SCENE --out" in refused("cluster", tmp_path / "nowhere")
     for command in ("train", "lift", "cluster", "render", "export", "report", "info"):
         assert "is no run folder (config.json is missing)" in refused(command, scene)
+    (tmp_path / "segmentation.json").write_text("{}")
+    for command in ("cluster", "render", "info"):
+        assert "is a saved segmentation, which `cgc query`" in refused(command, tmp_path)
 
 
 def test_a_run_of_another_scene(refused, own_run, scene, tmp_path):

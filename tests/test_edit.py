@@ -486,9 +486,11 @@ def test_a_saved_segmentation_comes_back_to_the_bit(tmp_path):
     assert got.colors[4] == pytest.approx((128, 128, 128), abs=1)
     save(got.segmentation, tmp_path / "a/out")  # again, in its place
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["out"]
-    finer = made.at_level(1.0)
+    finer = made.at_level(0.97)  # between two stops
     save(finer, tmp_path / "finer")
-    np.testing.assert_array_equal(load_saved(tmp_path / "finer").segmentation.labels, finer.labels)
+    got = load_saved(tmp_path / "finer").segmentation
+    np.testing.assert_array_equal(got.labels, finer.labels)
+    assert got.level == finer.level
     with pytest.raises(InputError, match="at any level"):
         save(replace(made, labels=np.roll(made.labels, 1)), tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()

@@ -26,13 +26,13 @@ from cgc.ply import read_header, read_vertices
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import View
 from cgc.segmentation.edit import keep, relabel, remove, track
-from cgc.segmentation.export import FORMATS, Export, export, is_sound, safe_name, safe_path
+from cgc.segmentation.export import FORMATS, Export, export, export_turntables, is_sound, safe_name, safe_path
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segments import Segmentation
+from cgc.segmentation.turntable import turntable, turntable_cameras, write_animation
 from cgc.splats.ply import read_ply
 from cgc.splats.split import split
 from cgc.splats.types import Splats
-from cgc.view.turntable import export_turntables, turntable, turntable_cameras, write_animation
 
 RASTERIZER = CpuRasterizer()
 OLD_ARRAYS = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -66,7 +66,7 @@ def same(a: Splats, b: Splats) -> bool:
 
 
 def test_every_format_writes_what_it_says_it_did(job, tmp_path):
-    paths = export(job, tmp_path, list(FORMATS))
+    paths = export(replace(job, ids=[1, 2]), tmp_path, list(FORMATS))
     there = {p for p in tmp_path.rglob("*") if p.is_file()}
     assert set(paths) == there and len(paths) == len(there)
 
@@ -186,6 +186,11 @@ def test_boxes_as_json_and_as_a_spreadsheet_say_the_same(job, tmp_path):
     for row, line in zip(rows, flat):
         assert float(line["box_max_z"]) == row["box_max"][2] and int(line["color_g"]) == row["color"][1]
         assert int(line["pixels"]) == row["pixels"] > 0
+        box = job.segmentation[row["id"]].box
+        corners = np.array(row["oriented_centre"]) + np.array(row["oriented_size"]) / 2 @ row["oriented_axes"]
+        np.testing.assert_allclose(corners, box.corners[-1])
+        np.testing.assert_array_equal([float(line[f"oriented_axes_1_{axis}"]) for axis in "xyz"], box.axes[1])
+        assert float(line["oriented_size_x"]) == box.size[0]
     no_views = Export(job.segmentation, ids=[1])
     assert json.loads(FORMATS["boxes"](no_views, tmp_path)[0].read_text())["segments"][0]["views"] == 0
 
@@ -354,7 +359,8 @@ def test_animations_come_back(job, tmp_path):
         assert (gif.n_frames, gif.size, gif.info["loop"], gif.info["duration"]) == (5, (41, 41), 0, 100)
         for i in range(5):
             gif.seek(i)
-            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[i]).mean() < 6
+            shown = np.asarray(gif.convert("RGB")).astype(int)
+            assert np.abs(shown - frames[i]).mean() < 6 and (shown[0, 0] == 255).all()
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     write_animation(tmp_path / "t.mp4", frames)
     reader = imageio_ffmpeg.read_frames(str(tmp_path / "t.mp4"))

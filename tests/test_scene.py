@@ -718,6 +718,15 @@ def test_any_value_in_transforms_is_an_input_error_or_harmless(whole_models, key
         pass
 
 
+@pytest.mark.parametrize("up", [(0, 0, 1), (1, 1, 1), (-2, -2, -2), (0, 1e-9, 0)])
+def test_cameras_may_look_along_what_is_up(up):
+    for eye in (np.array(up, float), -np.array(up, float), np.array([3.0, 1, 2])):
+        camera = Camera.look_at(eye.tolist(), (0, 0, 0), width=8, height=6, up=up)
+        turn = camera.viewmat[:3, :3].double()
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-6)
+        np.testing.assert_allclose(turn[2], -eye / np.linalg.norm(eye), atol=1e-6)
+
+
 def test_what_is_up_is_the_mean_of_what_is_up_in_the_pictures():
     up = np.array([0.2, -0.5, 0.8]) / np.linalg.norm([0.2, -0.5, 0.8])
     ring = [Camera.look_at((x, y, 1), (0, 0, 0), width=8, height=6, up=up.tolist()) for x, y in ((3, 0), (-3, 0.1))]

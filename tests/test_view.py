@@ -276,9 +276,12 @@ def test_sizes_are_read():
 def test_a_screenshot_is_written_and_is_the_frame(seg, tmp_path):
     path = screenshot(seg, tmp_path / "new" / "shot.png", "color", FIRST)
     np.testing.assert_array_equal(pixels(path), frame(seg, seg.camera(FIRST)))
+    mine = Camera.look_at((3, 0, 2), (0, 0, 0), width=24, height=18)
+    path = screenshot(seg, tmp_path / "mine.png", "color", mine)
+    np.testing.assert_array_equal(pixels(path), frame(seg, mine))
     path = screenshot(seg, tmp_path / "b.jpg", "segments", "orbit:30", (64, 36), 1.0, Extras((3,), (3,), True))
     assert pixels(path).shape == (36, 64, 3)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.jpg", "new"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.jpg", "mine.png", "new"]
 
 
 @pytest.mark.parametrize(
@@ -292,6 +295,9 @@ def test_a_screenshot_is_written_and_is_the_frame(seg, tmp_path):
         ({"camera": "orbit:nan"}, "orbit:90"),
         ({"size": (0, 5)}, "each side must be from 1"),
         ({"size": (10**6, 5)}, "each side must be from 1"),
+        ({"size": "16x12"}, "the size '16x12' is none"),
+        ({"size": (1.5, 2)}, r"the size \(1.5, 2\) is none"),
+        ({"camera": 7}, "expected a Camera or the name of a view, got int"),
         ({"level": 1.5}, "expected 0"),
         ({"level": math.nan}, "expected 0"),
         ({"extras": Extras(selected=(99,))}, "there is no segment 99"),

@@ -143,7 +143,7 @@ class Hierarchy:
 
 def _checked(level: float) -> np.float32:
     """Return a level as levels are stored; InputError where it is none."""
-    if not 0 <= level <= 1:
+    if not isinstance(level, (int, float, np.number)) or not 0 <= level <= 1:
         raise InputError(f"level {level} is outside of the hierarchy: expected 0 (wholes) to 1 (smallest parts)")
     return np.float32(level)
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cgc.errors import InputError
+
 LEAST_EXTENT = 1e-6  # world units: that of cameras in one place
 
 
@@ -50,19 +52,42 @@ class Camera:
         focal: float | None = None,
         up: Sequence[float] = (0.0, 0.0, 1.0),
     ) -> Camera:
-        """Make a camera at `eye` that looks at `target`; `focal` in pixels (default: the larger side)."""
-        e, t = np.asarray(eye, float), np.asarray(target, float)
+        """Make a camera at `eye` that looks at `target`; `focal` in pixels (default: the larger side).
+
+        InputError where that says no direction, where a number is not finite, and for a picture without a pixel.
+        """
+        e, t, u = (_point(v, name) for v, name in ((eye, "eye"), (target, "target"), (up, "up")))
+        if not (np.linalg.norm(t - e) > 0 and np.linalg.norm(u) > 0):
+            raise InputError(
+                f"a camera at {e.tolist()} cannot look at {t.tolist()} with {u.tolist()} as up; give two places and an "
+                "up that is not 0"
+            )
+        if not (isinstance(width, (int, np.integer)) and isinstance(height, (int, np.integer)) and width > 0 < height):
+            raise InputError(f"a picture of {width}x{height} cannot be made; each side must be a whole number over 0")
+        if focal is not None and not (isinstance(focal, (int, float, np.number)) and 0 < focal < np.inf):
+            raise InputError(f"a focal length over 0 was expected, in pixels, got {focal!r}")
         forward = (t - e) / np.linalg.norm(t - e)
-        right = np.cross(forward, np.asarray(up, float))
+        right = np.cross(forward, u / np.linalg.norm(u))
         if np.linalg.norm(right) < 1e-8:  # looking along `up`: any right vector will do
-            right = np.cross(forward, np.roll(np.asarray(up, float), 1))
+            right = np.cross(forward, np.eye(3)[int(np.abs(forward).argmin())])
         right /= np.linalg.norm(right)
         rotation = np.stack([right, np.cross(forward, right), forward])  # rows: camera axes in the world
         viewmat = np.eye(4)
         viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ e
-        f = float(focal or max(width, height))
+        f = float(max(width, height) if focal is None else focal)
         K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1.0]])
         return Camera(torch.tensor(viewmat).float(), torch.tensor(K).float(), width, height)
+
+
+def _point(values: Sequence[float], name: str) -> np.ndarray:
+    """Return three finite numbers as float64 [3]; InputError where they are none."""
+    try:
+        made = np.asarray(values, float)
+    except (TypeError, ValueError):
+        made = np.zeros(0)
+    if made.shape != (3,) or not np.isfinite(made).all():
+        raise InputError(f"{name} is {values!r} where three finite numbers were expected")
+    return made
 
 
 @dataclass(frozen=True)

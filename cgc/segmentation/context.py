@@ -72,6 +72,8 @@ class Context:
 
     def camera(self, name: str) -> Camera:
         """The camera of a view, by the name of its photo, with its suffix or without; InputError names close ones."""
+        if not isinstance(name, str):
+            raise InputError(f"expected the name of a view, got {name!r}")
         if name in self.cameras:
             return self.cameras[name]
         stems = [full for full in self.cameras if full.rpartition(".")[0] == name]

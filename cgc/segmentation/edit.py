@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
@@ -34,7 +35,6 @@ MIN_SHARE = 0.5
 MAX_NAME = 200
 
 Ids = int | Sequence[int]
-Vector = Sequence[float] | np.ndarray
 
 
 def track(segmentation: Segmentation, origin: np.ndarray | None = None) -> Segmentation:
@@ -198,9 +198,12 @@ def paint(
 def relabel(segmentation: Segmentation, segment: int, name: str | None) -> Segmentation:
     """Name a segment; None or nothing takes its name away."""
     [segment] = _known(segmentation, segment)
+    wanted = f"a name of up to {MAX_NAME} printable characters was expected, got"
+    if not isinstance(name, str | None):
+        raise InputError(f"{wanted} {name!r}")
     text = unicodedata.normalize("NFC", (name or "").strip())
     if len(text) > MAX_NAME or not text.isprintable():
-        raise InputError(f"a name of up to {MAX_NAME} printable characters was expected, got {text[:40]!r}")
+        raise InputError(f"{wanted} {text[:40]!r}")
     names = {node: n for node, n in segmentation.names.items() if node != segment}
     made = replace(segmentation, names=names | ({segment: text} if text else {}))
     return _recorded(made, "relabel", ids=[segment], name=text)
@@ -210,10 +213,11 @@ def relabel(segmentation: Segmentation, segment: int, name: str | None) -> Segme
 
 
 def recolor(
-    segmentation: Segmentation, ids: Ids, rgb: Vector, *, how: Literal["shift", "tint"] = "shift"
+    segmentation: Segmentation, ids: Ids, rgb: ArrayLike, *, how: Literal["shift", "tint"] = "shift"
 ) -> Segmentation:
-    """Make `rgb` (0 to 1) the mean colour of some ids; shading stays.
+    """Make `rgb` (0 to 1) the mean colour of some ids; shading stays, where the colour leaves room for it.
 
+    A mean of 0 or 1 leaves none: what is all of it as dark, or as bright, as can be is flat.
     "shift" adds the same to every Gaussian, so that patterns stay; "tint" keeps how bright each is and nothing else.
     """
     chosen = _known(segmentation, ids)
@@ -248,10 +252,10 @@ def transform(
     segmentation: Segmentation,
     ids: Ids | None,
     *,
-    translation: Vector = (0.0, 0.0, 0.0),
-    rotation: Vector | None = None,
+    translation: ArrayLike = (0.0, 0.0, 0.0),
+    rotation: ArrayLike | None = None,
     scale: float = 1.0,
-    about: Vector | None = None,
+    about: ArrayLike | None = None,
     rasterizer: Rasterizer | None = None,
     cameras: Sequence[Camera] = (),
 ) -> Segmentation:
@@ -265,8 +269,8 @@ def transform(
     own = np.ones(len(segmentation.splats), bool) if everything else _members(segmentation, chosen)
     move = _vector(translation, 3, "a translation (x, y, z)")
     turn, quat = _rotation(rotation)
-    if not math.isfinite(scale) or scale <= 0:
-        raise InputError(f"a scale over 0 was expected, got {scale}")
+    if not isinstance(scale, (int, float, np.number)) or not math.isfinite(scale) or scale <= 0:
+        raise InputError(f"a scale over 0 was expected, got {scale!r}")
     splats, healed = segmentation.splats, 0
     middle = np.median(splats.means[torch.from_numpy(own)].detach().cpu().double().numpy(), axis=0)
     centre = middle if about is None else _vector(about, 3, "a point (x, y, z)")
@@ -306,14 +310,22 @@ def _recorded(segmentation: Segmentation, edit: str, **facts: Any) -> Segmentati
     return replace(segmentation, edits=(*segmentation.edits, record))
 
 
+def whole_ids(given: Iterable[Any]) -> list[int]:
+    """Return ids, each once, as they came; InputError for what is no whole number."""
+    given = list(given)
+    if wrong := [i for i in given if isinstance(i, bool) or not isinstance(i, (int, np.integer))]:
+        raise InputError(
+            f"segments have whole numbers as ids, got {wrong[0]!r}; give ids or objects one by one, a list's or a "
+            "selection's with a star: *them"
+        )
+    return list(dict.fromkeys(int(i) for i in given))
+
+
 def _known(segmentation: Segmentation, ids: Ids, *, empty: bool = False) -> list[int]:
     """Return the ids, each once, as they came; InputError for none, for one that is not there or has no Gaussians."""
-    given = [ids] if isinstance(ids, (int, np.integer)) else list(ids)
-    if not given:
+    chosen = whole_ids(ids if isinstance(ids, (list, tuple, range, np.ndarray)) else [ids])
+    if not chosen:
         raise InputError("no segment was given; name at least one id")
-    if wrong := [i for i in given if isinstance(i, bool) or not isinstance(i, (int, np.integer))]:
-        raise InputError(f"segments have whole numbers as ids, got {wrong[0]!r}")
-    chosen = list(dict.fromkeys(int(i) for i in given))
     tree = segmentation.hierarchy
     inside = _holding(tree)
     if unknown := [i for i in chosen if not 1 <= i <= tree.n_nodes or not (empty or inside[i])]:
@@ -352,7 +364,7 @@ def _text(ids: Sequence[int]) -> str:
     return ("segment " if len(ids) == 1 else "segments ") + ", ".join(map(str, ids))
 
 
-def _vector(values: Vector, n: int, what: str) -> np.ndarray:
+def _vector(values: ArrayLike, n: int, what: str) -> np.ndarray:
     try:
         made = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -362,7 +374,7 @@ def _vector(values: Vector, n: int, what: str) -> np.ndarray:
     return made
 
 
-def _rotation(given: Vector | None) -> tuple[np.ndarray, np.ndarray]:
+def _rotation(given: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     """Return a rotation as a matrix [3, 3] and a unit quaternion [4]."""
     if given is None:
         return np.eye(3), np.array([1.0, 0, 0, 0])

@@ -25,8 +25,9 @@ from cgc.masks.image_masks import bounding_box, encode
 from cgc.ply import write_vertices
 from cgc.rasterize.base import Rasterizer
 from cgc.scene import images
+from cgc.scene.cameras import Z, up_of
 from cgc.scene.types import Camera, View
-from cgc.segmentation.edit import ORIGIN
+from cgc.segmentation.edit import ORIGIN, whole_ids
 from cgc.segmentation.halo import seen_shares
 from cgc.segmentation.labels import render_ids
 from cgc.segmentation.saved import shown_level
@@ -65,7 +66,7 @@ class Export:
     def chosen(self) -> list[int]:
         """The ids to export, each once; InputError for one that owns no Gaussian."""
         shown = self.segmentation.ids.tolist()
-        wanted = shown if self.ids is None else list(dict.fromkeys(int(i) for i in self.ids))
+        wanted = shown if self.ids is None else whole_ids(self.ids)
         if not wanted:
             raise InputError(
                 "there is nothing to export: the scene has no segment; cluster it first, or choose some ids"
@@ -253,16 +254,23 @@ def export_points(job: Export, folder: Path) -> list[Path]:
 
 
 def export_boxes(job: Export, folder: Path) -> list[Path]:
-    """Write what is known of each object, its box among it, as boxes.json and boxes.csv."""
+    """Write what is known of each object, its boxes among it, as boxes.json and boxes.csv.
+
+    box_min, box_max and size are of the box along the world's axes; oriented_* are of `Object.box`, its axes as rows.
+    """
     rows, flat = [], []
     for s in job.table:
-        row = {"name": job.name(s.id), **vars(s), "size": s.size}
+        box = job.segmentation[s.id].box
+        oriented = {f"oriented_{key}": value.tolist() for key, value in vars(box).items()}
+        row = {"name": job.name(s.id), **vars(s), "size": s.size, **oriented}
         rows.append(row)
         line: dict[str, Any] = {}
         for key, value in row.items():
             if key == "children":
                 line[key] = " ".join(map(str, value))
-            elif isinstance(value, tuple):
+            elif key == "oriented_axes":
+                line |= {f"{key}_{i}_{axis}": v for i, along in enumerate(value) for axis, v in zip("xyz", along)}
+            elif isinstance(value, (tuple, list)):
                 line |= {f"{key}_{axis}": v for axis, v in zip("rgb" if key == "color" else "xyz", value)}
             else:
                 line[key] = _cell(value)
@@ -375,6 +383,22 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
+def export_turntables(job: Export, folder: Path, *, frames: int = 36, size: int = 256) -> list[Path]:
+    """Write each chosen object on its own, seen from all around: turntables/0007.gif."""
+    from cgc.segmentation.turntable import turntable, write_animation
+
+    if job.rasterizer is None:
+        raise InputError("turntables are pictures, which take a rasteriser; export from a run")
+    shared = up_of(view.camera for view in job.views)
+    up = Z if shared is None else shared
+    paths = []
+    for segment in job.chosen:
+        paths.append(folder / "turntables" / f"{job.stem(segment)}.gif")
+        shown = turntable(_rows(job, job.body(segment)), job.rasterizer, frames=frames, size=size, up=up)
+        write_animation(paths[-1], shown)
+    return paths
+
+
 FORMATS: dict[str, Exporter] = {
     "ply": export_ply,
     "selection": export_selection,
@@ -386,6 +410,7 @@ FORMATS: dict[str, Exporter] = {
     "masks": export_masks,
     "coco": export_coco,
     "cutouts": export_cutouts,
+    "turntable": export_turntables,
 }
 """What can be exported, by name."""
 
@@ -418,12 +443,17 @@ def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Expo
     return Export(segmentation, ids, views, context.rasterizer, photo, n_original=context.n_original)
 
 
-def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path]:
-    """Write some formats into a folder; unknown ones and unknown ids are refused before anything is written."""
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise InputError where there is no format, or one that cannot be written."""
     if unknown := [name for name in formats if name not in FORMATS]:
         raise InputError(f"there is no format {unknown[0]!r} to export; choose from {', '.join(FORMATS)}")
     if not formats:
         raise InputError(f"no format was given; choose from {', '.join(FORMATS)}")
+
+
+def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path]:
+    """Write some formats into a folder; unknown ones and unknown ids are refused before anything is written."""
+    check_formats(formats)
     if taken := [name for name in _NOT_INTO if (Path(folder) / name).exists()]:
         raise InputError(
             f"{folder} holds {taken[0]}: it is a scene, a run or a saved segmentation, whose own files an export might "

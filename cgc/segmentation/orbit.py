@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from cgc.errors import InputError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ROOM = 1.15
 """How much farther away a camera is than it would have to be to see all of the box."""
+REACH = 3.0
+"""Standard deviations of a Gaussian that are seen of it, however close their centres lie: there may be one alone."""
 
 
 def orbit(
@@ -37,18 +40,26 @@ def orbit(
     up: the direction the circle lies across (None: the views' own, z where there are none). focal: in pixels (None: the
     larger side).
     """
-    if n < 1 or width < 1 or height < 1:
-        raise InputError(f"an orbit of {n} cameras of {width}x{height} cannot be made; each must be at least 1")
-    context, means = _means(around)
+    if any(not isinstance(m, (int, np.integer)) or m < 1 for m in (n, width, height)):
+        raise InputError(
+            f"an orbit of {n} cameras of {width}x{height} cannot be made; each must be a whole number over 0"
+        )
+    context, means, reach = _extents(around)
     box = oriented_box(means)
-    f = focal or float(max(width, height))
-    radius = float(np.linalg.norm(box.size)) / 2
-    away = distance or ROOM * max(radius, 1e-6) / math.sin(math.atan(min(width, height) / (2 * f)))
-    if not (math.isfinite(away) and away > 0 and math.isfinite(elevation) and f > 0):
+    f = float(max(width, height)) if focal is None else focal
+    if not f > 0:
+        raise InputError(f"a focal length over 0 was expected, in pixels, got {focal!r}")
+    radius = max(float(np.linalg.norm(box.size)) / 2, REACH * reach, 1e-6)
+    whole = ROOM * radius / math.sin(math.atan(min(width, height) / (2 * f)))
+    away = whole if distance is None else distance
+    if not (math.isfinite(away) and away > 0 and math.isfinite(elevation)):
         raise InputError(f"an orbit at a distance of {away:g}, elevation {elevation:g} and focal {f:g} cannot be made")
-    axis = np.asarray(context.up if up is None else up, float)
+    try:
+        axis = np.asarray(context.up if up is None else up, float)
+    except (TypeError, ValueError):
+        axis = np.zeros(0)
     if axis.shape != (3,) or not np.isfinite(axis).all() or not np.linalg.norm(axis) > 0:
-        raise InputError(f"up is {axis.tolist()} where a direction of three finite numbers was expected, not all 0")
+        raise InputError(f"up is {up!r} where a direction of three finite numbers was expected, not all 0")
     return circle(box.centre, axis, away, n, elevation=elevation, width=width, height=height, focal=f)
 
 
@@ -71,9 +82,14 @@ def circle(
     return cameras
 
 
-def _means(around: Segmentation | Object | Selection) -> tuple[Context, np.ndarray]:
+def _extents(around: Segmentation | Object | Selection) -> tuple[Context, np.ndarray, float]:
+    """The context, the Gaussians' centres [n, 3], and the median of their largest standard deviations."""
+    if not isinstance(around, (Segmentation, Object, Selection)):
+        raise InputError(f"an orbit goes around an object, a selection or a segmentation, got {around!r}")
     seg = around if isinstance(around, Segmentation) else around.segmentation
     indices = np.flatnonzero(seg.labels > 0) if isinstance(around, Segmentation) else around.indices
     if not len(indices):
         raise InputError("there is nothing to go around: no Gaussian is in an object, or nothing is selected")
-    return seg.context, seg.splats.means.detach().cpu().numpy()[indices]
+    own = seg.splats.select(torch.from_numpy(indices)).detach()
+    widths = own.scales.amax(dim=1)
+    return seg.context, own.means.cpu().numpy(), float(widths.median())

@@ -6,7 +6,7 @@ levels are nested (see labels.py). So the mask of a whole is the union of the ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -99,6 +99,8 @@ def id_map(segmentation: Segmentation, view: ViewOrCamera) -> np.ndarray:
 
 def masks(segmentation: Segmentation, views: Sequence[ViewOrCamera]) -> list[np.ndarray]:
     """The id maps of some views or cameras, int32 [H, W] each, of any sizes."""
+    if isinstance(views, (str, Camera)):
+        raise InputError("id maps are made of several views at a time; give a list, of one where it is one: [view]")
     return [id_map(segmentation, view) for view in views]
 
 
@@ -130,6 +132,8 @@ def render(segmentation: Segmentation, views: ViewOrCamera | Sequence[ViewOrCame
         raise InputError(f"what={what!r} cannot be rendered; expected one of {', '.join(DRAW)}")
     if isinstance(views, (str, Camera)):
         return DRAW[what](segmentation, [camera_of(segmentation, views)])[0]
+    if not isinstance(views, Iterable):
+        camera_of(segmentation, views)  # which says what is wrong with it
     cameras = [camera_of(segmentation, v) for v in views]
     sizes = sorted({(c.width, c.height) for c in cameras})
     if len(sizes) != 1:

@@ -145,7 +145,7 @@ def _is_taken(folder: Path) -> bool:
 def shown_level(segmentation: Segmentation) -> float | None:
     """Return the level of the hierarchy that the labels show, None for the objects; InputError where it is none."""
     tree, labels = segmentation.hierarchy, np.where(segmentation.labels > 0, segmentation.labels, -1)
-    for level in [None, *map(float, tree.stops)]:
+    for level in [segmentation.level, None, *map(float, tree.stops)]:
         if np.array_equal(tree.at(level), labels):
             return level
     raise InputError("the labels are not what the hierarchy shows at any level; edit one level at a time, then save")

@@ -6,7 +6,7 @@ changed          edit.py        taken away            saved.py, export.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -271,9 +271,8 @@ class Segmentation:
         """Move, turn (a quaternion wxyz or a matrix) and scale an object. See `edit.transform`."""
         from cgc.segmentation import edit
 
-        turned, centre = (None if x is None else np.asarray(x, float) for x in (rotation, about))
         return edit.transform(
-            self, _ids([which]), translation=np.asarray(translation, float), rotation=turned, scale=scale, about=centre,
+            self, _ids([which]), translation=translation, rotation=rotation, scale=scale, about=about,
             rasterizer=self.context.rasterizer, cameras=self._cameras(),
         )  # fmt: skip
 
@@ -291,12 +290,16 @@ class Segmentation:
         return save(self, Path(folder or ""), self.context.source)
 
     def export(
-        self, folder: Path | str, formats: Sequence[str] = ("ply",), which: Sequence[int | Object] | None = None
+        self,
+        folder: Path | str,
+        formats: str | Sequence[str] = ("ply",),
+        which: int | Object | Iterable[int | Object] | None = None,
     ) -> list[Path]:
         """Write some formats of some objects (None: all that are shown) into a folder. See `export.FORMATS`."""
         from cgc.segmentation.export import export, job_of
 
-        return export(job_of(self, None if which is None else _ids(which)), folder, formats)
+        ids = None if which is None else _ids([which] if isinstance(which, (int, Object)) else which)
+        return export(job_of(self, ids), folder, [formats] if isinstance(formats, str) else formats)
 
     def _cameras(self) -> list[Camera]:
         """The views' cameras, as far as they are known."""
@@ -363,5 +366,6 @@ class Segmentation:
         return self.views[int(counts.argmax())] if counts.any() else ""
 
 
-def _ids(which: Sequence[int | Object]) -> list[int]:
-    return [w.id if isinstance(w, Object) else int(w) for w in which]
+def _ids(which: Iterable[int | Object]) -> list[int]:
+    """The ids of what may be objects; whether there are such is for those to say that take them."""
+    return [w.id if isinstance(w, Object) else w for w in which]

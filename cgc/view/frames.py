@@ -24,6 +24,7 @@ from cgc.geometry import sh_dc_to_rgb
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import NOISE_COLOR, segment_colors
 from cgc.segmentation.objects import Object, is_clean
+from cgc.segmentation.pictures import ViewOrCamera
 from cgc.segmentation.segmentation import Segmentation
 from cgc.view.pictures import overlay
 from cgc.view.ramps import NEAR_TO_FAR, UNSURE_TO_SURE, ramp
@@ -250,14 +251,15 @@ def screenshot(
     segmentation: Segmentation,
     path: Path | str,
     mode: str = "segments",
-    camera: str = "orbit",
+    camera: ViewOrCamera = "orbit",
     size: Size | None = None,
     level: float | None = None,
     extras: Extras = Extras(),
 ) -> Path:
     """Write a picture of a segmentation, whole or not at all; no display, GPU or Open3D is needed.
 
-    camera: a view's name, "orbit" or "orbit:90"; size: None is the view's own; level: of the hierarchy, 0 to 1.
+    camera: a view's name, "orbit", "orbit:90" or any Camera; size: None is the view's own; level: of the hierarchy,
+    0 to 1.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:

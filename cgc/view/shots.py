@@ -15,6 +15,7 @@ from cgc.scene.cameras import up_of
 from cgc.scene.types import Camera
 from cgc.segmentation.objects import Object, Selection
 from cgc.segmentation.orbit import orbit
+from cgc.segmentation.pictures import ViewOrCamera, camera_of
 from cgc.segmentation.segmentation import Segmentation
 
 Size = tuple[int, int]
@@ -37,6 +38,8 @@ def parse_size(text: str) -> Size:
 
 def check_size(size: Size) -> Size:
     """Return a size; InputError where a side is not in 1 to LARGEST_SIDE."""
+    if np.shape(size) != (2,) or not all(isinstance(side, (int, np.integer)) for side in size):
+        raise InputError(f"the size {size!r} is none; give the width and the height in pixels, as in (1280, 720)")
     if not all(1 <= side <= LARGEST_SIDE for side in size):
         raise InputError(
             f"a picture of {size[0]}x{size[1]} cannot be drawn; each side must be from 1 to {LARGEST_SIDE} pixels"
@@ -55,12 +58,12 @@ def fit(camera: Camera, size: Size) -> Camera:
     return replace(camera, K=K, width=width, height=height)
 
 
-def camera_named(segmentation: Segmentation, name: str, size: Size | None = None) -> Camera:
+def camera_named(segmentation: Segmentation, name: ViewOrCamera, size: Size | None = None) -> Camera:
     """Return the camera of a view by its name, or one on a circle: "orbit", "orbit:90" (degrees further on).
 
-    size: None is the view's own, and DEFAULT_SIZE on a circle.
+    A camera is taken as it is. size: None is the view's own, and DEFAULT_SIZE on a circle.
     """
-    found = re.fullmatch(rf"{ORBIT}(?::(.*))?", name)
+    found = re.fullmatch(rf"{ORBIT}(?::(.*))?", name) if isinstance(name, str) else None
     if not found:
         camera = _view(segmentation, name)
         return camera if size is None else fit(camera, size)
@@ -73,9 +76,9 @@ def camera_named(segmentation: Segmentation, name: str, size: Size | None = None
     return around(segmentation, turn, check_size(size or DEFAULT_SIZE))
 
 
-def _view(segmentation: Segmentation, name: str) -> Camera:
+def _view(segmentation: Segmentation, name: ViewOrCamera) -> Camera:
     try:
-        return segmentation.camera(name)
+        return camera_of(segmentation, name)
     except InputError as error:
         raise InputError(f"{error}, or take {ORBIT}") from error
 

@@ -13,9 +13,7 @@ import torch
 from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.rasterize.base import Rasterizer
-from cgc.scene.cameras import Z, up_of
 from cgc.scene.types import Camera
-from cgc.segmentation.export import Export
 from cgc.segmentation.orbit import circle
 from cgc.splats.types import Splats
 
@@ -67,20 +65,6 @@ def turntable(
     return made
 
 
-def export_turntables(job: Export, folder: Path, *, frames: int = 36, size: int = 256) -> list[Path]:
-    """Write each chosen object's turntable: turntables/0007.gif; a format like those of segmentation/export.py."""
-    if job.rasterizer is None:
-        raise InputError("turntables are pictures, which take a rasteriser; export from a run")
-    shared = up_of(view.camera for view in job.views)
-    up = Z if shared is None else shared
-    paths = []
-    for segment in job.chosen:
-        body = job.segmentation.splats.select(torch.from_numpy(job.body(segment)))
-        paths.append(folder / "turntables" / f"{job.stem(segment)}.gif")
-        write_animation(paths[-1], turntable(body, job.rasterizer, frames=frames, size=size, up=up))
-    return paths
-
-
 def write_animation(path: Path | str, frames: np.ndarray, *, fps: float = 12.0) -> None:
     """Write frames uint8 [F, H, W, 3] as a GIF that goes on for ever, or as an MP4, by the file's suffix."""
     path = Path(path)
@@ -100,8 +84,15 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
     from PIL import Image
 
     few = frames[:: max(1, len(frames) // 6)]
-    palette = Image.fromarray(few.reshape(-1, few.shape[2], 3)).quantize(256)  # one for all, so that nothing flickers
-    pictures = [Image.fromarray(frame).quantize(palette=palette) for frame in frames]
+    palette = Image.fromarray(few.reshape(-1, few.shape[2], 3)).quantize(255)  # one for all, so that nothing flickers
+    colors, back = (palette.getpalette() or [])[: 3 * 255], frames[0, 0, 0]
+    pictures = []
+    for frame in frames:
+        mixed = np.asarray(Image.fromarray(frame).quantize(palette=palette))
+        # what is behind gets a colour of its own: white, mixed with what is nearly white, is a grey square on a page
+        picture = Image.fromarray(np.where((frame == back).all(-1), len(colors) // 3, mixed).astype(np.uint8))
+        picture.putpalette([*colors, *back.tolist()])
+        pictures.append(picture)
     with write_beside(path) as temporary:
         pictures[0].save(
             temporary, format="GIF", save_all=True, append_images=pictures[1:], loop=0,
