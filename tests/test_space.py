@@ -105,6 +105,18 @@ def test_what_lies_between_two_things_is_taken_in_by_neither():
     assert np.array_equal(take_in(s.labels, np.array([9.0, 9.0, 0.5]), s.neighbours), s.labels)
 
 
+def test_what_no_view_shows_is_part_of_most_of_what_is_around_however_mixed():
+    s = scene(((0, 0, 0), 600, 0, 1.0), ((0.2, 0, 0), 600, 1, 1.0))
+    between = np.argsort(np.linalg.norm(s.places - [0.1, 0, 0], axis=1))[:10]
+    s.labels[between] = 2
+    found = take_in(s.labels, np.array([9.0, 9.0, 0.1]), s.neighbours)
+    assert found.max() == 1 and np.array_equal(np.delete(found, between), np.delete(s.labels, between))
+    s.labels[between[0]] = 3  # a speck in the speck goes where that goes
+    neighbours = s.neighbours.copy()
+    neighbours[between[0]] = between[1]
+    assert take_in(s.labels, np.array([9.0, 9.0, 0.1, 0.0]), neighbours).max() == 1
+
+
 def test_nothing_takes_nothing_in():
     assert (take_in(np.full(5, -1), np.zeros(0), np.zeros((5, 2), int)) == -1).all()
 

@@ -23,6 +23,7 @@ LEAST = 15  # ... Gaussians
 UNSURE = 0.5  # mean confidence: what the masks are surer of is no speck
 SURROUNDED = 0.7  # of a speck's outer neighbours: one label with as many takes it in
 HARDLY = 2.0  # views: what fewer show may be a speck as a whole
+NOWHERE = 0.25  # views: what fewer show is no segment that anyone sees, however little surrounds it
 ALONE = 40.0  # typical steps of all Gaussians: specks with no other thing so near are floaters
 APART = 0.5  # of the smaller one's size: components nearer to each other may be one thing seen in part
 CLEAR = 0.2  # of the gap: what lies as near to the line between two components is between them
@@ -74,7 +75,8 @@ def tidy(
 def take_in(groups: np.ndarray, seen: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
     """Return groups [N] (-1: none) in which specks of their own that hardly a view shows are part of what is around.
 
-    seen [A]: how many views show each group; neighbours [N, k]. A speck is small beside what surrounds it.
+    seen [A]: how many views show each group; neighbours [N, k]. A speck is small beside what surrounds it; what no view
+    shows is part of most of what is around, if that is larger.
     """
     if not len(seen):
         return groups
@@ -82,7 +84,10 @@ def take_in(groups: np.ndarray, seen: np.ndarray, neighbours: np.ndarray) -> np.
     around = links.argmax(axis=1)
     inside = links.max(axis=1, initial=0) >= SURROUNDED * np.maximum(links.sum(axis=1), 1)
     specks = inside & (seen < HARDLY) & (sizes <= SPECK * sizes[around])
+    specks |= (links.max(axis=1) > 0) & (seen < NOWHERE) & (sizes < sizes[around])
     into = np.where(specks, around, np.arange(len(seen)))
+    while (into != into[into]).any():  # a speck in a speck; each is smaller than what takes it in
+        into = into[into]
     return regroup(groups, into)
 
 
