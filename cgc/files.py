@@ -86,7 +86,7 @@ def read_json(path: Path | str, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{what} is missing: expected {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, a list in a list in ...
         raise InputError(f"{what} is not valid JSON: {path} ({error}); restore it or make it again") from error
 
 

@@ -106,7 +106,7 @@ def test_json_that_is_missing_or_broken_is_named(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(InputError, match=r"the table is missing: expected .*a\.json"):
         read_json(path, "the table")
-    for data in (b"", b"{", b"\xff\xfe"):
+    for data in (b"", b"{", b"\xff\xfe", b"9" * 5000, b"[" * 100_000):
         path.write_bytes(data)
         with pytest.raises(InputError, match="the table is not valid JSON"):
             read_json(path, "the table")
