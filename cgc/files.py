@@ -8,15 +8,21 @@ import errno
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from safetensors import SafetensorError
 
 from cgc.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -88,6 +94,24 @@ def read_json(path: Path | str, what: str) -> Any:
         raise InputError(f"{what} is missing: expected {path}") from error
     except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, a list in a list in ...
         raise InputError(f"{what} is not valid JSON: {path} ({error}); restore it or make it again") from error
+
+
+_NO_ARRAYS = (
+    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, RuntimeError, MemoryError, BadZipFile,
+    zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What numpy and zipfile raise for files of other kinds and for damaged ones: a header may ask for all memory."""
+
+
+def read_arrays(path: Path | str, *names: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a .npz, or those of some names that it has; ValueError says what is wrong with the file."""
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files if not names or name in names}
+    except _NO_ARRAYS as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def sha256(path: Path | str) -> str:

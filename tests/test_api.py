@@ -609,8 +609,9 @@ def test_a_sharpened_run_is_shown_as_sharpened(tiny_run, tmp_path):
              made._replace(labels=labels + 99), made._replace(origin=-origin)]  # fmt: skip
     for broken in wrong:
         save_sharpened(run, broken)
-        with pytest.raises(InputError, match=r"sharpened\.npz is of another clustering; run `cgc sharpen "):
-            cgc.load(run)
+        for read in (cgc.load, lambda folder: Workspace(open_run(folder), quiet=True).segmentation()):
+            with pytest.raises(InputError, match=r"sharpened\.npz is (of another clustering|broken).* again"):
+                read(run)
 
 
 def test_cameras_outlive_the_photos(tiny_run, tiny_scene, tmp_path):

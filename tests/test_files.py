@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cgc.errors import InputError
-from cgc.files import read_json, sha256, write_beside, write_json, write_text
+from cgc.files import read_arrays, read_json, sha256, write_beside, write_json, write_text
 
 NOISE = np.random.default_rng(0).integers(0, 60000, (99, 99)).astype(np.uint16)
 
@@ -110,6 +112,37 @@ def test_json_that_is_missing_or_broken_is_named(tmp_path):
         path.write_bytes(data)
         with pytest.raises(InputError, match="the table is not valid JSON"):
             read_json(path, "the table")
+
+
+@pytest.mark.parametrize("kind", ["another archive", "an array alone", "a pickle", "objects", "all memory", "lzma"])
+def test_files_that_hold_no_arrays_end_in_a_value_error(tmp_path, kind):
+    path = tmp_path / "a.npz"
+    if kind == "an array alone":
+        with open(path, "wb") as file:
+            np.save(file, NOISE)
+    elif kind == "a pickle":
+        path.write_bytes(b"\x80\x04N.")
+    elif kind == "objects":
+        np.savez(path, a=np.array([{}]))
+    else:
+        header = io.BytesIO()
+        shape = (10**17,) if kind == "all memory" else (3,)
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("a.npy", header.getvalue() + bytes(24))
+        if kind == "another archive":
+            path.write_bytes(path.read_bytes()[:-30])
+        if kind == "lzma":
+            data = path.read_bytes()
+            path.write_bytes(data[:60] + b"\xff" * 20 + data[80:])
+    with pytest.raises(ValueError, match=r"\w"):
+        read_arrays(path)
+
+
+def test_arrays_come_back_and_none_that_was_not_asked_for(tmp_path):
+    np.savez(tmp_path / "a.npz", a=NOISE, b=np.zeros(3))
+    assert list(read_arrays(tmp_path / "a.npz", "b", "c")) == ["b"]
+    assert np.array_equal(read_arrays(tmp_path / "a.npz")["a"], NOISE)
 
 
 def test_sha256(tmp_path):

@@ -15,19 +15,17 @@ import contextlib
 import errno
 import os
 import shutil
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
-from cgc.files import read_json, sha256, write_beside, write_json
+from cgc.files import read_arrays, read_json, sha256, write_beside, write_json
 from cgc.segmentation.segments import Segmentation, describe, describe_nodes, save_labels, save_table
 from cgc.splats.ply import read_ply, write_ply
 
@@ -208,7 +206,6 @@ def _read(folder: Path, extras: bool) -> Segmentation:
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, BadZipFile, zlib.error) as error:
+        return read_arrays(path)
+    except ValueError as error:
         raise InputError(f"{path} is broken ({error}); save the segmentation again") from error
