@@ -9,12 +9,14 @@ import hashlib
 import io
 import json
 import lzma
+import math
 import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 from zipfile import BadZipFile
 
 from safetensors import SafetensorError
@@ -94,6 +96,33 @@ def read_json(path: Path | str, what: str) -> Any:
         raise InputError(f"{what} is missing: expected {path}") from error
     except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, a list in a list in ...
         raise InputError(f"{what} is not valid JSON: {path} ({error}); restore it or make it again") from error
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Say whether a value of a JSON is what a type hint says; numbers are finite, of a TypedDict what there is counts.
+
+    Hints are Any, None, bool, int, float, str, lists, tuples, dicts, TypedDicts and unions of these.
+    """
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(fits(value, other) for other in inner)
+    if kind in (int, float):
+        allowed = int if kind is int else (int, float)
+        return isinstance(value, allowed) and not isinstance(value, bool) and abs(value) < math.inf
+    if is_typeddict(kind):
+        hints = get_type_hints(kind)
+        return (
+            isinstance(value, dict)
+            and kind.__required_keys__ <= value.keys()
+            and all(fits(v, hints.get(k, Any)) for k, v in value.items())
+        )
+    if kind is dict:
+        return isinstance(value, dict) and (not inner or all(fits(v, inner[1]) for v in value.values()))
+    if kind is tuple and inner[-1] is not ...:
+        return isinstance(value, list) and len(value) == len(inner) and all(map(fits, value, inner))
+    if kind in (list, tuple):
+        return isinstance(value, list) and all(fits(v, inner[0]) for v in value)
+    return kind is Any or (value is None if kind in (None, NoneType) else isinstance(value, kind))
 
 
 _NO_ARRAYS = (

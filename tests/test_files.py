@@ -8,6 +8,7 @@ import io
 import os
 import resource
 import zipfile
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -16,7 +17,20 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cgc.errors import InputError
-from cgc.files import read_arrays, read_json, sha256, write_beside, write_json, write_text
+from cgc.files import fits, read_arrays, read_json, sha256, write_beside, write_json, write_text
+
+
+class Named(TypedDict):
+    """What must be there."""
+
+    name: str
+
+
+class Facts(Named, total=False):
+    """And what may."""
+
+    level: float
+
 
 NOISE = np.random.default_rng(0).integers(0, 60000, (99, 99)).astype(np.uint16)
 
@@ -143,6 +157,25 @@ def test_arrays_come_back_and_none_that_was_not_asked_for(tmp_path):
     np.savez(tmp_path / "a.npz", a=NOISE, b=np.zeros(3))
     assert list(read_arrays(tmp_path / "a.npz", "b", "c")) == ["b"]
     assert np.array_equal(read_arrays(tmp_path / "a.npz")["a"], NOISE)
+
+
+@pytest.mark.parametrize(
+    ("hint", "good", "bad"),
+    [
+        (int, [0, -3], [True, 1.0, "1", None]),
+        (float, [0, 1.5], [True, float("nan"), float("inf"), "1", None]),
+        (bool, [True], [1, None]),
+        (str | None, ["", None], [1, []]),
+        (list[int], [[], [1, 2]], [[1, "2"], {}, None]),
+        (tuple[float, float], [[1, 2.5]], [[1], [1, 2, 3], ["a", "b"], 3]),
+        (tuple[int, ...], [[], [1, 2, 3]], [[1.5], None]),
+        (dict[str, int], [{}, {"a": 1}], [{"a": "b"}, [], None]),
+        (Facts, [{"name": "a"}, {"name": "a", "level": 1, "b": []}], [{}, {"name": 1}, {"name": "a", "level": ""}, []]),
+        (Any, [None, 1, []], []),
+    ],
+)
+def test_values_fit_their_hints(hint, good, bad):
+    assert all(fits(value, hint) for value in good) and not any(fits(value, hint) for value in bad)
 
 
 def test_sha256(tmp_path):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
-from cgc.files import read_arrays, read_json, write_beside, write_json
+from cgc.files import fits, read_arrays, read_json, write_beside, write_json
 from cgc.geometry import sh_dc_to_rgb
 from cgc.segmentation.objects import is_clean as is_clean
 from cgc.segmentation.segmentation import Segmentation
@@ -274,12 +274,17 @@ def load_nodes(folder: Path) -> list[Node]:
 def _load_rows(folder: Path, name: str, kind: type[Row]) -> list[Row]:
     path = folder / "segments.json"
     value = read_json(path, "the table of segments")
+    found: Any = value.get(name, [] if name == "nodes" else None) if isinstance(value, dict) else None
+    if not fits(found, list[dict]) or not all(_is_row(row, kind) for row in found):
+        raise InputError(f"{path} is not a table of segments; run `cgc render {folder}` again")
     names = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
-    try:
-        rows: list[dict[str, Any]] = value.get(name, []) if name == "nodes" else value[name]
-        return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items() if k in names}) for r in rows]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a table of segments ({error}); run `cgc render {folder}` again") from error
+    return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names}) for row in found]
+
+
+def _is_row(row: dict[str, Any], kind: type) -> bool:
+    """Say whether a row of a table has what it needs, and nothing of another kind than declared."""
+    needed = {f.name for f in fields(kind) if f.default is MISSING}
+    return needed <= row.keys() and all(fits(row[k], h) for k, h in get_type_hints(kind).items() if k in row)
 
 
 def export_segments(folder: Path, segmentation: Segmentation, name: str = "segments") -> list[Path]:
