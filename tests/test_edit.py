@@ -541,6 +541,7 @@ def test_broken_saves_are_said(tmp_path):
         ({"format": 2}, "format 2"), ({"names": 3}, "broken"), ({"names": {"1": 5}}, "broken"),
         ({"edits": {}}, "broken"), ({"edits": ["x"]}, "broken"), ({"level": "high"}, "broken"),
         ({"level": 7}, "outside of the hierarchy"), ({"colors": {"1": [1]}}, "broken"), ({"source": []}, "broken"),
+        ({"colors": {"1": [float("inf"), 0, 0]}}, "broken"),
         ({"sha256": {}}, "broken"), ({"sha256": {**facts["sha256"], "../x": "0"}}, "broken"),
     ):  # fmt: skip
         (good / "segmentation.json").write_text(json.dumps({**facts, **change}))

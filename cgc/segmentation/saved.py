@@ -111,7 +111,7 @@ def load_saved(folder: Path | str) -> SavedSegmentation:
         edits = tuple(dict(_typed(e, dict)) for e in _typed(facts["edits"], list))
         source, level = _typed(facts["source"], dict), facts["level"]
         level = None if level is None else float(level)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise broken from error
     for name in {"splats.ply", "segments.npz", *hashes}:
         path = folder / name
