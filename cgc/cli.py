@@ -203,7 +203,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _default_out(scene_folder: Path) -> Path:
-    return Path("runs") / scene_folder.resolve().name
+    return Path("runs") / Path(os.path.realpath(scene_folder)).name
 
 
 def _parse(name: str, arguments: list[str]) -> object:

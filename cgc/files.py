@@ -143,6 +143,19 @@ def read_arrays(path: Path | str, *names: str) -> dict[str, np.ndarray]:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Find every file below a folder but in hidden ones. Links are followed, into each folder once: they may circle."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        here = os.stat(parent)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+        else:
+            yield from (Path(parent, file) for file in files)
+        seen.add((here.st_dev, here.st_ino))
+
+
 def sha256(path: Path | str) -> str:
     """Hash a file's bytes, hex."""
     digest = hashlib.sha256()

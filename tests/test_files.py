@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cgc.errors import InputError
-from cgc.files import fits, read_arrays, read_json, sha256, write_beside, write_json, write_text
+from cgc.files import files_below, fits, read_arrays, read_json, sha256, write_beside, write_json, write_text
 
 
 class Named(TypedDict):
@@ -176,6 +176,17 @@ def test_arrays_come_back_and_none_that_was_not_asked_for(tmp_path):
 )
 def test_values_fit_their_hints(hint, good, bad):
     assert all(fits(value, hint) for value in good) and not any(fits(value, hint) for value in bad)
+
+
+def test_links_that_circle_are_followed_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in ("a/1.png", "2.png", ".hidden/3.png"):
+        (tmp_path / name).touch()
+    for name, to in (("a/up", ".."), ("again", "."), ("b", "a"), ("gone", "nothing")):
+        (tmp_path / name).symlink_to(to)
+    found = sorted(p.relative_to(tmp_path).as_posix() for p in files_below(tmp_path))
+    assert found == ["2.png", "a/1.png", "gone"]
 
 
 def test_sha256(tmp_path):
