@@ -187,7 +187,8 @@ def read_wholes(path: Path | str) -> np.ndarray:
     It is the smallest that contains the mask of the id, or that mask itself. InputError where the file has none.
     """
     found = _read(path, "wholes").get("wholes", np.zeros(0))
-    if found.ndim != 1 or not len(found) or not np.issubdtype(found.dtype, np.integer) or found.min() < 0:
+    numbers = found.ndim == 1 and len(found) and np.issubdtype(found.dtype, np.integer)
+    if not numbers or found.min() < 0 or found.max() > np.iinfo(np.int32).max:
         raise InputError(f"the masks {path} do not say which parts are of what; make them again")
     return found
 
