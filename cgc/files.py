@@ -68,9 +68,9 @@ def _not_written(path: Path, error: Exception) -> InputError:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write text as UTF-8, whole or not at all."""
+    """Write text as UTF-8, whole or not at all; what of a file's name is no UTF-8 is written as a number."""
     with write_beside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -109,6 +109,11 @@ def test_places_that_are_no_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder", "in"]
 
 
+def test_names_that_are_no_utf8_are_written_as_numbers(tmp_path):
+    write_text(tmp_path / "a.txt", os.fsdecode(b"caf\xe9") + "ü")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "caf\\udce9ü"
+
+
 def test_json_comes_back_and_holds_no_nan(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": [1, None, "ü"]})
