@@ -586,6 +586,17 @@ def test_tensors_that_were_mapped_are_read_as_any(tmp_path):
     assert found["none"].shape == (5, 0)
 
 
+@pytest.mark.parametrize("name", ["geometry.npy", "order.npy", "cells.npz"])
+def test_cut_splats_that_are_broken_are_said(tmp_path, name):
+    folder = tmp_path / "blocks"
+    a_geometry(tmp_path, some_splats(300), 100)
+    whole = (folder / name).read_bytes()
+    for data in (whole[: len(whole) // 2], b"", b"PK\3\4", b"\x80\4N."):
+        (folder / name).write_bytes(data)
+        with pytest.raises(InputError, match=r"blocks is broken .*; remove it and run the same command again"):
+            Geometry(folder)
+
+
 @pytest.mark.parametrize("name", ["features", "mass"])
 @pytest.mark.parametrize(
     "broken",
