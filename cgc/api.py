@@ -23,7 +23,7 @@ from cgc.scene.types import Camera, Scene
 from cgc.segmentation.context import Context
 from cgc.segmentation.edit import track
 from cgc.segmentation.saved import FACTS, load_saved
-from cgc.segmentation.segments import Segmentation, load_hierarchy, load_labels, load_sharpened, load_table
+from cgc.segmentation.segments import Segmentation, follow, load_hierarchy, load_labels, load_sharpened, load_table
 from cgc.splats.ply import read_ply
 
 
@@ -49,12 +49,8 @@ def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | Non
         _check(run, "labels", len(labels), len(splats))
     else:
         splats, labels, confidences, origin = sharpened
-        if not (_within(origin, 0, len(tree.leaves) - 1) and _within(labels, -1, tree.n_nodes)):
-            raise InputError(
-                f"{run.root / 'sharpened.npz'} is of another clustering; run `cgc sharpen {run.root}` again"
-            )
+        tree = follow(run.root, tree, sharpened)
         features = None if features is None else features[torch.from_numpy(origin)]
-        tree = tree.follow(origin, labels)
     context = _context(run, rasterizer or _rasterizer(device, run.stats), tree, n_original)
     made = Segmentation(replace(splats, features=features), labels, confidences, tree, context=context)
     return track(made, None if sharpened is None else sharpened.origin)
@@ -110,12 +106,6 @@ def _check(run: RunFolder, what: str, n: int, gaussians: int) -> None:
             f"{run.root} has {what} of {n:,} Gaussians for {gaussians:,}: they are of different trainings; "
             "do its steps again with `cgc run`"
         )
-
-
-def _within(numbers: np.ndarray, low: int, high: int) -> bool:
-    """Say whether an array holds whole numbers from low to high alone."""
-    whole = np.issubdtype(numbers.dtype, np.integer)
-    return bool(whole and (not len(numbers) or low <= numbers.min() <= numbers.max() <= high))
 
 
 class _Beside:

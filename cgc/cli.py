@@ -80,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         _complain(parallel.signed(error))
         return 2
+    except BrokenPipeError:  # `cgc --help | head`: who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own flush at exit is quiet
+        return 0
     except OSError as error:  # the system's refusals that nothing closer to them has explained
         name = f"{error.filename} " if error.filename else "a file "
         reason = error.strerror or error
@@ -203,7 +206,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _default_out(scene_folder: Path) -> Path:
-    return Path("runs") / scene_folder.resolve().name
+    return Path("runs") / Path(os.path.realpath(scene_folder)).name
 
 
 def _parse(name: str, arguments: list[str]) -> object:

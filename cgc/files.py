@@ -8,15 +8,23 @@ import errno
 import hashlib
 import io
 import json
+import lzma
+import math
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from zipfile import BadZipFile
 
 from safetensors import SafetensorError
 
 from cgc.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -60,9 +68,9 @@ def _not_written(path: Path, error: Exception) -> InputError:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write text as UTF-8, whole or not at all."""
+    """Write text as UTF-8, whole or not at all; what of a file's name is no UTF-8 is written as a number."""
     with write_beside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -86,8 +94,66 @@ def read_json(path: Path | str, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{what} is missing: expected {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, a list in a list in ...
         raise InputError(f"{what} is not valid JSON: {path} ({error}); restore it or make it again") from error
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Say whether a value of a JSON is what a type hint says; numbers are finite, of a TypedDict what there is counts.
+
+    Hints are Any, None, bool, int, float, str, lists, tuples, dicts, TypedDicts and unions of these.
+    """
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(fits(value, other) for other in inner)
+    if kind in (int, float):
+        allowed = int if kind is int else (int, float)
+        return isinstance(value, allowed) and not isinstance(value, bool) and abs(value) < math.inf
+    if is_typeddict(kind):
+        hints = get_type_hints(kind)
+        return (
+            isinstance(value, dict)
+            and kind.__required_keys__ <= value.keys()
+            and all(fits(v, hints.get(k, Any)) for k, v in value.items())
+        )
+    if kind is dict:
+        return isinstance(value, dict) and (not inner or all(fits(v, inner[1]) for v in value.values()))
+    if kind is tuple and inner[-1] is not ...:
+        return isinstance(value, list) and len(value) == len(inner) and all(map(fits, value, inner))
+    if kind in (list, tuple):
+        return isinstance(value, list) and all(fits(v, inner[0]) for v in value)
+    return kind is Any or (value is None if kind in (None, NoneType) else isinstance(value, kind))
+
+
+_NO_ARRAYS = (
+    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, RuntimeError, MemoryError, BadZipFile,
+    zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What numpy and zipfile raise for files of other kinds and for damaged ones: a header may ask for all memory."""
+
+
+def read_arrays(path: Path | str, *names: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a .npz, or those of some names that it has; ValueError says what is wrong with the file."""
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files if not names or name in names}
+    except _NO_ARRAYS as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Find every file below a folder but in hidden ones. Links are followed, into each folder once: they may circle."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        here = os.stat(parent)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+        else:
+            yield from (Path(parent, file) for file in files)
+        seen.add((here.st_dev, here.st_ino))
 
 
 def sha256(path: Path | str) -> str:

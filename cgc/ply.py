@@ -135,12 +135,12 @@ def _layout(path: Path, header: Header) -> tuple[np.dtype, int, int]:
     """Return what a vertex of a binary file is, how many there are, and where they begin."""
     before, vertex = _vertex(path, header)
     order = _ORDERS[header.format]
-    dtypes = [np.dtype([(n, _TYPES[kind].newbyteorder(order)) for n, kind in e.properties]) for e in (*before, vertex)]
-    offset = header.end + sum(e.count * t.itemsize for e, t in zip(before, dtypes))
+    offset = header.end + sum(e.count * _TYPES[kind].itemsize for e in before for _, kind in e.properties)
+    dtype = np.dtype([(name, _TYPES[kind].newbyteorder(order)) for name, kind in vertex.properties])
     size = path.stat().st_size
-    if offset + vertex.count * dtypes[-1].itemsize > size:
+    if offset + vertex.count * dtype.itemsize > size:
         raise _truncated(path, "vertex", vertex.count, size)
-    return dtypes[-1], vertex.count, offset
+    return dtype, vertex.count, offset
 
 
 def _read_text(path: Path, start: int, skipped: int, vertex: Element) -> np.ndarray:

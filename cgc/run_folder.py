@@ -16,11 +16,11 @@ import resource
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 from cgc import parallel
 from cgc.errors import InputError
-from cgc.files import read_json, write_json
+from cgc.files import fits, read_json, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
 
 if TYPE_CHECKING:
@@ -65,6 +65,56 @@ _BEFORE = {
     "export": "sharpen",
     "report": "render",
 }
+
+
+class ViewFacts(TypedDict):
+    """What stats.json has of a view: its split, train or test, and how near its picture comes to the photo."""
+
+    split: str
+    psnr: float
+    ssim: float
+
+
+class ThingFacts(TypedDict):
+    """What stats.json has of a true thing."""
+
+    name: str
+    predicted: int
+    pixels: int
+    iou: float
+    boundary_iou: float
+
+
+class SharpenFacts(TypedDict):
+    """What stats.json has of sharpening."""
+
+    used: bool
+    split: int
+    psnr_before: float
+    psnr_after: float
+
+
+class Stats(TypedDict, total=False):
+    """What is read again of stats.json, as far as the steps have come."""
+
+    steps: dict[str, str]
+    seconds: dict[str, float]
+    gaussians: int
+    extent: float
+    peak_rss_bytes: int
+    segments: int
+    noise: int
+    level: float
+    sharpened: SharpenFacts | None
+    quality: dict[str, ViewFacts]
+    psnr_train: float | None
+    psnr_test: float | None
+    ssim_train: float | None
+    ssim_test: float | None
+    miou_things: float
+    boundary_iou: float
+    pq: float
+    instances: list[ThingFacts]
 
 
 @dataclass(frozen=True)
@@ -258,17 +308,28 @@ def open_run(root: Path) -> RunFolder:
         raise InputError(
             f"{root / 'scene.json'} is not what this version writes ({error}); make the run again"
         ) from error
+    _check_kinds(root / "scene.json", vars(source), get_type_hints(Source))
     stats: dict[str, Any] = {"steps": {}, "seconds": {}}
     if (root / "stats.json").exists():
         found = read_json(root / "stats.json", "the run's stats.json")
         if not isinstance(found, dict) or not all(isinstance(found.get(k), dict) for k in stats):
             raise InputError(f"{root / 'stats.json'} is not what this version writes; make the run again")
+        _check_kinds(root / "stats.json", found, get_type_hints(Stats))
         stats = found
     if isinstance(config.get("train"), dict):
         config["train"] = YOUNGER | config["train"]
     settings = from_json(RunSettings, config, root / "config.json")
     check(settings)
     return RunFolder(root, settings, source, stats)
+
+
+def _check_kinds(path: Path, values: dict[str, Any], hints: dict[str, Any]) -> None:
+    """Raise InputError for the first value of a JSON that is of another kind than it should be."""
+    for name, value in values.items():
+        if not fits(value, hints.get(name, Any)):
+            raise InputError(
+                f"{path} is not what this version writes ({name} is {str(value)[:40]!r}); make the run again"
+            )
 
 
 def _versioned(path: Path, what: str) -> dict[str, Any]:

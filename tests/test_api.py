@@ -402,6 +402,13 @@ def test_rays_meet_objects_from_near_to_far(seg):
     assert [h.object.id for h in glass.along_ray(b + 2 * (b - a), a - b)] == [4, 1]
 
 
+@pytest.mark.parametrize("length", [1e-300, 7.0, 1e300])
+def test_directions_of_any_length_are_taken_and_left_as_they_are(seg, length):
+    above, direction = np.add(seg[1].centre, (0, 0, 3)), np.array([0, 0, -length])
+    assert seg.along_ray(above, direction)[0].object.id == 1
+    assert direction.tolist() == [0, 0, -length]
+
+
 def test_boxes_in_the_world(seg):
     everything = ([-np.inf] * 3, [np.inf] * 3)
     assert seg.in_box(*everything) == seg.objects == seg.in_box(*everything, partly=True)
@@ -610,8 +617,9 @@ def test_a_sharpened_run_is_shown_as_sharpened(tiny_run, tmp_path):
              made._replace(labels=labels + 99), made._replace(origin=-origin)]  # fmt: skip
     for broken in wrong:
         save_sharpened(run, broken)
-        with pytest.raises(InputError, match=r"sharpened\.npz is of another clustering; run `cgc sharpen "):
-            cgc.load(run)
+        for read in (cgc.load, lambda folder: Workspace(open_run(folder), quiet=True).segmentation()):
+            with pytest.raises(InputError, match=r"sharpened\.npz is (of another clustering|broken).* again"):
+                read(run)
 
 
 def test_cameras_outlive_the_photos(tiny_run, tiny_scene, tmp_path):

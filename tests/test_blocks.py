@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.sparse import csr_matrix
 from sklearn.metrics import adjusted_rand_score
 from tiny import SETTINGS, cameras, clumps, snapshot
@@ -583,6 +584,30 @@ def test_tensors_that_were_mapped_are_read_as_any(tmp_path):
     found = read_tensors(tmp_path / "a.safetensors", "", "features", "mass", "none")
     assert found["features"].sum() == 21 and found["mass"].tolist() == [0, 1, 2, 3, 4]
     assert found["none"].shape == (5, 0)
+
+
+@pytest.mark.parametrize("name", ["geometry.npy", "order.npy", "cells.npz"])
+def test_cut_splats_that_are_broken_are_said(tmp_path, name):
+    folder = tmp_path / "blocks"
+    a_geometry(tmp_path, some_splats(300), 100)
+    whole = (folder / name).read_bytes()
+    for data in (whole[: len(whole) // 2], b"", b"PK\3\4", b"\x80\4N."):
+        (folder / name).write_bytes(data)
+        with pytest.raises(InputError, match=r"blocks is broken .*; remove it and run the same command again"):
+            Geometry(folder)
+
+
+@pytest.mark.parametrize("name", ["features", "mass"])
+@pytest.mark.parametrize(
+    "broken",
+    [torch.zeros(5, 3, dtype=torch.int32), torch.zeros(5, 3).half(), torch.zeros(5, 3, 1), torch.tensor(1.0),
+     torch.full((5, 3), torch.nan), torch.zeros(4)],
+)  # fmt: skip
+def test_tensors_of_other_kinds_are_said(tmp_path, name, broken):
+    whole = {"features": torch.zeros(5, 3), "mass": torch.zeros(5)}
+    save_file({**whole, name: broken}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"a\.safetensors is broken \(its (features|mass) .*\); lift again"):
+        read_tensors(tmp_path / "a.safetensors", "lift again", "features", "mass")
 
 
 def test_the_limits_of_blocks_hold_for_the_usual_ones():

@@ -511,6 +511,16 @@ def test_out_that_would_lose_something(refused, scene, tmp_path):
     assert "could not be written (Not a directory)" in refused("run", scene, "--out", file / "run", *TINY)
 
 
+def test_links_that_lead_nowhere_but_to_themselves(refused, own_run, own_scene, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    new = [own_scene, "--out", tmp_path / "new", *TINY]
+    for words in (["run", loop], ["run", *new, "--splats", loop], ["run", *new, "--masks", loop],
+                  ["lift", own_run, "--masks", loop], ["train", own_run, "--scene", loop],
+                  ["reconstruct", loop]):  # fmt: skip
+        assert "loop" in refused(*words)
+
+
 def test_broken_results_are_said(refused, own_run):
     for name, step in (("features.safetensors", "cluster"), ("segments.npz", "render"), ("segments.json", "report")):
         data = (own_run / name).read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields, replace
 
 import numpy as np
@@ -525,6 +526,29 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("moved", [1, 2, 3])
+def test_a_save_that_was_killed_loses_nothing(tmp_path, monkeypatch, moved):
+    """A kill leaves what `os.replace` has done so far; the next save brings back what is aside."""
+    folder, replaced = save(tiny(), tmp_path / "out"), []
+    for name in ("mine.txt", "yours.txt"):
+        (folder / name).write_text(name)
+
+    def killed(old, new):
+        if "partial." not in str(old):  # not one of the files that are written beside
+            replaced.append(old)
+            if len(replaced) > moved:
+                raise KeyboardInterrupt
+        os.rename(old, new)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tiny(), tmp_path / "out")
+    monkeypatch.undo()
+    save(tiny(), tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and len(load_saved(folder).segmentation.splats)
+    assert all((folder / name).read_text() == name for name in ("mine.txt", "yours.txt"))
+
+
 def test_broken_saves_are_said(tmp_path):
     with pytest.raises(InputError, match=r"no segmentation\.json"):
         load_saved(tmp_path)
@@ -543,6 +567,7 @@ def test_broken_saves_are_said(tmp_path):
         ({"format": 2}, "format 2"), ({"names": 3}, "broken"), ({"names": {"1": 5}}, "broken"),
         ({"edits": {}}, "broken"), ({"edits": ["x"]}, "broken"), ({"level": "high"}, "broken"),
         ({"level": 7}, "outside of the hierarchy"), ({"colors": {"1": [1]}}, "broken"), ({"source": []}, "broken"),
+        ({"colors": {"1": [float("inf"), 0, 0]}}, "broken"),
         ({"sha256": {}}, "broken"), ({"sha256": {**facts["sha256"], "../x": "0"}}, "broken"),
     ):  # fmt: skip
         (good / "segmentation.json").write_text(json.dumps({**facts, **change}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -363,10 +365,16 @@ def test_truth_that_cannot_be_read(tmp_path):
     (tmp_path / "instance" / "001.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(InputError, match="not a readable image"):
         read_truth(tmp_path, ["001"])
+    size = b"IHDR" + struct.pack(">IIBBBBB", 10**5, 10**5, 8, 0, 0, 0, 0)  # 10 GB of pixels
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
+    (tmp_path / "instance" / "001.png").write_bytes(header + struct.pack(">I", 0) + b"IDAT")
+    with pytest.raises(InputError, match="not a readable image"):
+        read_truth(tmp_path, ["001"])
     Image.new("RGB", (3, 2)).save(tmp_path / "instance" / "002.png")
     with pytest.raises(InputError, match="3 channels"):
         read_truth(tmp_path, ["002"])
-    for broken in ({"instances": [{"id": 1}]}, {"instances": 3}, [], {}):
+    endless = {"id": float("inf"), "name": "cup", "stuff": False}
+    for broken in ({"instances": [{"id": 1}]}, {"instances": [endless]}, {"instances": 3}, [], {}):
         (tmp_path / "instances.json").write_text(json.dumps(broken))
         with pytest.raises(InputError, match="id, name, stuff and parent"):
             read_truth(tmp_path, ["000"])

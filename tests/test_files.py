@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import resource
+import zipfile
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -14,7 +17,20 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cgc.errors import InputError
-from cgc.files import read_json, sha256, write_beside, write_json, write_text
+from cgc.files import files_below, fits, read_arrays, read_json, sha256, write_beside, write_json, write_text
+
+
+class Named(TypedDict):
+    """What must be there."""
+
+    name: str
+
+
+class Facts(Named, total=False):
+    """And what may."""
+
+    level: float
+
 
 NOISE = np.random.default_rng(0).integers(0, 60000, (99, 99)).astype(np.uint16)
 
@@ -93,6 +109,11 @@ def test_places_that_are_no_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder", "in"]
 
 
+def test_names_that_are_no_utf8_are_written_as_numbers(tmp_path):
+    write_text(tmp_path / "a.txt", os.fsdecode(b"caf\xe9") + "ü")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "caf\\udce9ü"
+
+
 def test_json_comes_back_and_holds_no_nan(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": [1, None, "ü"]})
@@ -106,10 +127,71 @@ def test_json_that_is_missing_or_broken_is_named(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(InputError, match=r"the table is missing: expected .*a\.json"):
         read_json(path, "the table")
-    for data in (b"", b"{", b"\xff\xfe"):
+    for data in (b"", b"{", b"\xff\xfe", b"9" * 5000, b"[" * 100_000):
         path.write_bytes(data)
         with pytest.raises(InputError, match="the table is not valid JSON"):
             read_json(path, "the table")
+
+
+@pytest.mark.parametrize("kind", ["another archive", "an array alone", "a pickle", "objects", "all memory", "lzma"])
+def test_files_that_hold_no_arrays_end_in_a_value_error(tmp_path, kind):
+    path = tmp_path / "a.npz"
+    if kind == "an array alone":
+        with open(path, "wb") as file:
+            np.save(file, NOISE)
+    elif kind == "a pickle":
+        path.write_bytes(b"\x80\x04N.")
+    elif kind == "objects":
+        np.savez(path, a=np.array([{}]))
+    else:
+        header = io.BytesIO()
+        shape = (10**17,) if kind == "all memory" else (3,)
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("a.npy", header.getvalue() + bytes(24))
+        if kind == "another archive":
+            path.write_bytes(path.read_bytes()[:-30])
+        if kind == "lzma":
+            data = path.read_bytes()
+            path.write_bytes(data[:60] + b"\xff" * 20 + data[80:])
+    with pytest.raises(ValueError, match=r"\w"):
+        read_arrays(path)
+
+
+def test_arrays_come_back_and_none_that_was_not_asked_for(tmp_path):
+    np.savez(tmp_path / "a.npz", a=NOISE, b=np.zeros(3))
+    assert list(read_arrays(tmp_path / "a.npz", "b", "c")) == ["b"]
+    assert np.array_equal(read_arrays(tmp_path / "a.npz")["a"], NOISE)
+
+
+@pytest.mark.parametrize(
+    ("hint", "good", "bad"),
+    [
+        (int, [0, -3], [True, 1.0, "1", None]),
+        (float, [0, 1.5], [True, float("nan"), float("inf"), "1", None]),
+        (bool, [True], [1, None]),
+        (str | None, ["", None], [1, []]),
+        (list[int], [[], [1, 2]], [[1, "2"], {}, None]),
+        (tuple[float, float], [[1, 2.5]], [[1], [1, 2, 3], ["a", "b"], 3]),
+        (tuple[int, ...], [[], [1, 2, 3]], [[1.5], None]),
+        (dict[str, int], [{}, {"a": 1}], [{"a": "b"}, [], None]),
+        (Facts, [{"name": "a"}, {"name": "a", "level": 1, "b": []}], [{}, {"name": 1}, {"name": "a", "level": ""}, []]),
+        (Any, [None, 1, []], []),
+    ],
+)
+def test_values_fit_their_hints(hint, good, bad):
+    assert all(fits(value, hint) for value in good) and not any(fits(value, hint) for value in bad)
+
+
+def test_links_that_circle_are_followed_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in ("a/1.png", "2.png", ".hidden/3.png"):
+        (tmp_path / name).touch()
+    for name, to in (("a/up", ".."), ("again", "."), ("b", "a"), ("gone", "nothing")):
+        (tmp_path / name).symlink_to(to)
+    found = sorted(p.relative_to(tmp_path).as_posix() for p in files_below(tmp_path))
+    assert found == ["2.png", "a/1.png", "gone"]
 
 
 def test_sha256(tmp_path):

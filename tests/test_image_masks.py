@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map
-from cgc.masks.image_masks import ImageMasks, decode, encode, read_facts
+from cgc.masks.image_masks import ImageMasks, decode, encode, read_facts, read_wholes
 
 
 def disc(height, width, y, x, r):
@@ -165,6 +165,15 @@ def test_file(tmp_path):
     np.savez(tmp_path / "d.npz", format=1, size=[4, 5], runs=np.array([3], np.uint32), lengths=[1], scores=[1.0])
     with pytest.raises(InputError, match="cover 3 pixels"):
         ImageMasks.load(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("wholes", [[], [1.0], [-1], [[1]], [2**31], [2**63]])
+def test_wholes_that_are_no_numbers_of_masks(tmp_path, wholes):
+    nested().save(tmp_path / "a.npz", painted=np.array([-1, 0, 1]))
+    assert read_wholes(tmp_path / "a.npz")[0] == 0
+    np.savez(tmp_path / "a.npz", wholes=np.array(wholes))
+    with pytest.raises(InputError, match="do not say which parts are of what"):
+        read_wholes(tmp_path / "a.npz")
 
 
 def test_coco(tmp_path):

@@ -83,6 +83,14 @@ def test_colours_and_broken_files_are_no_id_maps(tmp_path):
             read_id_map(path)
 
 
+@pytest.mark.parametrize("strange", [-1, 65536, 10**9])
+def test_ids_that_no_png_of_16_bits_holds(tmp_path, strange):
+    """A TIFF that is called .png may hold any: what counts ids would take memory by the largest."""
+    Image.fromarray(np.array([[0, strange]], np.int32)).save(tmp_path / "a.png", format="TIFF")
+    with pytest.raises(InputError, match=rf"a\.png holds the ids .*{strange}.*; expected 0 to 65535"):
+        read_id_map(tmp_path / "a.png")
+
+
 # ---- a folder
 
 

@@ -437,6 +437,21 @@ def test_broken_run_folders_are_said(own_run, name, text, said):
         open_run(own_run)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("scene.json", "masks", 5), ("scene.json", "fingerprint", []), ("scene.json", "scene", None),
+     ("stats.json", "seconds", {"train": "long"}), ("stats.json", "gaussians", "many"), ("stats.json", "level", []),
+     ("stats.json", "quality", {"a": {"split": "test"}}), ("stats.json", "instances", [3]),
+     ("stats.json", "sharpened", {"used": True}), ("stats.json", "psnr_test", "nan"),
+     ("stats.json", "steps", {"lift": 3})],
+)  # fmt: skip
+def test_values_of_other_kinds_are_said(own_run, name, key, value):
+    facts = json.loads((own_run / name).read_text())
+    (own_run / name).write_text(json.dumps({**facts, key: value}))
+    with pytest.raises(InputError, match=rf"{name} is not what this version writes \({key} is "):
+        open_run(own_run)
+
+
 # ---- settings
 
 

@@ -284,6 +284,7 @@ def test_where_the_scene_goes(tmp_path):
     assert default_scene(tmp_path / "a") == default_scene(tmp_path / "a/images") == tmp_path / "a"
     assert default_scene(tmp_path / "plain") == tmp_path / "plain_scene"
     assert default_scene(tmp_path / "clip.v2.mp4") == tmp_path / "clip.v2_scene"
+    assert default_scene(Path("/")) == Path("/_scene")
 
 
 def test_trying_hardest_finds_more(corner, tmp_path, monkeypatch):

@@ -228,6 +228,20 @@ def test_a_broken_table_is_said(tmp_path, text):
         load_table(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("gaussians", "7"), ("confidence", None), ("centre", [1, 2]), ("color", [1, 2, 3.5]), ("box_max", ["a", 1, 2]),
+     ("best_view", 3), ("children", [None]), ("level", float("nan"))],
+)  # fmt: skip
+def test_a_table_with_values_of_other_kinds_is_said(tmp_path, name, value):
+    save_table(tmp_path, describe(five(), {}), {})
+    table = json.loads((tmp_path / "segments.json").read_text())
+    table["segments"][1][name] = value
+    (tmp_path / "segments.json").write_text(json.dumps(table))
+    with pytest.raises(InputError, match=r"segments\.json is not a table of segments; run `cgc render"):
+        load_table(tmp_path)
+
+
 # ---- segmentations and their files
 
 

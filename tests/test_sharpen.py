@@ -370,6 +370,10 @@ def test_broken_files_are_said(tmp_path):
         load_sharpened(tmp_path)
     save_sharpened(tmp_path, None)
     assert load_sharpened(tmp_path) is None and not (tmp_path / "sharpened.ply").exists()
+    for column in ({"labels": labels[:, None]}, {"labels": np.array(1)}, {"confidences": labels.astype(str)}):
+        save_sharpened(tmp_path, made._replace(**column))
+        with pytest.raises(InputError, match=r"npz is broken \(its (labels|confidences) are \[.* was expected"):
+            load_sharpened(tmp_path)
     (tmp_path / "sharpened.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"sharpened.npz is broken .* run `cgc sharpen"):
         load_sharpened(tmp_path)

@@ -206,6 +206,14 @@ def test_huge_element_before_the_vertices(tmp_path):
     assert "more than its" in refused(tmp_path / "a.ply", content)
 
 
+def test_an_element_before_the_vertices_may_name_a_property_twice(tmp_path):
+    before = "element face 2\nproperty float a\nproperty uchar a"
+    whole = ply_bytes(columns_of(make_splats(5, 1)), before=before)
+    start = whole.index(b"end_header\n") + len(b"end_header\n")
+    (tmp_path / "a.ply").write_bytes(whole[:start] + bytes(10) + whole[start:])
+    assert torch.equal(read_ply(tmp_path / "a.ply").means, make_splats(5, 1).means)
+
+
 @pytest.mark.parametrize("n_rest", [1, 8, 10, 48])
 def test_odd_number_of_sh_terms(tmp_path, n_rest):
     columns = columns_of(make_splats(2, 0)) | {f"f_rest_{i}": np.zeros(2, "f4") for i in range(n_rest)}

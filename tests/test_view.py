@@ -832,6 +832,12 @@ def test_without_viser_there_is_the_command_that_installs_it(seg, monkeypatch):
         web.serve(seg, free_port())
 
 
+@pytest.mark.parametrize("host", ["", "\udcff", "ü"])
+def test_hosts_that_are_none(host):
+    with pytest.raises(InputError, match=r"where an address was expected: 127\.0\.0\.1, or 0\.0\.0\.0 for everybody"):
+        web.check_port(host, free_port())
+
+
 def test_serving_ends_when_it_is_interrupted(seg, monkeypatch):
     pytest.importorskip("viser", reason="viser, the extra 'web', is not installed")
     said, port = [], free_port()

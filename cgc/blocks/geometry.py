@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 
 from cgc.blocks.cut import Cut, cut, is_near, sides
-from cgc.files import write_beside
+from cgc.errors import InputError
+from cgc.files import read_arrays, write_beside
 from cgc.scene.types import Camera
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.types import Splats
@@ -36,12 +38,15 @@ class Geometry:
     """Cut splats on disk, mapped into memory."""
 
     def __init__(self, folder: Path) -> None:
-        """Open what `write_geometry` has left in a folder."""
-        self._values = np.load(folder / "geometry.npy", mmap_mode="r")
-        self._order = np.load(folder / "order.npy", mmap_mode="r")
-        with np.load(folder / "cells.npz") as data:
+        """Open what `write_geometry` has left in a folder; InputError where it is broken."""
+        try:
+            self._values = open_memmap(folder / "geometry.npy", mode="r")
+            self._order = open_memmap(folder / "order.npy", mode="r")
+            data = read_arrays(folder / "cells.npz")
             self.cut = Cut(self._order, data["cells"], data["blocks"])
             self._low, self._high, self._reach = data["low"], data["high"], data["reach"]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise InputError(f"{folder} is broken ({error}); remove it and run the same command again") from error
 
     def __len__(self) -> int:
         return len(self._order)

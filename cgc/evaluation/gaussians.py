@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from scipy.spatial import KDTree
 
 from cgc.errors import InputError
+from cgc.files import read_arrays
 
 TOLERANCE = 0.005
 """A Gaussian is on a surface if a sample of it is nearer than this share of the diagonal of the samples' box."""
@@ -27,9 +26,9 @@ class SurfaceSamples:
 def read_samples(path: Path) -> SurfaceSamples:
     """Read points.npz (`xyz` [M, 3], `instance` [M]); InputError where it is broken."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            xyz, ids = data["xyz"].astype(float), data["instance"].astype(np.int64)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        data = read_arrays(path)
+        xyz, ids = data["xyz"].astype(float), data["instance"].astype(np.int64)
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path} is no file of surface samples, "xyz" and "instance" ({error}); restore it') from error
     if xyz.ndim != 2 or xyz.shape[1] != 3 or ids.shape != (len(xyz),) or not len(xyz) or not np.isfinite(xyz).all():
         raise InputError(

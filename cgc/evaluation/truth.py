@@ -14,7 +14,7 @@ from PIL import Image
 from cgc.errors import InputError
 from cgc.evaluation.instances import position_in
 from cgc.files import read_json
-from cgc.masks.id_maps import MAX_ID, read_id_map
+from cgc.masks.id_maps import MAX_ID, UNREADABLE, read_id_map
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _read_instances(path: Path) -> dict[int, dict[str, Any]]:
         instances = {int(x["id"]): x for x in value["instances"]}
         for x in instances.values():
             _ = x["name"], x["stuff"], int(x.get("parent") or 0)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f'{path} needs "instances", a list with id, name, stuff and parent each ({error!r}); correct it'
         ) from error
@@ -101,7 +101,7 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
     try:
         with Image.open(path) as image:
             ids = np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} is not a readable image ({error}); restore it") from error
     if ids.ndim != 2:
         raise InputError(f"{path} has {ids.shape[-1]} channels where one of ids was expected; restore it")

@@ -7,20 +7,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cgc.errors import InputError
 
+_AXES = {"features": 2, "mass": 1}
+"""How many axes the tensors of a run have; the first are the Gaussians."""
+
 
 def read_tensors(path: Path, advice: str, *names: str) -> dict[str, Tensor]:
-    """Read tensors; InputError with the advice where the file is broken or lacks one of `names`."""
+    """Read float32 tensors, `features` [N, D] and `mass` [N] among them, or one of these.
+
+    InputError with the advice where the file is broken, lacks one of `names`, or has something else in it.
+    """
     try:
         data = load_file(path)
-        return {name: data[name] for name in names}
-    except (SafetensorError, KeyError, OSError) as error:
+        found = {name: data[name] for name in names}
+        for name, values in found.items():
+            shape = list(values.shape)
+            if values.dtype != torch.float32 or len(shape) != _AXES.get(name, len(shape)):
+                raise ValueError(f"its {name} are {shape} of {values.dtype}")
+            if not values.isfinite().all():
+                raise ValueError(f"its {name} are not finite")
+        if len({len(found[name]) for name in _AXES if name in found}) > 1:
+            raise ValueError("its features and its mass are of different numbers of Gaussians")
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
         raise InputError(f"{path} is broken ({error}); {advice}") from error
+    return found
 
 
 def map_tensors(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:

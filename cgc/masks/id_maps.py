@@ -193,6 +193,9 @@ def read_id_map(path: Path | str) -> np.ndarray:
         pixels = channels[..., 0]
     elif mode not in _ID_MODES:
         raise InputError(f"the mask {path} is of the kind {mode}; expected a PNG of one channel, 8 or 16 bits")
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high > MAX_ID:  # a TIFF, whatever it is called
+        raise InputError(f"the mask {path} holds the ids {low} to {high}; expected 0 to {MAX_ID}, as in a 16-bit PNG")
     return pixels.astype(np.int32)
 
 

@@ -6,18 +6,16 @@ and inside, outside first. M masks, H W image size, R atoms: the largest sets of
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 from scipy import ndimage
 
 from cgc.errors import InputError
-from cgc.files import write_beside
+from cgc.files import read_arrays, write_beside
 
 INSIDE = 0.9
 """A mask is in another one that has this share of its pixels ..."""
@@ -189,7 +187,8 @@ def read_wholes(path: Path | str) -> np.ndarray:
     It is the smallest that contains the mask of the id, or that mask itself. InputError where the file has none.
     """
     found = _read(path, "wholes").get("wholes", np.zeros(0))
-    if found.ndim != 1 or not len(found) or not np.issubdtype(found.dtype, np.integer) or found.min() < 0:
+    numbers = found.ndim == 1 and len(found) and np.issubdtype(found.dtype, np.integer)
+    if not numbers or found.min() < 0 or found.max() > np.iinfo(np.int32).max:
         raise InputError(f"the masks {path} do not say which parts are of what; make them again")
     return found
 
@@ -322,7 +321,6 @@ def bounding_box(counts: np.ndarray, height: int) -> tuple[int, int, int, int]:
 
 def _read(path: Path | str, *names: str) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files if not names or name in names}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        return read_arrays(path, *names)
+    except ValueError as error:
         raise InputError(f"the masks {path} cannot be read ({error}); make them again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -50,9 +51,9 @@ def run_all(
     with parallel.first_before_others():
         scene = read_scene(scene_path, settings.scene, quiet=quiet)
     source = Source(
-        scene=str(scene_path.resolve()),
-        masks=str(masks.resolve()) if isinstance(masks, Path) else None,
-        splats=str(splats.resolve()) if splats else None,
+        scene=os.path.realpath(scene_path),
+        masks=os.path.realpath(masks) if isinstance(masks, Path) else None,
+        splats=os.path.realpath(splats) if splats else None,
         fingerprint=fingerprint(scene),
     )
     work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene, device=device)
@@ -65,7 +66,7 @@ def run_all(
         if not run.is_done("train"):
             check_images(scene.views)
         run.save_settings()  # where that fails, nothing is made in vain
-        run.source = replace(run.source, masks=str(masks(scene).resolve()))
+        run.source = replace(run.source, masks=os.path.realpath(masks(scene)))
     if run.source.masks:
         run.source = replace(run.source, masks_hash=work.hash_masks())
         notes += work.masks.notes
@@ -110,10 +111,10 @@ def run_step(
     check(run.settings)
     check_size(run.settings.blocks.gaussians)
     if masks is not None:
-        run.source = replace(run.source, masks=str(masks.resolve()))
+        run.source = replace(run.source, masks=os.path.realpath(masks))
     work = Workspace(run, quiet=quiet, device=device)
     if scene is not None:
-        run.source = replace(run.source, scene=str(scene.resolve()))
+        run.source = replace(run.source, scene=os.path.realpath(scene))
         with parallel.first_before_others():
             _ = work.scene
     meet(work)

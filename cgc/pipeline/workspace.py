@@ -26,7 +26,7 @@ from cgc.progress import console
 from cgc.rasterize.base import NEAR_OF_EXTENT, Rasterizer, device_of
 from cgc.run_folder import RunFolder
 from cgc.scene.types import Scene
-from cgc.segmentation.segments import Segmentation, SharpenedSplats, load_hierarchy, load_labels, load_sharpened
+from cgc.segmentation.segments import Segmentation, SharpenedSplats, follow, load_hierarchy, load_labels, load_sharpened
 from cgc.splats.ply import read_ply
 from cgc.splats.types import Splats
 
@@ -174,8 +174,8 @@ class Workspace:
         tree = load_hierarchy(self.run.root)
         if self.sharpened is None:
             return Segmentation(self.splats, *load_labels(self.run.root), tree)
-        splats, labels, confidences, origin = self.sharpened
-        return Segmentation(splats, labels, confidences, tree.follow(origin, labels))
+        splats, labels, confidences, _ = self.sharpened
+        return Segmentation(splats, labels, confidences, follow(self.run.root, tree, self.sharpened))
 
     @property
     def has_levels(self) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cgc.errors import InputError
+from cgc.files import files_below
 from cgc.scene.types import View
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -46,13 +47,9 @@ def find_images(folder: Path, names: Sequence[str]) -> list[Path | None]:
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
     stems: dict[str, list[Path]] = {}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in files:
-            stem, suffix = os.path.splitext(file)
-            if suffix.lower() in SUFFIXES:
-                path = Path(parent, file)
-                stems.setdefault(Path(parent, stem).relative_to(folder).as_posix(), []).append(path)
+    for path in files_below(folder):
+        if path.suffix.lower() in SUFFIXES:
+            stems.setdefault(path.with_suffix("").relative_to(folder).as_posix(), []).append(path)
     return stems
 
 

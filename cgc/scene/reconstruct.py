@@ -18,6 +18,7 @@ from PIL import Image
 
 from cgc import parallel
 from cgc.errors import InputError, some
+from cgc.files import files_below
 from cgc.progress import console, progress_bar
 from cgc.scene.images import SUFFIXES, load_photo, read_header
 from cgc.scene.video import VIDEO_SUFFIXES, extract_frames
@@ -79,12 +80,12 @@ class _Photo:
 
 def default_scene(photos: Path) -> Path:
     """Return where the scene of `photos` goes: X for X/images or for X with images/, else PHOTOS_scene beside."""
-    photos = photos.resolve()
+    photos = Path(os.path.realpath(photos))
     if photos.is_dir() and (photos / "images").is_dir():
         return photos
     if photos.is_dir() and photos.name == "images":
         return photos.parent
-    return photos.with_name(f"{photos.name if photos.is_dir() else photos.stem}_scene")
+    return photos.parent / f"{photos.name if photos.is_dir() else photos.stem}_scene"
 
 
 def reconstruct(
@@ -180,14 +181,8 @@ def _make(photos: Path, out: Path, stage: Path, settings: ReconstructSettings, q
 
 def list_photos(folder: Path) -> list[tuple[str, Path]]:
     """Return (name, path) of every image below `folder`, sorted; hidden folders and files are left out."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in files:
-            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):
-                path = Path(parent, file)
-                found.append((path.relative_to(folder).as_posix(), path))
-    return sorted(found)
+    found = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
 
 
 def read_photos(folder: Path, quiet: bool) -> tuple[list[_Photo], list[str]]:

@@ -160,8 +160,9 @@ def along_ray(segmentation: Segmentation, origin: ArrayLike, direction: ArrayLik
     at most 1; an object of which less than a hundredth is seen is left out.
     """
     start, along = _numbers(origin, 3, "the origin of a ray"), _numbers(direction, 3, "a direction")
-    if not np.linalg.norm(along) > 0:
+    if not along.any():
         raise InputError("the direction of a ray has length 0; give the vector it goes along")
+    along = along / np.abs(along).max()  # the square of a length may be beyond all numbers
     along /= np.linalg.norm(along)
     camera = Camera.look_at(start.tolist(), (start + along).tolist(), width=1, height=1, focal=RAY_FOCAL)
     rows = segmentation.context.rasterizer.contributions(segmentation.splats, camera)

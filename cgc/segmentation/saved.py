@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
-from cgc.files import read_json, sha256, write_beside, write_json
+from cgc.files import read_arrays, read_json, sha256, write_beside, write_json
 from cgc.segmentation.segments import Segmentation, describe, describe_nodes, save_labels, save_table
 from cgc.splats.ply import read_ply, write_ply
 
@@ -61,6 +60,7 @@ def save(
     there, and for a full disk.
     """
     folder = Path(folder).absolute()
+    _mend(folder)
     if _is_taken(folder):
         raise InputError(f"{folder} holds something else than a saved segmentation; choose another folder")
     level = shown_level(segmentation)
@@ -73,23 +73,43 @@ def save(
             os.replace(folder, old)
         try:
             os.replace(beside, folder)
-        except OSError:
+        except BaseException:
             if old.exists():
                 os.replace(old, folder)
             raise
-        if old.exists():  # what others have put there stays: exports, pictures, notes
-            for path in [p for p in old.iterdir() if p.name not in _OWN]:
-                os.replace(path, folder / path.name)
+        if old.exists():
+            _keep_others(old, folder)
+            _remove_own(old)
     except OSError as error:
         why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise InputError(f"{folder} could not be saved ({why}) and is left as it was; choose another") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for name in _OWN:
-                (old / name).unlink(missing_ok=True)
-            old.rmdir()  # not where something of others is left in it
     return folder
+
+
+def _mend(folder: Path) -> None:
+    """Bring back what a save that was killed has moved aside."""
+    with contextlib.suppress(OSError):
+        for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+            if not folder.exists():
+                os.replace(old, folder)
+            else:
+                _keep_others(old, folder)
+                _remove_own(old)
+
+
+def _keep_others(old: Path, folder: Path) -> None:
+    """Move what others have put beside a saved segmentation to the new one: exports, pictures, notes."""
+    for path in [p for p in old.iterdir() if p.name not in _OWN and not (folder / p.name).exists()]:
+        os.replace(path, folder / path.name)
+
+
+def _remove_own(old: Path) -> None:
+    with contextlib.suppress(OSError):
+        for name in _OWN:
+            (old / name).unlink(missing_ok=True)
+        old.rmdir()  # not where something of others is left in it
 
 
 def load_saved(folder: Path | str) -> SavedSegmentation:
@@ -113,7 +133,7 @@ def load_saved(folder: Path | str) -> SavedSegmentation:
         edits = tuple(dict(_typed(e, dict)) for e in _typed(facts["edits"], list))
         source, level = _typed(facts["source"], dict), facts["level"]
         level = None if level is None else float(level)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise broken from error
     for name in {"splats.ply", "segments.npz", *hashes}:
         path = folder / name
@@ -208,7 +228,6 @@ def _read(folder: Path, extras: bool) -> Segmentation:
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, BadZipFile, zlib.error) as error:
+        return read_arrays(path)
+    except ValueError as error:
         raise InputError(f"{path} is broken ({error}); save the segmentation again") from error

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-from zipfile import BadZipFile
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
-from cgc.files import read_json, write_beside, write_json
+from cgc.files import fits, read_arrays, read_json, write_beside, write_json
 from cgc.geometry import sh_dc_to_rgb
 from cgc.segmentation.objects import is_clean as is_clean
 from cgc.segmentation.segmentation import Segmentation
@@ -152,38 +150,56 @@ def save_labels(
 
 def load_labels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read labels [N] int32 and confidences [N] float32 from segments.npz; InputError where it is missing or broken."""
-    data = _read_columns(folder, "labels", "confidences")
-    return data["labels"].astype(np.int32), data["confidences"].astype(np.float32)
+    data = _read_labels(folder, "labels", "confidences")
+    return data["labels"], data["confidences"]
 
 
 def load_hierarchy(folder: Path) -> Hierarchy:
     """Read the hierarchy from segments.npz, flat where it has none; InputError where it is missing or broken."""
     names = ("leaves", "node_parents", "node_levels", "base_level")
-    data = _read_columns(folder, "labels", optional=names)
-    labels = data["labels"].astype(np.int32)
+    path, again = folder / "segments.npz", f"run `cgc cluster {folder}` again"
+    data = _read_labels(folder, "labels", optional=names)
     if not any(name in data for name in names):
-        return Hierarchy.flat(labels)
-    again = f"run `cgc cluster {folder}` again"
+        return Hierarchy.flat(data["labels"])
     if absent := [name for name in names if name not in data]:
-        raise InputError(f"{folder / 'segments.npz'} is broken (it has no {', '.join(absent)}); {again}")
-    leaves, parents, levels = (data[name] for name in names[:3])
-    hierarchy = Hierarchy(
-        leaves.astype(np.int32), parents.astype(np.int32), levels.astype(np.float32), float(data["base_level"])
-    )
-    if not np.array_equal(hierarchy.at(), np.where(labels > 0, labels, -1)):
-        raise InputError(f"{folder / 'segments.npz'} is broken (labels and hierarchy do not agree); {again}")
+        raise InputError(f"{path} is broken (it has no {', '.join(absent)}); {again}")
+    leaves, parents, levels, base = (data[name] for name in names)
+    hierarchy = Hierarchy(leaves, parents, levels, float(base))
+    if not np.array_equal(hierarchy.at(), np.where(data["labels"] > 0, data["labels"], -1)):
+        raise InputError(f"{path} is broken (labels and hierarchy do not agree); {again}")
     return hierarchy
 
 
-def _read_columns(folder: Path, *names: str, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def _read_labels(folder: Path, *names: str, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     path = folder / "segments.npz"
     if not path.exists():
         raise InputError(f"{path} is missing: the run is not clustered yet; run `cgc cluster {folder}` first")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            return {name: data[name] for name in (*names, *(n for n in optional if n in data))}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        return _read_columns(path, *names, optional=optional)
+    except ValueError as error:
         raise InputError(f"{path} is broken ({error}); run `cgc cluster {folder}` again") from error
+
+
+_ALONE = {"base_level": np.float64, "used": np.bool_}
+_COLUMNS = {
+    "labels": np.int32, "confidences": np.float32, "origin": np.int64, "leaves": np.int32, "node_parents": np.int32,
+    "node_levels": np.float32,
+}  # fmt: skip
+"""What the columns of segments.npz and sharpened.npz hold; `_ALONE` are single values."""
+
+
+def _read_columns(path: Path, *names: str, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Read columns, each in its type; ValueError where one is missing, or is not what its name says."""
+    data = read_arrays(path, *names, *optional)
+    if absent := [name for name in names if name not in data]:
+        raise ValueError(f"it has no {', '.join(absent)}")
+    for name, values in data.items():
+        kind = np.dtype(_ALONE.get(name) or _COLUMNS[name])
+        if values.ndim != (name not in _ALONE) or not np.can_cast(values.dtype, kind, "same_kind"):
+            raise ValueError(f"its {name} are {list(values.shape)} of {values.dtype} where {kind} was expected")
+        if not np.isfinite(values).all():
+            raise ValueError(f"its {name} are not finite")
+    return {name: values.astype(_ALONE.get(name) or _COLUMNS[name]) for name, values in data.items()}
 
 
 class SharpenedSplats(NamedTuple):
@@ -216,16 +232,27 @@ def load_sharpened(folder: Path) -> SharpenedSplats | None:
     """Read what sharpening left, None where the splats stay as they are; InputError where it is broken."""
     path, again = folder / "sharpened.npz", f"run `cgc sharpen {folder}` again"
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            if not data["used"]:
-                return None
-            columns = data["labels"], data["confidences"], data["origin"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        if not _read_columns(path, "used")["used"]:
+            return None
+        columns = _read_columns(path, "labels", "confidences", "origin")
+    except ValueError as error:
         raise InputError(f"{path} is broken ({error}); {again}") from error
     splats = read_ply(folder / "sharpened.ply")
-    if any(len(c) != len(splats) for c in columns):
+    if any(len(c) != len(splats) for c in columns.values()):
         raise InputError(f"{path} and sharpened.ply beside it are of different runs; {again}")
-    return SharpenedSplats(splats, *columns)
+    return SharpenedSplats(splats, **columns)
+
+
+def follow(folder: Path, tree: Hierarchy, sharpened: SharpenedSplats) -> Hierarchy:
+    """Return a run's tree for its sharpened splats; InputError where these are of another clustering."""
+    labels, origin = sharpened.labels, sharpened.origin
+    if not (_within(origin, 0, len(tree.leaves) - 1) and _within(labels, -1, tree.n_nodes)):
+        raise InputError(f"{folder / 'sharpened.npz'} is of another clustering; run `cgc sharpen {folder}` again")
+    return tree.follow(origin, labels)
+
+
+def _within(numbers: np.ndarray, low: int, high: int) -> bool:
+    return not len(numbers) or bool(low <= numbers.min() <= numbers.max() <= high)
 
 
 def save_table(folder: Path, table: list[Segment], facts: Mapping[str, Any], nodes: Sequence[Node] = ()) -> None:
@@ -247,12 +274,17 @@ def load_nodes(folder: Path) -> list[Node]:
 def _load_rows(folder: Path, name: str, kind: type[Row]) -> list[Row]:
     path = folder / "segments.json"
     value = read_json(path, "the table of segments")
+    found: Any = value.get(name, [] if name == "nodes" else None) if isinstance(value, dict) else None
+    if not fits(found, list[dict]) or not all(_is_row(row, kind) for row in found):
+        raise InputError(f"{path} is not a table of segments; run `cgc render {folder}` again")
     names = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
-    try:
-        rows: list[dict[str, Any]] = value.get(name, []) if name == "nodes" else value[name]
-        return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items() if k in names}) for r in rows]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a table of segments ({error}); run `cgc render {folder}` again") from error
+    return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names}) for row in found]
+
+
+def _is_row(row: dict[str, Any], kind: type) -> bool:
+    """Say whether a row of a table has what it needs, and nothing of another kind than declared."""
+    needed = {f.name for f in fields(kind) if f.default is MISSING}
+    return needed <= row.keys() and all(fits(row[k], h) for k, h in get_type_hints(kind).items() if k in row)
 
 
 def export_segments(folder: Path, segmentation: Segmentation, name: str = "segments") -> list[Path]:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 
 from cgc.errors import InputError
-from cgc.files import write_beside
+from cgc.files import read_arrays, write_beside
 from cgc.segmentation.pictures import id_map, render
 
 if TYPE_CHECKING:
@@ -150,13 +148,12 @@ def _key(segmentation: Segmentation, model: TextImageModel) -> str:
 def _read(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Read embeddings that were made of the same objects; None where there are none, or they cannot be read."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            ids, embeddings = data["ids"], data["embeddings"]
-            if str(data["key"]) != key or ids.ndim != 1 or embeddings.ndim != 2 or len(ids) != len(embeddings):
-                return None
-            return ids, embeddings
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+        data = read_arrays(path)
+        ids, embeddings, made_of = data["ids"], data["embeddings"], str(data["key"])
+    except (ValueError, KeyError):
         return None
+    fits = made_of == key and ids.ndim == 1 and embeddings.ndim == 2 and len(ids) == len(embeddings)
+    return (ids, embeddings) if fits else None
 
 
 def _write(path: Path, key: str, ids: np.ndarray, embeddings: np.ndarray) -> None:

@@ -103,6 +103,8 @@ def check_port(host: str, port: int) -> None:
     """Raise InputError where a port cannot be listened at: viser would take another one and not say so."""
     if not 1 <= port <= 65535:
         raise InputError(f"the port is {port} where 1 to 65535 was expected; 8080 is usual")
+    if not host or not host.isascii():  # none would be the whole network
+        raise InputError(f"the host is {host!r} where an address was expected: {HOST}, or 0.0.0.0 for everybody")
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
