@@ -87,6 +87,17 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     assert "cgc demo" in result.stdout and "cgc run PHOTOS" in " ".join(result.stdout.split())
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        code = "from cgc.cli import main; raise SystemExit(main(['info', '--help']))"
+        result = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(write)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as end:
