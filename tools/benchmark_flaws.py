@@ -46,11 +46,14 @@ BEGIN, END = "<!-- flaws: begin -->", "<!-- flaws: end -->"
 
 @dataclass(frozen=True)
 class Kind:
-    """Flaws of masks, how many training views there are to one with masks, and whether things are cut into parts."""
+    """Flaws of masks, how many training views there are to one with masks, and how things are cut into parts.
+
+    whole: the share of the views in which a thing is whole all the same; None: nothing is cut.
+    """
 
     flaws: Flaws = field(default_factory=Flaws)
     step: int = 1
-    parts: bool = False
+    whole: float | None = None
 
 
 KINDS: dict[str, Kind] = {
@@ -60,7 +63,10 @@ KINDS: dict[str, Kind] = {
     "35 % of touching pairs merged, none split": Kind(Flaws(missing=0.05, split=0.0, pair_merged=0.35)),
     "40 % missing": Kind(Flaws(missing=0.4)),
     "every third view has masks": Kind(step=3),
-    "things of a body and two to four parts, each by itself in half of the views": Kind(Flaws(split=0.0), parts=True),
+    "things whole in half of the views, in three to five parts in the others": Kind(
+        Flaws(split=0.0, part_merged=0.0), whole=0.5
+    ),
+    "a body and two to four parts, each by itself in half of the views": Kind(Flaws(split=0.0), whole=0.0),
 }
 PART = 10_000  # ids from this on are parts of things: PART + PARTS * thing + k, k > 0
 PARTS = 5
@@ -73,7 +79,8 @@ class Benchmark:
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
     """Finished runs of scenes with truth."""
     seeds: tuple[int, ...] = (106, 107, 108)
-    """Seeds of the flaws; how the level is found was chosen with 100 to 102, what few views show with 103 to 105."""
+    """Seeds of the flaws; how the level is found was chosen with 100 to 102 and 109 to 111, what few views show with
+    103 to 105."""
     method: Literal["features", "graph"] = "features"
     """What is joined: pieces of features' clusters, or the masks themselves (the mask graph)."""
     write: Path | None = None
@@ -86,11 +93,14 @@ def flawed(work: Workspace, kind: Kind, seed: int) -> dict[int, np.ndarray]:
     table = json.loads((root / "instances.json").read_text())
     parents = {row["id"]: row["parent"] for row in table["instances"] if row.get("parent")}
     stuff, made = {row["id"] for row in table["instances"] if row.get("stuff")}, {}
-    centres = part_centres(root, parents, stuff) if kind.parts else {}
+    centres = part_centres(root, parents, stuff) if kind.whole is not None else {}
     parents |= {PART + PARTS * thing + k: thing for thing, places in centres.items() for k in range(1, len(places))}
     for i in work.train_views[:: kind.step]:
         ids = read_id_map(root / "instance" / f"{work.picture_names[i]}.png")
-        ids = in_parts(work, i, ids, parents, centres) if kind.parts else ids
+        if kind.whole is not None:
+            drawn = np.random.default_rng([seed, i]).random(len(centres)) >= kind.whole
+            cut = {thing: places for (thing, places), is_cut in zip(centres.items(), drawn) if is_cut}
+            ids = in_parts(work, i, ids, parents, cut)
         made[i] = noisy_masks(ids, parents, stuff, seed * 1000 + i, kind.flaws).astype(np.int32)
     return made
 
@@ -101,7 +111,8 @@ def part_centres(root: Path, parents: Mapping[int, int], stuff: set[int]) -> dic
     wholes = np.array([parents.get(ident, ident) for ident in range(int(samples.ids.max()) + 1)])[samples.ids]
     for ident in sorted(set(wholes.tolist()) - stuff - {0}):
         places, k = samples.xyz[wholes == ident], int(rng.integers(3, PARTS + 1))
-        made[ident] = KMeans(min(k, len(places)), n_init=1, random_state=0).fit(places).cluster_centers_
+        means = KMeans(min(k, len(places)), n_init=1, random_state=0)  # pyright: ignore
+        made[ident] = means.fit(places).cluster_centers_
     return made
 
 
@@ -110,7 +121,7 @@ def in_parts(
 ) -> np.ndarray:
     """Give each pixel of true ids [H, W] the part of its whole whose middle is nearest to the surface there.
 
-    The first of the `centres` is the body's, which keeps the id of the whole.
+    The first of the `centres` is the body's, which keeps the id of the whole; without centres all of it does.
     """
     camera = work.scene.views[view].camera
     shown = work.rasterizer.render(work.splats, torch.zeros(len(work.splats), 1), [camera], depth=True)
@@ -121,9 +132,8 @@ def in_parts(
     places, out = (seen - viewmat[:3, 3]) @ viewmat[:3, :3], ids.astype(np.int64)
     for ident in np.unique(ids[ids > 0]).tolist():
         whole, own = parents.get(ident, ident), ids == ident
-        if whole in centres:
-            nearest = KDTree(centres[whole]).query(places[own])[1]
-            out[own] = np.where(nearest, PART + PARTS * whole + nearest, whole)
+        nearest = KDTree(centres[whole]).query(places[own])[1] if whole in centres else 0
+        out[own] = np.where(nearest, PART + PARTS * whole + nearest, whole)
     return out
 
 
