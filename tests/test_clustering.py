@@ -808,3 +808,23 @@ def test_wholes_hold_together_what_no_id_map_has_in_one():
     for v in range(8):
         column = np.flatnonzero((nested.together.views == 8 + v) & (nested.together.ids == 1))
         assert len(column) == 1 and np.allclose(weights[:, column[0]], slow[v])
+
+
+@pytest.mark.parametrize(
+    ("by_masks", "joined", "level"), [(0.2, True, 1.4 * 0.2), (0.45, True, 0.5), (0.2, False, 0.5)]
+)
+def test_masks_joined_by_themselves_keep_the_level_from_being_too_high(monkeypatch, by_masks, joined, level):
+    """Twelve pieces of six things, which masks know as six: the level by pieces is 0.5."""
+    pieces, columns = np.repeat(np.arange(12), 20), views_of(np.repeat(np.arange(6), 40), [list(range(6))] * 8)
+    monkeypatch.setattr(cluster_module, "suitable_level", lambda p, *_: 0.5 if len(p.seen) == 12 else by_masks)
+    if not joined:
+        monkeypatch.setattr(cluster_module, "PURE", 1.1)  # no mask is
+    looks = [Look(0, np.arange(240), csr_matrix(np.ones((240, 1), np.float32)), np.array([1]))]
+    neighbours = np.stack([np.abs(np.arange(240) - k) for k in range(1, 9)], 1)
+    space = Space(torch.arange(240)[:, None].expand(-1, 3) / 240, torch.from_numpy(neighbours))
+    for opinion in (True, False):
+        found = cluster_module._joined(
+            pieces, columns, torch.ones(240), ClusterSettings(settle=False), {}, space, lambda: looks,
+            second_opinion=opinion,
+        )  # fmt: skip
+        assert found.hierarchy.base == pytest.approx(level if opinion else 0.5) and found.n_segments == 6

@@ -43,6 +43,8 @@ COLORED = 1.5  # likewise, what it is worth in the range of a colour's channels
 CELL = 30  # samples that a cell has at least in the mean: smaller ones show too few pixels to be counted
 SMALLEST = 15  # Gaussians: smaller pieces stay with the rest of their cell
 MOST_MASKS = 4000  # that are joined with one another, the largest; the others vote only
+FEWER_MASKS = 2000  # likewise, for a second opinion on the level
+DISAGREE = 1.4  # times the level that masks find by themselves: higher ones are not believed
 PURE = 0.6  # share of a mask's views in which its Gaussians stay in one mask; those of several objects have less
 HELD = 0.3  # of a Gaussian's largest weight in any mask: what it must weigh in a mask that holds it
 UNSEEN = 2.0  # times the level: the rate of what touches and is of one colour, where no view sees both
@@ -123,7 +125,7 @@ def cluster(
     labels[~seen] = NOISE
     if settings.join and columns.matrix.nnz:
         labels = cut_into_pieces(labels, normal, mass, space, settings)
-        return _joined(labels, columns, mass, settings, found.tree, space, looks)
+        return _joined(labels, columns, mass, settings, found.tree, space, looks, second_opinion=True)
     for _ in range(settings.revote):
         labels, confidences = _vote(labels, columns, mass)
     labels, confidences = _finished(labels, confidences, settings)
@@ -145,21 +147,31 @@ def cluster_masks(
     """
     mass, columns = mass.cpu(), columns.on_host()
     _ = _visible(mass)
-    held = _held(columns)
-    picked = np.sort(np.argsort(-np.asarray(held.sum(axis=0)).ravel(), kind="stable")[:MOST_MASKS])
-    counts = count_views(columns, csr_matrix(held[:, picked].T))
-    purity = np.diag(counts.together) / np.maximum(np.diag(counts.seen), 1e-9)
-    pure = np.flatnonzero(purity >= PURE)
-    if not len(pure):
+    labels = join_masks(columns, MOST_MASKS)
+    if labels is None:
         raise NothingFound(
             "no mask shows one thing that other views confirm: expected masks of which most keep together in the other "
             "views; give better masks, or more views"
         )
+    return _joined(labels, columns, mass, settings, {}, space, looks)
+
+
+def join_masks(columns: Columns, most: int) -> np.ndarray | None:
+    """Join the largest masks, `most` of them, by the Gaussians they share; return these' labels [N], None without any.
+
+    Masks whose Gaussians other views tell apart take no part.
+    """
+    held = _held(columns)
+    picked = np.sort(np.argsort(-np.asarray(held.sum(axis=0)).ravel(), kind="stable")[:most])
+    counts = count_views(columns, csr_matrix(held[:, picked].T))
+    purity = np.diag(counts.together) / np.maximum(np.diag(counts.seen), 1e-9)
+    pure = np.flatnonzero(purity >= PURE)
+    if not len(pure):
+        return None
     joined = join(counts.of(pure), FINE).things()
     shape = (held.shape[1], int(joined.max()) + 1)
     ballots = csr_matrix((np.ones(len(pure), np.float32), (picked[pure], joined)), shape=shape)
-    labels, _ = row_winners(csr_matrix(held @ ballots))
-    return _joined(labels, columns, mass, settings, {}, space, looks)
+    return row_winners(csr_matrix(held @ ballots))[0]
 
 
 def cluster_ids(votes: Any, ids: np.ndarray) -> Clustering:
@@ -212,6 +224,29 @@ def cut_into_pieces(
     return pieces
 
 
+@dataclass(frozen=True)
+class _Sure:
+    """Pieces, by their `counts`, joined to parts [N] where they surely are one; labels and confidences [N] by masks."""
+
+    counts: Counts
+    parts: np.ndarray
+    labels: np.ndarray
+    confidences: np.ndarray
+
+    def level(self, columns: Columns, space: Space) -> float:
+        """Return the level that suits the masks, by how often they have pieces, and parts that touch, in one."""
+        groups = compact(self.labels)
+        counts = count_surer(columns, groups, self.confidences)
+        return round(suitable_level(self.counts, counts, touching(groups, space.neighbours.numpy())), 3)
+
+
+def _surely_one(pieces: np.ndarray, columns: Columns, mass: Tensor, fine: float) -> _Sure:
+    """Join pieces [N] (-1: none, from 0) that are surely one, and let the masks vote."""
+    counts = count_views(columns.together, group_matrix(pieces))
+    parts = regroup(pieces, join(counts, fine).things())
+    return _Sure(counts, parts, *_vote(parts, columns, mass))
+
+
 def _joined(
     pieces: np.ndarray,
     columns: Columns,
@@ -220,20 +255,25 @@ def _joined(
     tree: dict[str, np.ndarray],
     space: Space | None,
     looks: Callable[[], Iterable[Look]] | None,
+    *,
+    second_opinion: bool = False,
 ) -> Clustering:
     """Join pieces [N] that are surely one, let the masks vote, join by and by what is one at the level, and settle.
 
-    Then what settled borders show to be one is joined too: before, spill across them spoke against it.
+    Then what settled borders show to be one is joined too: before, spill across them spoke against it. The level is
+    found from the pieces; with a second opinion, from masks that are joined by themselves, too.
     """
     seen, space = list(looks()) if looks is not None else [], space and space.on_host()
     columns = with_left_out(columns, seen, len(pieces))
     together, pieces, fine = columns.together, compact(pieces), max(FINE, settings.level)
-    counts = count_views(together, group_matrix(pieces))
-    parts = regroup(pieces, join(counts, fine).things())
-    labels, confidences = _vote(parts, columns, mass)
-    level = settings.level or USUAL
+    sure = _surely_one(pieces, columns, mass, fine)
+    parts, labels, confidences, level = sure.parts, sure.labels, sure.confidences, settings.level or USUAL
     if not settings.level and columns.left_out and space:
-        level = _level(counts, labels, confidences, together, space)
+        level = sure.level(together, space)
+        masks = join_masks(columns.on_host(), FEWER_MASKS) if second_opinion else None
+        if masks is not None:
+            found = _surely_one(compact(masks), columns, mass, fine).level(together, space)
+            level = min(level, round(DISAGREE * found, 3))
     for at in (float(np.sqrt(fine * level)), level):
         labels = join_groups(labels, together, at, confidences)
         labels, confidences = _vote(labels, columns, mass)
@@ -265,13 +305,6 @@ def _beside(labels: np.ndarray, space: Space | None, mass: Tensor, unseen: float
         return None
     neighbours, colors = space.neighbours.numpy(), space.colors.numpy().astype(float)
     return Beside.of(compact(labels), neighbours, colors, mass.numpy().astype(float), unseen)
-
-
-def _level(pieces: Counts, groups: np.ndarray, confidences: np.ndarray, columns: Columns, space: Space) -> float:
-    """Return the level that suits the masks, by how often they have pieces, and groups [N] that touch, in one."""
-    groups = compact(groups)
-    counts = count_surer(columns, groups, confidences)
-    return round(suitable_level(pieces, counts, touching(groups, space.neighbours.numpy())), 3)
 
 
 def _vote(labels: np.ndarray, columns: Columns, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:
