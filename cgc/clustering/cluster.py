@@ -105,7 +105,8 @@ def cluster(
     """Cluster Gaussians by features [N, D] (unit rows) and masks; mass [N] is their visible mass.
 
     Places keep pieces compact, segments whole; looks at the views show what masks leave out, and settle whose borders
-    are. Memory: a copy of the features and 40 B a Gaussian, plus the sparse votes, the looks and `count_views`.
+    are. Memory: a copy of the features and 40 B a Gaussian, plus the sparse votes, the looks and `count_views` of the
+    pieces and of up to 2,000 masks.
     InputError if nothing clusters.
     """
     if not torch.isfinite(features).all():

@@ -21,7 +21,8 @@ VIEWS = 3.0  # that see both groups: with fewer they say little of the masks
 LEAST = 0.005  # of the views fuse two things that touch, even where none was seen to
 TWICE = 2.0
 LOWEST, HIGHEST = 0.05, 0.6  # the level is kept between these
-START, TURNS = 0.3, 50  # the first level, and how often it is found anew, until it stays
+START, TURNS = 0.3, 50  # the first level, and how often it is found anew, until it stays ...
+REJOINED = 10  # ... and how often, at most, pieces are joined anew for that
 
 
 def rate_of_one(counts: Counts, joined: np.ndarray) -> float:
@@ -50,7 +51,7 @@ def suitable_level(pieces: Counts, groups: Counts, touch: np.ndarray) -> float:
     if not pairs.any():
         return USUAL
     level, joined = START, HIGHEST
-    for _ in range(TURNS):
+    for _ in range(REJOINED):
         one = rate_of_one(pieces, join(pieces, joined).things())
         level = _level_for(one, groups.together[pairs], groups.seen[pairs], level)
         if level == joined:
