@@ -50,10 +50,11 @@ def suitable_level(pieces: Counts, groups: Counts, touch: np.ndarray) -> float:
     pairs = np.triu(touch, 1) & (groups.seen > VIEWS)
     if not pairs.any():
         return USUAL
+    together, seen = groups.together[pairs], groups.seen[pairs]
     level, joined = START, HIGHEST
     for _ in range(REJOINED):
         one = rate_of_one(pieces, join(pieces, joined).things())
-        level = _level_for(one, groups.together[pairs], groups.seen[pairs], level)
+        level = _level_for(one, together, seen, level)
         if level == joined:
             break
         joined = level

@@ -82,9 +82,10 @@ def take_in(groups: np.ndarray, seen: np.ndarray, neighbours: np.ndarray) -> np.
         return groups
     links, sizes = links_across(groups, neighbours), np.bincount(groups[groups >= 0], minlength=len(seen))
     around = links.argmax(axis=1)
-    inside = links.max(axis=1, initial=0) >= SURROUNDED * np.maximum(links.sum(axis=1), 1)
+    most = links.max(axis=1)
+    inside = most >= SURROUNDED * np.maximum(links.sum(axis=1), 1)
     specks = inside & (seen < HARDLY) & (sizes <= SPECK * sizes[around])
-    specks |= (links.max(axis=1) > 0) & (seen < NOWHERE) & (sizes < sizes[around])
+    specks |= (most > 0) & (seen < NOWHERE) & (sizes < sizes[around])
     into = np.where(specks, around, np.arange(len(seen)))
     while (into != into[into]).any():  # a speck in a speck; each is smaller than what takes it in
         into = into[into]

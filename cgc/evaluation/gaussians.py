@@ -26,7 +26,7 @@ class SurfaceSamples:
 def read_samples(path: Path) -> SurfaceSamples:
     """Read points.npz (`xyz` [M, 3], `instance` [M]); InputError where it is broken."""
     try:
-        data = read_arrays(path)
+        data = read_arrays(path, "xyz", "instance")
         xyz, ids = data["xyz"].astype(float), data["instance"].astype(np.int64)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path} is no file of surface samples, "xyz" and "instance" ({error}); restore it') from error
