@@ -280,16 +280,16 @@ def rasterize_to_pixels_3dgs_bwd(
     means2d: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, backgrounds: Tensor | None, masks: None,
     width: int, height: int, tile_size: int, offsets: Tensor, ids: Tensor, alphas: Tensor, last: Tensor,
     v_colors: Tensor, v_alphas: Tensor, absgrad: bool,
-) -> tuple[None, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """RasterizeToPixels3DGSBwd.cu: from back to front, the transmittance recovered by division."""
-    assert masks is None and not absgrad
+    assert masks is None
     check(means2d=means2d, conics=conics, colors=colors, opacities=opacities, backgrounds=backgrounds, alphas=alphas)
     check(v_render_colors=v_colors, v_render_alphas=v_alphas)
     check(torch.int32, tile_offsets=offsets, flatten_ids=ids, last_ids=last)
     channels = colors.shape[-1]
     check_blending(channels, backward=True)
     flat, n = colors.reshape(-1, channels), colors.shape[0] * colors.shape[1]
-    grads = [torch.zeros(n, k) for k in (2, 3, channels, 1)]
+    grads, sizes = [torch.zeros(n, k) for k in (2, 3, channels, 1)], torch.zeros(n, 2)
     for t in tiles(offsets, ids, width, height, tile_size, (means2d, conics, opacities), None):
         at = (t.image, t.rows, t.columns)
         counts = t.valid & (torch.arange(t.first, t.first + len(t.ids)) <= last[at][:, None])
@@ -310,8 +310,9 @@ def rasterize_to_pixels_3dgs_bwd(
         v_opacity = torch.where(live, t.vis * v_alpha, 0.0)
         for grad, part in zip(grads, (v_xy.sum(0), v_conic.sum(0), weights.T @ v, v_opacity.sum(0)[:, None])):
             grad.index_add_(0, t.ids, part)
+        sizes.index_add_(0, t.ids, v_xy.abs().sum(0))
     shaped = (g.reshape(like.shape) for g, like in zip(grads, (means2d, conics, colors, opacities)))
-    return None, *shaped
+    return sizes.reshape(means2d.shape) if absgrad else None, *shaped
 
 
 def rasterize_to_indices_3dgs(

@@ -192,6 +192,14 @@ def test_nothing_is_made_twice(
         torch.testing.assert_close(getattr(made, name), getattr(expected, name), rtol=0, atol=1e-4)
 
 
+def test_absolute_gradients_are_of_one_call(compiled: ModuleType, scene: tuple[Splats, Camera]) -> None:
+    """Magnitudes of two calls do not add up to those of one."""
+    splats, camera = scene
+    CudaRasterizer(CPU).render(splats, torch.ones(200, 32), [camera], depth=True, absgrad=True)
+    with pytest.raises(InputError, match="at most 33 channels, and 34 were asked for"):
+        CudaRasterizer(CPU).render(splats, torch.ones(200, 33), [camera], depth=True, absgrad=True)
+
+
 def test_chunks_hold_all_channels() -> None:
     """In order, 32 at a time, or 33 where that is all."""
     assert _chunks(0) == [] and _chunks(33) == [(0, 33)] and _chunks(66) == [(0, 32), (32, 64), (64, 66)]

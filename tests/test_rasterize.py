@@ -368,6 +368,37 @@ def test_gradient_of_means2d_can_be_kept(rasterizer: Rasterizer, scene: tuple[Sp
         assert render.means2d.grad[shown].any() and not render.means2d.grad[~shown].any() and not shown.all()
 
 
+def test_absolute_gradients_are_the_pixels_gradients_by_magnitude(
+    rasterizer: Rasterizer, device: torch.device, generator: torch.Generator
+) -> None:
+    """Against the gradient of each pixel by itself; in bands too, for several cameras, and nowhere unless asked for."""
+    splats, loose = make_splats(40, generator), slack(rasterizer)[1]
+    cameras, values = [make_camera(14, 11), make_camera(14, 11, turn=0.3)], torch.randn(40, 3, generator=generator)
+    weights, on_alphas = torch.randn(2, 11, 14, 3, generator=generator), torch.randn(2, 11, 14, generator=generator)
+    expected, clear = reference.render(double(splats), values.double(), [double_camera(c) for c in cameras])
+    weights, on_alphas = weights * clear[..., None], on_alphas * clear  # close calls do not count
+    pixels = ((expected.values * weights).sum(-1) + expected.alphas * on_alphas).flatten()
+    parts = [torch.autograd.grad(pixel, expected.means2d, retain_graph=True)[0] for pixel in pixels]
+    absolute, signed = torch.stack(parts).abs().sum(0), torch.stack(parts).sum(0)
+    assert (absolute > 1.5 * signed.abs()).float().mean() > 0.2
+
+    backends: list[Rasterizer] = [rasterizer]
+    if isinstance(rasterizer, CpuRasterizer):
+        backends.append(CpuRasterizer(memory_limit=4000))
+    for backend in backends:
+        given = leaves(splats, device)
+        render = backend.render(given, values.to(device), [c.to(device) for c in cameras], absgrad=True)
+        render.means2d.retain_grad()
+        shown = (render.values * weights.to(device)).sum() + (render.alphas * on_alphas.to(device)).sum()
+        shown.backward()
+        assert render.absgrad is not None and render.means2d.grad is not None
+        assert relative(render.absgrad, absolute) < loose * GRADIENT_TOLERANCE
+        assert relative(render.means2d.grad, signed) < loose * GRADIENT_TOLERANCE
+        plain = backend.render(given, values.to(device), [c.to(device) for c in cameras])
+        plain.values.sum().backward()
+        assert plain.absgrad is None
+
+
 def test_pose_gradient_moves_the_picture_back(
     rasterizer: Rasterizer, device: torch.device, generator: torch.Generator
 ) -> None:

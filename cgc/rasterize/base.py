@@ -43,6 +43,15 @@ class Render:
     means2d: Tensor
     radii: Tensor
 
+    @property
+    def absgrad(self) -> Tensor | None:
+        """The gradient of means2d by magnitudes, [C, N, 2]: sums over pixels of |dL/dmeans2d|, once they were taken.
+
+        None unless asked for. Where one Gaussian should move two ways at once, its gradient is small and this is large
+        (Ye et al. 2024, AbsGS, arXiv 2404.10484).
+        """
+        return getattr(self.means2d, "absgrad", None)  # where gsplat leaves it
+
 
 @dataclass(frozen=True)
 class Contributions:
@@ -184,10 +193,12 @@ class Rasterizer(Protocol):
         *,
         backgrounds: Tensor | None = None,
         depth: bool = False,
+        absgrad: bool = False,
     ) -> Render:
         """Blend `values` [N, D] (or [C, N, D], a set a camera) into pictures; differentiable in every input.
 
         All cameras have one image size. `backgrounds` [D] or [C, D] fills what is left of the transmittance.
+        absgrad: taking gradients shall also fill `Render.absgrad`.
         Raises ValueError for shapes that disagree, NaN or infinite numbers, and an image of zero size.
         """
         ...

@@ -24,7 +24,7 @@ from cgc.kernels import kernel, spread
 TILE = 16
 RECORD = 8  # mean x, mean y, A, k, G, log2_opacity, level, 1 / A
 CHUNKS = 32  # ranks are filled in this many fixed pieces
-_LOG2E = 1.4426950408889634
+LOG2E = 1.4426950408889634
 
 
 class Spans(NamedTuple):
@@ -89,7 +89,7 @@ def _make_records(worker, workers, order, means2d, ellipses, opacities, tiles_y,
     count = order.shape[0]
     for r in range(worker * count // workers, (worker + 1) * count // workers):
         i = order[r]
-        A, G = 0.5 * _LOG2E * ellipses[i, 0], 0.5 * _LOG2E * ellipses[i, 2]
+        A, G = 0.5 * LOG2E * ellipses[i, 0], 0.5 * LOG2E * ellipses[i, 2]
         log2_opacity = math.log2(opacities[i])
         at = r * RECORD
         records[at], records[at + 1], records[at + 2] = means2d[i, 0], means2d[i, 1], A

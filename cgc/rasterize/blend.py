@@ -16,7 +16,8 @@ Gradient, back to front, with v = dL/dout and S = what lies behind i (background
     dL/dvalue_i = w_i v,    dL/dalpha_i = T_i v.value_i - S / (1 - alpha_i),    e = alpha_i dL/dalpha_i = -dL/dsigma
 
 e leaves a tile as its six moments (1, u, dy, u^2, u dy, dy^2), written once a slot and summed per Gaussian in the
-order of its pairs: no atomics, and the same bits for any number of threads.
+order of its pairs: no atomics, and the same bits for any number of threads. Where they are asked for, two more sums go
+along, of |e u| and |e (A k u + G dy)|: the gradient by the mean, its magnitude taken at every pixel (`Render.absgrad`).
 
 Speed: the forward pass goes strip by strip (T stays in a register), the gradient Gaussian by Gaussian (its sums do);
 both work in short loops over small buffers, so that the processor overlaps one strip with the next, and channels are
@@ -34,7 +35,7 @@ import numpy as np
 from numba import float32 as f
 
 from cgc.kernels import kernel
-from cgc.rasterize.bins import RECORD, TILE
+from cgc.rasterize.bins import LOG2E, RECORD, TILE
 from cgc.rasterize.lanes import (
     bits,
     both,
@@ -48,6 +49,7 @@ from cgc.rasterize.lanes import (
     less_equal,
     load,
     lowest_bit,
+    magnitude,
     maximum,
     minimum,
     prefetch,
@@ -63,7 +65,7 @@ from cgc.rasterize.lanes import (
 STRIPS = 32
 GROUP = 4  # channels are padded to a multiple of it
 PIXELS = TILE * TILE
-MOMENTS = 8  # six, padded to one Lanes
+MOMENTS = 8  # six, and two sums of magnitudes: one Lanes
 ALPHA_MAX, T_MIN = 0.999, 1e-4
 POWER_MIN = math.log2(1.0 / 255.0)
 CHUNK = 64  # slots that the forward pass has in its buffers at one time
@@ -357,9 +359,12 @@ def _load_tile(x0, y0, width, height, given, stride, final_T, cut, v_image, v_fi
 @kernel
 def blend_backward(
     worker, workers, records, values, channels, given, tile_start, slot_rank, tiles_x, y_start, width, height,
-    final_T, cut, v_image, v_final_T, slot_moments, slot_values,
+    final_T, cut, v_image, v_final_T, absolute, slot_moments, slot_values,
 ):  # fmt: skip
-    """Write each slot's moments of e, slot_moments [slots * MOMENTS], and value gradient, slot_values [slots * C]."""
+    """Write each slot's moments of e, slot_moments [slots * MOMENTS], and value gradient, slot_values [slots * C].
+
+    absolute: also the sums of magnitudes, else 0.
+    """
     T, cuts, behind = np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32)
     v = np.zeros(PIXELS * channels, np.float32)
     powers, shifts = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
@@ -399,7 +404,8 @@ def blend_backward(
                     strips[n] = j
                     n += bits(counts) != 0
                 _dots(values, rank * channels, v, stride, strips, n, dots)
-                m = mu = my_ = muu = muy = myy = zero
+                m = mu = my_ = muu = muy = myy = size_u = size_y = zero
+                Ak, G = A * broadcast(records, at + 3), broadcast(records, at + 4)
                 for q in range(n):
                     j, u, raw = strips[q], load(us, 8 * q), load(raws, 8 * q)
                     dy = splat(f(y0 + (j & 15)) + f(0.5)) - my
@@ -415,7 +421,9 @@ def blend_backward(
                     eu, ey = e * u, e * dy
                     m, mu, my_ = m + e, mu + eu, my_ + ey
                     muu, muy, myy = fma(eu, u, muu), fma(eu, dy, muy), fma(ey, dy, myy)
-                store(slot_moments, slot * MOMENTS, totals(m, mu, my_, muu, muy, myy, zero, zero))
+                    if absolute:
+                        size_u, size_y = size_u + magnitude(eu), size_y + magnitude(fma(Ak, eu, G * ey))
+                store(slot_moments, slot * MOMENTS, totals(m, mu, my_, muu, muy, myy, size_u, size_y))
                 for c in range(0, channels - GROUP, 8):
                     _sum_eight(v, stride, c, strips, weights, n, slot_values, slot * channels + c)
                 if channels & GROUP:
@@ -426,11 +434,11 @@ def blend_backward(
 @kernel
 def gather_gradients(
     worker, workers, order, first_pair, pair_slot, slot_moments, slot_values, channels, given, ellipses, opacities,
-    v_means2d, v_ellipses, v_opacities, v_values,
+    v_means2d, v_ellipses, v_opacities, v_values, absolute, absgrad,
 ):  # fmt: skip
     """Add up each Gaussian's pairs, turn moments of e into gradients, and add those to the outputs, flat [N * ...].
 
-    slot_values has room for eight numbers past its end.
+    slot_values has room for eight numbers past its end. absgrad is left alone unless `absolute`.
     """
     moments = np.empty(MOMENTS, np.float32)
     pairs, whole = first_pair[-1], given // 8 * 8
@@ -472,6 +480,9 @@ def gather_gradients(
         v_ellipses[3 * i + 1] += -a * moments[4]
         v_ellipses[3 * i + 2] += f(-0.5) * moments[5]
         v_opacities[i] += moments[0] / opacities[i]
+        if absolute:
+            absgrad[2 * i] += a * moments[6]
+            absgrad[2 * i + 1] += f(2.0 / LOG2E) * moments[7]
 
 
 @kernel

@@ -76,7 +76,9 @@ class _Project(torch.autograd.Function):
 
 class _Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, means2d, ellipses, opacities, values, spans: Spans, width: int, height: int, limit: int):
+    def forward(
+        ctx: Any, means2d, ellipses, opacities, values, spans: Spans, width: int, height: int, limit: int, absgrad
+    ):
         given = values.shape[1]
         channels = -(-given // GROUP) * GROUP
         packed = np.empty(len(spans.order) * channels, np.float32)
@@ -91,7 +93,7 @@ class _Blend(torch.autograd.Function):
                 bins.first_row * TILE, width, height, image.ravel(), final_T.ravel(), cut.ravel(),
             )  # fmt: skip
         ctx.saved = (_array(ellipses), _array(opacities), packed, channels, width, height, final_T, cut)
-        ctx.spans, ctx.bands = spans, parts
+        ctx.spans, ctx.bands, ctx.absgrad = spans, parts, absgrad
         ctx.bins = bins if len(parts) == 1 else None  # several are made again, one after the other
         return torch.from_numpy(image), torch.from_numpy(final_T)
 
@@ -103,6 +105,8 @@ class _Blend(torch.autograd.Function):
         v_image, v_final_T = _array(v_image).ravel(), _array(v_final_T).ravel()
         v_means2d, v_ellipses = np.zeros((n, 2), np.float32), np.zeros((n, 3), np.float32)
         v_opacities, v_values = np.zeros(n, np.float32), np.zeros((n, given), np.float32)
+        absolute = ctx.absgrad is not None
+        absgrad = ctx.absgrad.numpy() if absolute else np.empty((0, 2), np.float32)
         for band in ctx.bands:
             bins: Bins = ctx.bins or bin_gaussians(ctx.spans, *band, numbered=True)
             slots = len(bins.slot_rank)
@@ -110,14 +114,15 @@ class _Blend(torch.autograd.Function):
             spread(
                 blend_backward, bins.records, packed, channels, given, bins.tile_start, bins.slot_rank, bins.tiles_x,
                 bins.first_row * TILE, width, height, final_T.ravel(), cut.ravel(),
-                v_image, v_final_T, moments, sums,
+                v_image, v_final_T, absolute, moments, sums,
             )  # fmt: skip
             spread(
                 gather_gradients, bins.order, bins.first_pair, bins.pair_slot, moments, sums, channels, given,
                 ellipses.ravel(), opacities, v_means2d.ravel(), v_ellipses.ravel(), v_opacities, v_values.ravel(),
+                absolute, absgrad.ravel(),
             )  # fmt: skip
         made = (torch.from_numpy(v) for v in (v_means2d, v_ellipses, v_opacities, v_values))
-        return *made, None, None, None, None
+        return *made, None, None, None, None, None
 
 
 class CpuRasterizer:
@@ -139,6 +144,7 @@ class CpuRasterizer:
         *,
         backgrounds: Tensor | None = None,
         depth: bool = False,
+        absgrad: bool = False,
     ) -> Render:
         """See `Rasterizer.render`."""
         check_splats(splats)
@@ -150,6 +156,8 @@ class CpuRasterizer:
             for c in cameras
         ]
         all_means2d = _stack([p[0] for p in projected])  # blended from here, so that its gradient can be kept
+        sizes = torch.zeros(all_means2d.shape) if absgrad else None
+        all_means2d.absgrad = sizes  # pyright: ignore[reportAttributeAccessIssue] # see `Render.absgrad`
         images, alphas, depths = [], [], []
         for index, (camera, (_, ellipses, z, radii)) in enumerate(zip(cameras, projected)):
             means2d = all_means2d[index]
@@ -159,8 +167,9 @@ class CpuRasterizer:
             arrays = [_array(t) for t in (means2d, ellipses, opacities, z)]
             spans = find_spans(*arrays, radii.numpy(), camera.width, camera.height)
             image, final_T = _Blend.apply(  # pyright: ignore
-                means2d, ellipses, opacities, shown, spans, camera.width, camera.height, self.pair_limit
-            )
+                means2d, ellipses, opacities, shown, spans, camera.width, camera.height, self.pair_limit,
+                None if sizes is None else sizes[index],
+            )  # fmt: skip
             alpha = 1.0 - final_T
             if depth:
                 image, z_sum = image[..., :-1], image[..., -1]

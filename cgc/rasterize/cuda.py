@@ -84,8 +84,9 @@ class CudaRasterizer:
         *,
         backgrounds: Tensor | None = None,
         depth: bool = False,
+        absgrad: bool = False,
     ) -> Render:
-        """See `Rasterizer.render`."""
+        """See `Rasterizer.render`; absgrad is of one call of gsplat, so of at most 33 channels, depth one of them."""
         n, width, height = len(splats), *self._check_cameras(splats, cameras)
         check_values(values, n, len(cameras), backgrounds, finite=False)
         shown = self._here(values).expand(len(cameras), n, values.shape[-1])
@@ -95,7 +96,12 @@ class CudaRasterizer:
         if backgrounds is not None:
             backgrounds = self._here(backgrounds).expand(len(cameras), values.shape[-1])
             backgrounds = torch.nn.functional.pad(backgrounds, (0, int(depth)))
-        image, alphas = self._blend(scene, lists, _padded(shown, scene), backgrounds, width, height)
+        if absgrad and len(_chunks(shown.shape[2])) > 1:
+            raise InputError(
+                f"gsplat gives absolute gradients of at most {CHANNELS + 1} channels, and {shown.shape[2]} were asked "
+                "for; learn features of fewer dimensions, or train with --train.strategy default"
+            )
+        image, alphas = self._blend(scene, lists, _padded(shown, scene), backgrounds, width, height, absgrad)
         depths = image[..., -1] / alphas.clamp_min(1e-10) if depth else None
         return Render(
             values=image[..., : values.shape[-1]],
@@ -204,8 +210,9 @@ class CudaRasterizer:
         return Lists(self._gsplat.isect_offset_encode(keys, n_images, tiles_x, tiles_y), ids)
 
     def _blend(
-        self, scene: _Scene, lists: Lists, shown: Tensor, backgrounds: Tensor | None, width: int, height: int
-    ) -> tuple[Tensor, Tensor]:
+        self, scene: _Scene, lists: Lists, shown: Tensor, backgrounds: Tensor | None, width: int, height: int,
+        absgrad: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Blend shown [C, N, D]; returns [C, H, W, D] and alphas [C, H, W]."""
         opacities = scene.opacities.expand(shown.shape[:2])
         images, alphas = [], []
@@ -213,7 +220,7 @@ class CudaRasterizer:
             part = shown[..., begin:end] if end else shown.new_zeros(*shown.shape[:2], 1)
             image, alpha = self._gsplat.rasterize_to_pixels(
                 scene.means2d, scene.conics, part, opacities, width, height, TILE, lists.offsets, lists.ids,
-                backgrounds=backgrounds[:, begin:end] if backgrounds is not None and end else None,
+                backgrounds=backgrounds[:, begin:end] if backgrounds is not None and end else None, absgrad=absgrad,
             )  # fmt: skip
             images.append(image[..., : end - begin])
             alphas.append(alpha[..., 0])

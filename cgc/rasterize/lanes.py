@@ -211,7 +211,7 @@ def _unary_call(llvm_name):
 
 
 minimum, maximum = _binary_call("llvm.minnum.v8f32"), _binary_call("llvm.maxnum.v8f32")
-sqrt = _unary_call("llvm.sqrt.v8f32")
+sqrt, magnitude = _unary_call("llvm.sqrt.v8f32"), _unary_call("llvm.fabs.v8f32")
 
 
 @intrinsic
