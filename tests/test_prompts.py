@@ -106,9 +106,19 @@ def test_more_clicks_fit_no_worse_and_masks_pick_the_slow_ids(seed, cell):
     assert errors == sorted(errors, reverse=True)
     inside = {i: (target & (ids == i)).sum() / (ids == i).sum() for i in np.unique(ids) if i}
     iou = {i: (target & (ids == i)).sum() / (target | (ids == i)).sum() for i in inside}
-    wanted = [i for i, share in inside.items() if share > 0.5]
+    wanted = [i for i, share in inside.items() if share > 0.5 and share * (ids == i).sum() > 0.005 * target.sum()]
     best = max(iou, key=lambda i: iou[i], default=0)
     assert mask_ids(target, ids) == (wanted or ([best] if iou and iou[best] > 0 else []))
+
+
+def test_a_mask_does_not_pick_the_rim_of_what_is_hidden():
+    target, ids = np.zeros((60, 60), bool), np.zeros((60, 60), int)
+    target[:40] = True
+    ids[:40], ids[20, 3:12], ids[50:] = 1, 2, 3
+    assert mask_ids(target, ids) == [1]  # 9 of 2,400 pixels show 2
+    ids[20:22, 3:12] = 2
+    assert mask_ids(target, ids) == [1, 2]
+    assert mask_ids(ids == 2, ids) == [2]
 
 
 def a_tree() -> Hierarchy:

@@ -10,6 +10,8 @@ from cgc.clustering.hierarchy import Hierarchy
 
 LARGEST_SHARE = 0.5
 """A mask picks the ids that lie in it with more than this share of their pixels."""
+SLIVER = 0.005
+"""Nor does it pick what is this share of it or less: the rim of something hidden says nothing of the rest of it."""
 NEARLY_ALL = 0.8
 """What is clicked on together is what holds all of it, where it is more than this share of that."""
 
@@ -17,7 +19,7 @@ NEARLY_ALL = 0.8
 def mask_ids(target: np.ndarray, ids: np.ndarray) -> list[int]:
     """The ids that lie in the mask `target` [H, W] bool with more than half of their pixels; else the best single one.
 
-    None where no id touches the mask.
+    Slivers are left out. None where no id touches the mask.
     """
     area = np.bincount(ids.ravel())
     return ids_inside(np.bincount(ids[target], minlength=len(area)), area, int(target.sum()))
@@ -26,7 +28,7 @@ def mask_ids(target: np.ndarray, ids: np.ndarray) -> list[int]:
 def ids_inside(inside: np.ndarray, area: np.ndarray, size: int) -> list[int]:
     """As `mask_ids`, from the pixels of each id inside the mask and in all, [K + 1], and those of the mask."""
     inside, area = np.append(0, inside[1:]), np.append(0, area[1:])
-    picked = np.flatnonzero(inside > LARGEST_SHARE * area)
+    picked = np.flatnonzero((inside > LARGEST_SHARE * area) & (inside > SLIVER * size))
     if len(picked) or not inside.any():
         return picked.tolist()
     return [int((inside / np.maximum(area + size - inside, 1)).argmax())]
