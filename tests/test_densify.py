@@ -14,11 +14,15 @@ from torch import Tensor
 
 from cgc.appearance.arrange import arrange
 from cgc.appearance.capture import Densification
-from cgc.appearance.densify import Densifier, mix
+from cgc.appearance.densify import Densifier, Halver, mix
 from cgc.appearance.mcmc import MOST_COPIES, MarkovChain, _draw, relocated
 from cgc.appearance.shards import Shards
 from cgc.geometry import covariances
+from cgc.rasterize.cpu import CpuRasterizer
+from cgc.scene.types import Camera
 from cgc.settings import TrainSettings
+from cgc.splats.split import OFFSET, SHRINK
+from cgc.splats.types import Splats
 
 CPU = torch.device("cpu")
 
@@ -78,6 +82,77 @@ def test_refining_is_gsplats_bit_for_bit(seed: int) -> None:
     densifier.reset_opacities(*mine, 0.02)
     ops.reset_opa(*theirs, state, 0.04)
     assert_equal(everything(*mine), everything(*theirs))
+
+
+# --- halves ---
+
+
+def test_halves_stand_for_what_was_cut_and_the_rest_stays() -> None:
+    params, optimizers = trained()
+    before = everything(params, optimizers)
+    densifier = Halver(Shards(40, CPU), extent=2.0, prune_scale=0.0, seed=0)
+    gradients = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    densifier.statistics = {"grad2d": 3 * gradients, "count": torch.full((40,), 3.0)}
+    densifier.refine(params, optimizers, 10, Densification(grow_grad2d=0.6, prune_opacity=0.0), 50)
+    largest = gradients.topk(10).indices.sort().values
+    assert len(params["means"]) == 50 and float(gradients[largest].min()) > 0.6
+    rest = torch.ones(40, dtype=torch.bool)
+    rest[largest] = False
+    source = torch.cat([rest.nonzero()[:, 0], largest, largest])
+    for name, value in everything(params, optimizers).items():
+        old = before[name] if before[name].ndim == 0 else before[name][source]
+        if name in ("means", "scales", "opacities"):
+            assert torch.equal(value[:30], old[:30]), name
+        elif "exp_avg" in name:
+            assert torch.equal(value[:30], old[:30]) and not value[30:].any(), name
+        else:
+            assert torch.equal(value, old), name
+    one, other = params["means"].detach()[30:40], params["means"].detach()[40:]
+    torch.testing.assert_close((one + other) / 2, before["means"][largest])
+    longest = before["scales"][largest].exp().amax(1)
+    torch.testing.assert_close((one - other).norm(dim=1), 2 * OFFSET * longest)
+    volumes = params["scales"].detach()[30:].sum(1).exp().reshape(2, -1)
+    torch.testing.assert_close(volumes, SHRINK * before["scales"][largest].sum(1).exp().expand(2, -1))
+
+
+def test_cutting_changes_pictures_less_than_cloning_and_splitting() -> None:
+    def picture(params) -> Tensor:
+        geometry = (params[k].detach() for k in ("means", "quats", "scales", "opacities"))
+        splats = Splats(*geometry, params["sh_dc"].detach()[:, None])
+        camera = Camera.look_at((0, 0, -6), (0, 0, 0), width=64, height=48)
+        return CpuRasterizer().render(splats, splats.sh[:, 0], [camera]).values
+
+    changes = {}
+    for kind in (Densifier, Halver):
+        params, optimizers = trained()
+        before = picture(params)
+        densifier = kind(Shards(40, CPU), extent=2.0, prune_scale=0.0, seed=0)
+        densifier.statistics = {"grad2d": torch.ones(40), "count": torch.ones(40)}
+        densifier.refine(params, optimizers, 10, Densification(grow_grad2d=0.5, prune_opacity=0.0), 1000)
+        assert len(params["means"]) == 80
+        changes[kind] = float((picture(params) - before).square().mean())
+    assert changes[Halver] < 0.1 * changes[Densifier]
+
+
+def test_nothing_is_cut_past_the_limit_or_under_the_threshold() -> None:
+    for limit, threshold in ((40, 0.5), (1000, 2.0)):
+        params, optimizers = trained()
+        before = everything(params, optimizers)
+        densifier = Halver(Shards(40, CPU), extent=2.0, prune_scale=0.0, seed=0)
+        densifier.statistics = {"grad2d": torch.ones(40), "count": torch.ones(40)}
+        densifier.refine(params, optimizers, 10, Densification(grow_grad2d=threshold, prune_opacity=0.0), limit)
+        assert_equal(everything(params, optimizers), before)
+
+
+def test_a_killed_training_with_halves_resumes_to_the_same_bits(tiny, tmp_path) -> None:
+    settings = replace(TINY, grow_grad2d=1e-6, checkpoint_every=15)
+    assert settings.strategy == "split"
+    whole, _ = run(tiny, settings, capture=KillAt(None))
+    with pytest.raises(Killed):
+        run(tiny, settings, capture=KillAt(40), checkpoint_dir=tmp_path)
+    rest, stats = run(tiny, settings, capture=KillAt(None), checkpoint_dir=tmp_path)
+    assert stats.resumed_from == 30 and len(whole) > 100
+    assert_same(whole, rest)
 
 
 def test_what_fails_for_want_of_memory_leaves_all_as_it_was(monkeypatch) -> None:

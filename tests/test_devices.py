@@ -192,11 +192,15 @@ def test_an_empty_picture_is_said_after_an_epoch_only() -> None:
 class Blobs:
     """A rasteriser of three lines: every pixel is the mean of all values. It asks for nothing."""
 
-    def render(self, splats, values: Tensor, cameras, *, backgrounds=None, depth: bool = False) -> Render:
+    def render(
+        self, splats, values: Tensor, cameras, *, backgrounds=None, depth: bool = False, absgrad: bool = False
+    ) -> Render:
         camera, n = cameras[0], len(splats)
         means2d = (splats.means @ camera.viewmat[:3, :3].T)[None, :, :2] * camera.K[0, 0]
         weight = splats.opacities * splats.scales.mean(1) * splats.quats.norm(dim=-1) * means2d[0].sum(1)
         mean = (weight[:, None] * values).mean(0)
+        if absgrad:
+            means2d.absgrad = torch.zeros_like(means2d)
         if backgrounds is not None:
             mean = mean + backgrounds
         picture = mean.expand(1, camera.height, camera.width, -1)

@@ -63,14 +63,14 @@ def one_gaussian() -> tuple[Splats, Camera]:
     return splats, Camera.look_at((3, 0, 0), (0, 0, 0), width=8, height=6)
 
 
-@pytest.mark.parametrize("kind", ["default", "mcmc", "joint", "host"])
+@pytest.mark.parametrize("kind", ["split", "default", "mcmc", "joint", "host"])
 def test_training_mixes_nothing(kind: str) -> None:
     """Growing and pruning among it; photos on the device, or on their way to it."""
     settings = replace(
         TINY, steps=5, refine_every=2, refine_start=0.1, refine_stop=1.0, grow_grad2d=1e-6, reset_every=3
     )
-    if kind == "mcmc":
-        settings = replace(settings, strategy="mcmc", mcmc_growth=0.2)
+    if kind in ("default", "mcmc"):
+        settings = replace(settings, strategy=kind, mcmc_growth=0.2)
     if kind == "host":
         settings = replace(settings, photos="host", views_per_step=2, background="random", max_length=0.5)
     with pretended() as device:

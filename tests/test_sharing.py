@@ -227,8 +227,9 @@ def assert_close(one: tuple[Splats, TrainStats, Any], several: list[Any], tolera
 
 GROWING = replace(TINY, steps=40, grow_grad2d=1e-6, sh_degree=2, sh_ramp=0.3, background="random", max_gaussians=200)
 KINDS = {
-    "default": GROWING,
-    "reset": replace(GROWING, reset_every=15, prune_scale=0.1),
+    "split": GROWING,
+    "default": replace(GROWING, strategy="default"),
+    "reset": replace(GROWING, strategy="default", reset_every=15, prune_scale=0.1),
     "mcmc": replace(GROWING, strategy="mcmc", mcmc_growth=0.2),
 }
 
@@ -249,7 +250,7 @@ def test_what_a_capture_model_learns_is_learned_by_all(three) -> None:
     assert_close(one, three.call(go, settings, None, None, True))
 
 
-@pytest.mark.parametrize("kind", ["default", "mcmc"])
+@pytest.mark.parametrize("kind", ["split", "default", "mcmc"])
 def test_a_stopped_training_goes_on_in_another_number_of_processes(two, three, tmp_path, kind: str) -> None:
     settings = replace(KINDS[kind], views_per_step=2, checkpoint_every=12)
     whole = go(settings)

@@ -1,11 +1,11 @@
 """Train a scene by several settings and compare pictures and time: `python tools/benchmark_training.py data/demo`.
 
-    python tools/benchmark_training.py data/demo --ways default mcmc:0.25 --max-side 200
+    python tools/benchmark_training.py data/demo --ways split default mcmc:0.25 --max-side 200
     python tools/benchmark_training.py data/demo --device cuda --preset standard
     torchrun --nproc-per-node=2 tools/benchmark_training.py data/demo --views-per-step 2
 
-A way is a densification strategy: `default`, or `mcmc`, with the share of Gaussians it adds after a colon and how
-often after another. PSNR is that of the test views; seconds are by the clock and, on a CPU, of the processor.
+A way is a densification strategy: `split`, `default`, or `mcmc`, with the share of Gaussians it adds after a colon and
+how often after another. PSNR is that of the test views; seconds are by the clock and, on a CPU, of the processor.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Benchmark:
 
     scene: tyro.conf.Positional[Path]
     """A scene's folder."""
-    ways: tuple[str, ...] = ("default", "mcmc")
-    """Strategies, a row each: default, mcmc, mcmc:GROWTH or mcmc:GROWTH:EVERY."""
+    ways: tuple[str, ...] = ("split", "default", "mcmc")
+    """Strategies, a row each: split, default, mcmc, mcmc:GROWTH or mcmc:GROWTH:EVERY."""
     preset: str = "short"
     """Everything else that says how to train."""
     steps: int = 0
@@ -66,8 +66,8 @@ def settings_of(way: str, benchmark: Benchmark) -> TrainSettings:
     except ValueError:
         name = ""
         own = {}
-    if name not in ("default", "mcmc") or (name == "default" and numbers) or len(numbers) > 2:
-        raise InputError(f"a way is {way!r} where default, mcmc, mcmc:0.25 or mcmc:0.05:25 was expected")
+    if name not in ("split", "default", "mcmc") or (name != "mcmc" and numbers) or len(numbers) > 2:
+        raise InputError(f"a way is {way!r} where split, default, mcmc, mcmc:0.25 or mcmc:0.05:25 was expected")
     if "refine_every" in own:
         own["refine_every"] = int(own["refine_every"])
     return replace(settings, strategy=name, **own)

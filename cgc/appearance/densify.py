@@ -1,11 +1,12 @@
-"""Adding and removing Gaussians as gsplat's DefaultStrategy does, with a hard limit and in any number of processes.
+"""Adding and removing Gaussians by gradients, with a hard limit and in any number of processes.
 
 The parameters carry gsplat's names (raw values: `scales` are logs, `opacities` logits):
 
     means [N, 3], quats [N, 4], scales [N, 3], opacities [N], sh_dc [N, 3], sh_rest [N, K - 1, 3]
 
-Tests hold it to gsplat's own, bit for bit. Written anew because gsplat's has no limit, draws its noise from the global
-generator, gives each process results of its own, and never resets opacities (1.5.3).
+`Densifier` is gsplat's DefaultStrategy; tests hold it to that, bit for bit. Written anew because gsplat's has no limit,
+draws its noise from the global generator, gives each process results of its own, and never resets opacities (1.5.3).
+`Halver` chooses by magnitudes, and cuts what it has chosen in two.
 Source: Kerbl et al. 2023 (arXiv 2308.04079), section 5.2; gsplat 1.5.
 """
 
@@ -22,6 +23,7 @@ from cgc.appearance.capture import Densification
 from cgc.appearance.shards import Shards
 from cgc.geometry import quat_to_rotation
 from cgc.rasterize.base import Render
+from cgc.splats.split import halves
 
 RESET_OPACITY = 2.0  # times prune_opacity: what a reset leaves, as in 3DGS
 SMALL = 0.01  # of the extent: shorter Gaussians are cloned, longer ones split
@@ -42,7 +44,7 @@ class Densifier:
     # --- every step ---
 
     def count(self, render: Render, width: int, height: int, photos: int = 1) -> None:
-        """Note the image-plane gradients of one of a step's `photos`; `render.means2d` has kept its gradient."""
+        """Note the image-plane gradients of one of a step's `photos`, whose render has what `gradients_seen` takes."""
         for norms, seen in zip(*gradients_seen(render, width, height, photos)):
             self._noted.append((norms, seen))
 
@@ -85,19 +87,24 @@ class Densifier:
             self._prune(params, optimizers, plan.prune_opacity)
 
     def _grow(self, params: Params, optimizers: Optimizers, threshold: float, room: int) -> None:
-        """Clone small Gaussians and split long ones whose mean gradient is over the threshold, at most `room`."""
+        """Make two of each Gaussian whose mean gradient is over the threshold, of at most `room`."""
         if room <= 0:
             return
-        shards, statistics = self._shards, self.statistics
-        gradients = shards.whole(statistics["grad2d"] / statistics["count"].clamp_min(1))  # [N]
+        statistics = self.statistics
+        gradients = self._shards.whole(statistics["grad2d"] / statistics["count"].clamp_min(1))  # [N]
         if int((gradients > threshold).sum()) > room:
             threshold = float(gradients.topk(room + 1).values[-1])  # ties stay out
+        grown = gradients > threshold
+        if grown.any():
+            self._double(params, optimizers, grown)
+
+    def _double(self, params: Params, optimizers: Optimizers, grown: Tensor) -> None:
+        """Clone those of `grown` [N] that are small, and split those that are long."""
+        shards = self._shards
         small = shards.whole(params["scales"].detach().exp().amax(1) <= SMALL * self._extent)
-        cloned = ((gradients > threshold) & small).nonzero()[:, 0]
-        split = (gradients > threshold) & ~small
+        cloned = (grown & small).nonzero()[:, 0]
+        split = grown & ~small
         rest, halves = (~split).nonzero()[:, 0], split.nonzero()[:, 0].repeat(2)
-        if not len(cloned) + len(halves):
-            return
         source = torch.cat([rest, cloned, halves])
         noise = torch.randn(2, len(halves) // 2, 3, device=source.device).reshape(-1, 3)
         numbers, rows = shards.follow(source)
@@ -138,12 +145,36 @@ class Densifier:
         return dict(self.statistics)
 
 
+class Halver(Densifier):
+    """Cuts in two, along its longest axis, whatever has a large gradient by magnitudes: nothing is cloned.
+
+    Sources: Ye et al. 2024 (AbsGS, arXiv 2404.10484) for what is chosen; Deng et al. 2025 (arXiv 2508.12313, long-axis
+    split) for how it is cut, though where halves lie, how long and how opaque they are is `splats/split.py`'s.
+    """
+
+    def _double(self, params: Params, optimizers: Optimizers, grown: Tensor) -> None:
+        """Put two halves in the place of each of `grown` [N]."""
+        whole, cut = (~grown).nonzero()[:, 0], grown.nonzero()[:, 0]
+        numbers, rows = self._shards.follow(torch.cat([whole, cut, cut]))
+        fresh = numbers >= len(whole)
+        first = (numbers < len(whole) + len(cut))[fresh]
+        made = {name: params[name].detach()[rows] for name in ("means", "scales", "opacities")}
+        parts = {name: value[fresh] for name, value in made.items()}
+        reach, shorter, fainter = halves(parts["scales"], params["quats"].detach()[rows[fresh]], parts["opacities"])
+        made["means"][fresh] = parts["means"] + torch.where(first[:, None], -reach, reach)
+        made["scales"][fresh], made["opacities"][fresh] = shorter, fainter
+        arrange(params, optimizers, rows, fresh, made)
+
+
 def gradients_seen(render: Render, width: int, height: int, photos: int) -> tuple[Tensor, Tensor]:
     """Return how long image-plane gradients are, in half images, and which Gaussians are in the pictures, [C, N] each.
 
-    A step's loss is the mean over its photos, and a photo's over its cameras: both are made up for.
+    Those by magnitudes where the render has them, else those that `render.means2d` has kept. A step's loss is the mean
+    over its photos, and a photo's over its cameras: both are made up for.
     """
-    gradient = render.means2d.grad.clone()  # [C, N, 2] # pyright: ignore[reportOptionalMemberAccess]
+    kept = render.means2d.grad if render.absgrad is None else render.absgrad
+    assert kept is not None
+    gradient = kept.clone()  # [C, N, 2]
     cameras = len(gradient)
     gradient[..., 0] *= width / 2.0 * cameras * photos
     gradient[..., 1] *= height / 2.0 * cameras * photos

@@ -22,7 +22,7 @@ from cgc.appearance.arrange import Optimizers, Params
 from cgc.appearance.capture import CaptureModel, Densification
 from cgc.appearance.checkpoint import Checkpoint, Identity, load_checkpoint
 from cgc.appearance.companion import Companion
-from cgc.appearance.densify import Densifier, gradients_seen
+from cgc.appearance.densify import Densifier, Halver, gradients_seen
 from cgc.appearance.exchange import Loan, pack, unpack
 from cgc.appearance.losses import photometric_loss, psnr
 from cgc.appearance.mcmc import MarkovChain
@@ -169,7 +169,7 @@ class Run:
         cameras = self.capture.cameras(view, photo.camera)
         beside = self.companion.values(self.carried(), step)
         values = self._values(self.params, cameras, step, beside)
-        render = self._render(self._raw_splats(), values, cameras, number)
+        render = self._render(self._raw_splats(), values, cameras, step, number)
         found = self._go_back(view, photo, render, step, place, shown)
         if schedule.counts_gradients(self.settings, step):
             self._densifier.count(render, photo.camera.width, photo.camera.height, self.settings.views_per_step)
@@ -191,7 +191,7 @@ class Run:
             view, level, number = self._drawn(step, own)
             photo = self._photos.take(view, level, self._next(step, own))
             cameras = self.capture.cameras(view, photo.camera)
-            render = self._render(*unpack(loan.guests, len(cameras)), cameras, number)
+            render = self._render(*unpack(loan.guests, len(cameras)), cameras, step, number)
             found.append(self._go_back(view, photo, render, step, own, shown))
             if schedule.counts_gradients(self.settings, step):
                 size = photo.camera.width, photo.camera.height
@@ -246,13 +246,14 @@ class Run:
             colors = [torch.cat([c, beside], 1) for c in colors]  # [N, 3 + D]
         return colors[0] if len(colors) == 1 else torch.stack(colors)
 
-    def _render(self, splats: Splats, values: Tensor, cameras: Sequence[Camera], number: int) -> Render:
-        """Render the photo before which `number` others came."""
+    def _render(self, splats: Splats, values: Tensor, cameras: Sequence[Camera], step: int, number: int) -> Render:
+        """Render a photo of a step, before which `number` others came."""
         background, beside = None, values.shape[-1] - 3
         if self.settings.background != "black":
             background = schedule.background_at(self.settings, number).to(self._device, non_blocking=True)
             background = torch.cat([background, background.new_zeros(beside)]) if beside else background
-        return self._rasterizer.render(splats, values, cameras, backgrounds=background)
+        absgrad = self.settings.strategy == "split" and schedule.counts_gradients(self.settings, step)
+        return self._rasterizer.render(splats, values, cameras, backgrounds=background, absgrad=absgrad)
 
     def _companion_terms(self, view: int, camera: Camera, beside: Tensor | None, step: int, place: int) -> list[Tensor]:
         """Return what the companion adds to the loss; several cameras of a photo share its time evenly."""
@@ -418,7 +419,8 @@ def _densifier(shards: Shards, settings: TrainSettings, extent: float) -> Densif
     """Make what adds and removes Gaussians."""
     if settings.strategy == "mcmc":
         return MarkovChain(shards, settings, extent=extent)
-    return Densifier(shards, extent=extent, prune_scale=settings.prune_scale, seed=settings.seed)
+    kind = Halver if settings.strategy == "split" else Densifier
+    return kind(shards, extent=extent, prune_scale=settings.prune_scale, seed=settings.seed)
 
 
 def _raw(params: Mapping[str, Tensor]) -> Splats:

@@ -47,12 +47,12 @@ def gaussian_limit(settings: TrainSettings, step: int, cap: int) -> int:
 
 def counts_gradients(settings: TrainSettings, step: int) -> bool:
     """Return whether a later refinement wants the image-plane gradients of `step`."""
-    return settings.strategy == "default" and step < settings.refine_stop * settings.steps
+    return settings.strategy != "mcmc" and step < settings.refine_stop * settings.steps
 
 
 def resets(settings: TrainSettings, step: int) -> bool:
     """Return whether opacities are reset after `step`."""
-    inside = 0 < step < settings.refine_stop * settings.steps and settings.strategy == "default"
+    inside = 0 < step < settings.refine_stop * settings.steps and settings.strategy != "mcmc"
     return inside and settings.reset_every > 0 and step % settings.reset_every == 0
 
 

@@ -25,21 +25,27 @@ def split(splats: Splats, which: Tensor) -> tuple[Splats, Tensor]:
     """
     whole, divided = (~which).nonzero()[:, 0], which.nonzero()[:, 0]
     origin = torch.cat([whole, divided, divided])
-    longest = splats.log_scales[divided].argmax(1, keepdim=True)  # [S, 1]
-    axes = quat_to_rotation(splats.quats[divided]).transpose(1, 2)  # [S, axis, xyz]
-    axis = axes.gather(1, longest[:, :, None].expand(-1, 1, 3))[:, 0]
-    reach = OFFSET * splats.scales[divided].gather(1, longest) * axis  # [S, 3]
-    shrunk = torch.zeros_like(splats.log_scales[divided]).scatter(1, longest, math.log(SHRINK))
-    shorter = splats.log_scales[divided] + shrunk
-    opacity = half_opacity(splats.opacities[divided])
+    reach, shorter, fainter = halves(*(v[divided] for v in (splats.log_scales, splats.quats, splats.logit_opacities)))
     made = splats.select(origin)
     n = len(whole)
     return replace(
         made,
         means=made.means + torch.cat([reach.new_zeros(n, 3), -reach, reach]),
         log_scales=torch.cat([made.log_scales[:n], shorter, shorter]),
-        logit_opacities=torch.cat([made.logit_opacities[:n], opacity.logit(), opacity.logit()]),
+        logit_opacities=torch.cat([made.logit_opacities[:n], fainter, fainter]),
     ), origin
+
+
+def halves(log_scales: Tensor, quats: Tensor, logit_opacities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what makes two halves of each of S Gaussians: how far from the mean they lie, to either side, [S, 3], and
+    their log scales [S, 3] and logit opacities [S]; given log scales [S, 3], quaternions [S, 4], logit opacities [S].
+    """
+    longest = log_scales.argmax(1, keepdim=True)  # [S, 1]
+    axes = quat_to_rotation(quats).transpose(1, 2)  # [S, axis, xyz]
+    axis = axes.gather(1, longest[:, :, None].expand(-1, 1, 3))[:, 0]
+    reach = OFFSET * log_scales.gather(1, longest).exp() * axis
+    shrunk = torch.zeros_like(log_scales).scatter(1, longest, math.log(SHRINK))
+    return reach, log_scales + shrunk, half_opacity(logit_opacities.sigmoid()).logit()
 
 
 def half_opacity(opacity: Tensor) -> Tensor:
