@@ -323,8 +323,8 @@ class SharpenSettings:
     """Gaussians are split whose second label has more than this share of their votes."""
     dim: int = 5
     """Length of the code that stands for a label in pictures; with colour's three, eight are rendered at once."""
-    rate: float = 1.0
-    """Learning rates, times those that training starts with as a rule."""
+    rate: float = 0.5
+    """Learning rates, times those that training starts with as a rule; higher ones cost pictures."""
     rate_final: float = 0.03
     """Their factor at the last step; they decay exponentially."""
     vote_stride: int = 8

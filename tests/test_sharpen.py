@@ -237,7 +237,8 @@ def test_winners_and_straddlers_by_hand():
 def test_the_short_training_grows_nothing_and_keeps_the_degree():
     s = refining(SharpenSettings(), TrainSettings(background="white", reset_every=5, budget=3.0), one(0.5))
     assert (s.sh_degree, s.refine_stop, s.reset_every, s.budget, s.coarse) == (0, 0, 0, 0, 0)
-    assert s.background == "white" and s.steps == SharpenSettings().steps and s.means_lr == TrainSettings.means_lr
+    assert s.background == "white" and s.steps == SharpenSettings().steps
+    assert s.means_lr == SharpenSettings().rate * TrainSettings.means_lr
 
 
 def test_what_is_lost_is_counted_against_pictures_of_usual_quality():
