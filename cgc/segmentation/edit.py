@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
-from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rotation_to_quat, sh_dc_to_rgb
+from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rotation_to_quat, sh_dc_to_rgb, vector
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.halo import Halo, find_halo
@@ -221,7 +221,7 @@ def recolor(
     "shift" adds the same to every Gaussian, so that patterns stay; "tint" keeps how bright each is and nothing else.
     """
     chosen = _known(segmentation, ids)
-    goal = _vector(rgb, 3, "a colour (red, green, blue from 0 to 1)")
+    goal = vector(rgb, 3, "a colour (red, green, blue from 0 to 1)")
     if (goal < 0).any() or (goal > 1).any():
         raise InputError(f"a colour (red, green, blue from 0 to 1) was expected, got {goal.tolist()}")
     if how not in ("shift", "tint"):
@@ -267,13 +267,13 @@ def transform(
     everything = ids is None
     chosen = [] if ids is None else _known(segmentation, ids)
     own = np.ones(len(segmentation.splats), bool) if everything else _members(segmentation, chosen)
-    move = _vector(translation, 3, "a translation (x, y, z)")
+    move = vector(translation, 3, "a translation (x, y, z)")
     turn, quat = _rotation(rotation)
     if not isinstance(scale, (int, float, np.number)) or not math.isfinite(scale) or scale <= 0:
         raise InputError(f"a scale over 0 was expected, got {scale!r}")
     splats, healed = segmentation.splats, 0
     middle = np.median(splats.means[torch.from_numpy(own)].detach().cpu().double().numpy(), axis=0)
-    centre = middle if about is None else _vector(about, 3, "a point (x, y, z)")
+    centre = middle if about is None else vector(about, 3, "a point (x, y, z)")
     if rasterizer is not None and len(cameras) and not own.all():
         found = find_halo(splats, segmentation.labels, segmentation.confidences, own, rasterizer, cameras, fill=False)
         own = own | found.spill
@@ -364,16 +364,6 @@ def _text(ids: Sequence[int]) -> str:
     return ("segment " if len(ids) == 1 else "segments ") + ", ".join(map(str, ids))
 
 
-def _vector(values: ArrayLike, n: int, what: str) -> np.ndarray:
-    try:
-        made = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} was expected, got {values!r}") from error
-    if made.shape != (n,) or not np.isfinite(made).all():
-        raise InputError(f"{what} was expected, got {made.tolist()}")
-    return made
-
-
 def _rotation(given: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     """Return a rotation as a matrix [3, 3] and a unit quaternion [4]."""
     if given is None:
@@ -384,7 +374,6 @@ def _rotation(given: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} was expected, got {given!r}") from error
     if values.shape == (4,):
-        values = _vector(values, 4, what)
         if not 1e-6 < np.linalg.norm(values) < 1e6:
             raise InputError(f"{what} was expected, got the quaternion {values.tolist()}")
         quat = values / np.linalg.norm(values)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from cgc.errors import InputError
-from cgc.geometry import quat_to_rotation
+from cgc.geometry import quat_to_rotation, vector
 from cgc.scene.types import Camera
 from cgc.segmentation.objects import Object, Selection, checked_object, up_the_tree
 from cgc.segmentation.pictures import ViewOrCamera, camera_of, finest_ids, finest_map, id_map, shown_by_node
@@ -110,26 +110,13 @@ def selection(segmentation: Segmentation, nodes: Iterable[int | Object]) -> Sele
 def _pixels(camera: Camera, places: Sequence[Pixel]) -> np.ndarray:
     """Return y * width + x of each place, int64 [P]; InputError for one outside of the image."""
     for place in places:
-        xy = _numbers(place, 2, "a pixel (x, y)")
+        xy = vector(place, 2, "a pixel (x, y)")
         if not (0 <= xy[0] < camera.width and 0 <= xy[1] < camera.height):
             raise InputError(
                 f"the pixel ({xy[0]:g}, {xy[1]:g}) is outside of the image; expected x in 0 to {camera.width - 1} and "
                 f"y in 0 to {camera.height - 1}"
             )
     return np.array([int(y) * camera.width + int(x) for x, y in places], np.int64)
-
-
-def _numbers(values: ArrayLike, n: int, what: str, *, finite: bool = True) -> np.ndarray:
-    """Return n numbers as float64; InputError where they are not that many, not numbers, NaN or (`finite`) infinite."""
-    try:
-        made = np.asarray(values, float)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"expected {what} of {n} numbers, got {values!r}") from error
-    if made.shape != (n,):
-        raise InputError(f"expected {what} of {n} numbers, got an array of shape {made.shape}")
-    if np.isnan(made).any() or (finite and not np.isfinite(made).all()):
-        raise InputError(f"expected {what} of finite numbers, got {made.tolist()}")
-    return made
 
 
 # --- space ------------------------------------------------------------------------------------------------
@@ -140,7 +127,7 @@ def at_point(segmentation: Segmentation, xyz: ArrayLike) -> Object | None:
 
     A Gaussian's density is its opacity times exp(-d^2 / 2), d the distance in its own standard deviations.
     """
-    point = torch.from_numpy(_numbers(xyz, 3, "a point"))
+    point = torch.from_numpy(vector(xyz, 3, "a point (x, y, z)"))
     splats, labels = segmentation.splats, segmentation.labels
     away = splats.means.detach().double() - point
     near = (away.norm(dim=1) <= REACH * splats.log_scales.detach().amax(dim=1).exp()).nonzero()[:, 0]
@@ -159,7 +146,8 @@ def along_ray(segmentation: Segmentation, origin: ArrayLike, direction: ArrayLik
     The ray is one narrow pixel, blended as pictures are: what lies behind something opaque is not hit. Weights sum to
     at most 1; an object of which less than a hundredth is seen is left out.
     """
-    start, along = _numbers(origin, 3, "the origin of a ray"), _numbers(direction, 3, "a direction")
+    start = vector(origin, 3, "the origin of a ray (x, y, z)")
+    along = vector(direction, 3, "the direction of a ray (x, y, z)")
     if not along.any():
         raise InputError("the direction of a ray has length 0; give the vector it goes along")
     along = along / np.abs(along).max()  # the square of a length may be beyond all numbers
@@ -184,7 +172,7 @@ def in_box(segmentation: Segmentation, low: ArrayLike, high: ArrayLike, *, partl
 
     The corners low and high [3] may be infinite.
     """
-    a, b = (_numbers(v, 3, f"the {name} corner of a box", finite=False) for v, name in ((low, "low"), (high, "high")))
+    a, b = (vector(v, 3, f"the {name} corner of a box", finite=False) for v, name in ((low, "low"), (high, "high")))
     if not (a <= b).all():
         raise InputError(f"the box from {a.tolist()} to {b.tolist()} is empty; give the lower corner first")
     means = segmentation.splats.means.detach().cpu().numpy()
@@ -218,7 +206,7 @@ def in_rect(
     The rectangle goes from (x0, y0) to (x1, y1), in pixels from the top left of the image; what is outside is cut off.
     """
     camera = camera_of(segmentation, view)
-    ax, ay, bx, by = _numbers([x0, y0, x1, y1], 4, "a rectangle (x0, y0, x1, y1)")
+    ax, ay, bx, by = vector([x0, y0, x1, y1], 4, "a rectangle (x0, y0, x1, y1)")
     if not (ax < bx and ay < by):
         raise InputError(f"the rectangle from ({ax:g}, {ay:g}) to ({bx:g}, {by:g}) is empty; give its top left first")
     if bx <= 0 or by <= 0 or ax >= camera.width or ay >= camera.height:
