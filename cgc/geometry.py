@@ -37,7 +37,7 @@ def vector(values: ArrayLike, n: int, what: str, *, finite: bool = True) -> np.n
     try:
         made = np.asarray(values, np.float64)
         right = made.shape == (n,) and (np.isfinite(made) if finite else ~np.isnan(made)).all()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         right = False
     if not right:
         kind = "finite numbers" if finite else "numbers"

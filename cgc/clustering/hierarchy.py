@@ -51,9 +51,9 @@ class Hierarchy:
         return len(self.parents) - 1
 
     @property
-    def n_objects(self) -> int:
-        """K, the number of objects."""
-        return len(self.shown(self.base))
+    def objects(self) -> np.ndarray:
+        """The nodes that are shown at the base level, [K]."""
+        return self.shown(self.base)
 
     @property
     def stops(self) -> np.ndarray:

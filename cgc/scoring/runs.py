@@ -115,7 +115,7 @@ class Run:
 
     def level_of(self, ids: Sequence[int]) -> Level:
         """A level that shows all of some segments, the objects' own where that does; InputError where none does."""
-        if not len(ids) or set(ids) <= set(self.tree.shown(self.tree.base).tolist()):
+        if not len(ids) or set(ids) <= set(self.tree.objects.tolist()):
             return None
         level = float(self.tree.levels[list(ids)].min())
         if not set(ids) <= set(self.tree.shown(level).tolist()):

@@ -184,8 +184,7 @@ def paint(
     """Give the Gaussians that show under a mask [H, W] of a camera to a segment; None: a new one; 0: to none."""
     if segment:
         [segment] = _known(segmentation, segment, empty=True)
-        objects = segmentation.hierarchy.shown(segmentation.hierarchy.base)
-        if segment not in segmentation.ids and segment not in objects:
+        if segment not in segmentation.ids and segment not in segmentation.hierarchy.objects:
             raise InputError(f"segment {segment} cannot be painted: it is not shown at this level; give one that is")
     share, mass = _shares(segmentation.splats, camera, mask, rasterizer)
     under = np.flatnonzero((share >= MIN_SHARE) & (mass > 0))

@@ -100,7 +100,7 @@ def describe_nodes(segmentation: Segmentation) -> list[Node]:
     """Make the table of what is not an object: the parts and the wholes that own a Gaussian."""
     tree, means = segmentation.hierarchy, segmentation.splats.means.detach().cpu().numpy().astype(float)
     table = []
-    objects = set(tree.shown(tree.base).tolist())
+    objects = set(tree.objects.tolist())
     for node in sorted(set(range(1, tree.n_nodes + 1)) - objects):
         own = tree.members(node)
         if own.any():
