@@ -60,6 +60,11 @@ def tiny(sh_terms: int = 4) -> Segmentation:
     return track(Segmentation(splats, tree.at(), confidences, tree, {1: "red", 2: "green"}))
 
 
+def with_wide(segmentation: Segmentation) -> Segmentation:
+    splats = segmentation.splats
+    return replace(segmentation, splats=replace(splats, log_scales=splats.log_scales + 86))
+
+
 def copied(segmentation: Segmentation) -> dict[str, np.ndarray]:
     """Everything a segmentation holds, as arrays of its own."""
     splats = segmentation.splats
@@ -158,6 +163,7 @@ def test_keeping_and_removing_keep_rows_together_and_ids():
         (lambda s: transform(s, 1, scale=0), "a scale over 0"),
         (lambda s: transform(s, 1, scale=float("nan")), "a scale over 0"),
         (lambda s: transform(s, 1, scale=1e300), "leave what numbers can hold"),
+        (lambda s: transform(with_wide(s), 1, scale=1e4), "leave what numbers can hold"),
         (lambda s: transform(s, 1, translation=(0, np.inf, 0)), "a translation"),
         (lambda s: transform(s, 1, translation="far"), "a translation"),
         (lambda s: transform(s, 1, about=(0, 1)), "a point"),

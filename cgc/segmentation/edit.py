@@ -291,10 +291,11 @@ def transform(
     for name, values in changed.items():
         columns[name] = getattr(splats, name).detach().clone()
         columns[name][rows] = values.to(columns[name].dtype)
-        if not bool(torch.isfinite(columns[name]).all()):
-            raise InputError("the Gaussians would leave what numbers can hold; give a smaller translation or scale")
+    moved = replace(splats, **columns)
+    if not all(bool(values.isfinite().all()) for values in (moved.means, moved.quats, moved.scales, moved.sh)):
+        raise InputError("the Gaussians would leave what numbers can hold; give a smaller translation or scale")
     tree = replace(segmentation.hierarchy)  # another one: what views knew of it is of before
-    made = replace(segmentation, splats=replace(splats, **columns), hierarchy=tree)
+    made = replace(segmentation, splats=moved, hierarchy=tree)
     return _recorded(
         made, "transform", ids=chosen, translation=move.tolist(), rotation=quat.tolist(), scale=float(scale),
         about=centre.tolist(), healed=healed,
