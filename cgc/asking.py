@@ -304,12 +304,18 @@ def export(
     quiet: bool,
     device: str = "auto",
 ) -> None:
-    """Write some formats of some objects (none: all that are shown) into a folder, by default export/ beside them."""
+    """Write some formats of some objects (none: all that are shown) into a folder, by default export/ beside them.
+
+    With a level the default is export_at_LEVEL/, so that the objects of different levels do not mix.
+    """
     names = [name for word in formats for name in word.split(",") if name] or ["ply"]
     check_formats(names)
     seg = _open(folder, device, quiet=quiet)
     seg = seg.at_level(level) if level is not None else seg
-    job, target = job_of(seg, list(objects) or None), out or folder / "export"
+    job, target = (
+        job_of(seg, list(objects) or None),
+        out or folder / ("export" if level is None else f"export_at_{level:g}"),
+    )
     paths = write_formats(job, target, names)
     if not quiet:
         console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}")
