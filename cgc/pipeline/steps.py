@@ -19,7 +19,7 @@ from cgc.pipeline.report import report
 from cgc.pipeline.sharpen import sharpen_borders
 from cgc.pipeline.train import train
 from cgc.pipeline.workspace import Workspace
-from cgc.run_folder import Source
+from cgc.run_folder import Source, clear_unfinished
 from cgc.scene.read import fingerprint
 from cgc.settings import to_json
 
@@ -37,7 +37,12 @@ SHARED = ("lift", "cluster", "render")
 
 
 def meet(work: Workspace) -> None:
-    """Make sure that all processes are about to do the same; what the scene needs is made once."""
+    """Make sure that all processes are about to do the same; what the scene needs is made once.
+
+    What processes that were killed have left half-written in the run is removed.
+    """
+    if parallel.is_first():
+        clear_unfinished(work.run.root)
     if parallel.here()[1] > 1:
         with parallel.first_before_others():
             scene = work.scene
