@@ -24,7 +24,7 @@ from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.halo import Halo, find_halo
 from cgc.segmentation.segments import Segmentation
-from cgc.splats.types import Splats
+from cgc.splats.types import PARAMETERS, Splats
 
 ORIGIN = "origin_row"
 """The attribute in `Splats.extras` that says which row of the file each Gaussian came of (see `track`)."""
@@ -354,7 +354,7 @@ def _with_fresh(segmentation: Segmentation, kept: np.ndarray, found: Halo) -> Se
     """Return the Gaussians `kept` [N] bool, and after them what was made to fill the place of others."""
     made = select_rows(segmentation, np.concatenate([np.flatnonzero(kept), found.like]))
     columns = {}
-    for name in ("means", "quats", "log_scales", "logit_opacities", "sh"):
+    for name in PARAMETERS:
         columns[name] = getattr(made.splats, name).detach().clone()
         columns[name][int(kept.sum()) :] = getattr(found.fresh, name)
     return replace(made, splats=replace(made.splats, **columns))
