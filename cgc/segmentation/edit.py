@@ -50,14 +50,13 @@ def track(segmentation: Segmentation, origin: np.ndarray | None = None) -> Segme
 def select_rows(segmentation: Segmentation, rows: np.ndarray) -> Segmentation:
     """Return the Gaussians at `rows` [n] (indices), with everything that is kept for each; ids stay."""
     tree = replace(segmentation.hierarchy, leaves=segmentation.hierarchy.leaves[rows])
-    inside = _holding(tree)
     return replace(
         segmentation,
         splats=segmentation.splats.select(torch.from_numpy(rows)),
         labels=segmentation.labels[rows],
         confidences=segmentation.confidences[rows],
         hierarchy=tree,
-        names={node: name for node, name in segmentation.names.items() if inside[node]},
+        names=_names_within(segmentation, tree),
     )
 
 
@@ -327,22 +326,11 @@ def _known(segmentation: Segmentation, ids: Ids, *, empty: bool = False) -> list
     if not chosen:
         raise InputError("no segment was given; name at least one id")
     tree = segmentation.hierarchy
-    inside = _holding(tree)
-    if unknown := [i for i in chosen if not 1 <= i <= tree.n_nodes or not (empty or inside[i])]:
-        there = np.flatnonzero(inside[1:]) + 1
+    if unknown := [i for i in chosen if not 1 <= i <= tree.n_nodes or not (empty or tree.sizes[i])]:
+        there = np.flatnonzero(tree.sizes)
         listed = ", ".join(map(str, there[:12].tolist())) + (", ..." if len(there) > 12 else "")
         raise InputError(f"there is no {_text(unknown)}: the ids that hold Gaussians are {listed or 'none'}")
     return chosen
-
-
-def _holding(tree: Hierarchy) -> np.ndarray:
-    """Say which nodes hold a Gaussian, [T + 1] bool."""
-    inside = np.zeros(len(tree.parents), bool)
-    inside[tree.leaves[tree.leaves > 0]] = True
-    while (more := np.setdiff1d(tree.parents[inside], np.flatnonzero(inside)))[more > 0].size:
-        inside[more] = True
-    inside[0] = False
-    return inside
 
 
 def _members(segmentation: Segmentation, ids: Sequence[int]) -> np.ndarray:
@@ -400,16 +388,18 @@ def _assigned(
         leaves[rows] = _largest_leaf(tree, segment) if segment else NOISE
     labels[rows] = segment if segment else NOISE
     tree = replace(tree, leaves=leaves, parents=parents, levels=levels)
-    inside = _holding(tree)
-    names = {node: name for node, name in segmentation.names.items() if inside[node]}
+    names = _names_within(segmentation, tree)
     return replace(segmentation, labels=labels, hierarchy=tree, names=names), segment
+
+
+def _names_within(segmentation: Segmentation, tree: Hierarchy) -> dict[int, str]:
+    """Return the names of nodes that hold a Gaussian in a tree."""
+    return {node: name for node, name in segmentation.names.items() if tree.sizes[node]}
 
 
 def _largest_leaf(tree: Hierarchy, node: int) -> int:
     """Return the finest node in a node that has most Gaussians (ties: the lower id)."""
-    below = np.arange(len(tree.parents)) == node
-    while (more := below[tree.parents] & ~below).any():
-        below |= more
+    below = tree.inside([node])
     below[tree.parents[below]] = False  # what has children
     sizes = np.bincount(tree.leaves[tree.leaves > 0], minlength=len(below))
     return int(np.where(below, sizes, -1).argmax())

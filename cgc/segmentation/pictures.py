@@ -107,16 +107,13 @@ def masks(segmentation: Segmentation, views: Sequence[ViewOrCamera]) -> list[np.
 def node_mask(segmentation: Segmentation, view: ViewOrCamera, nodes: Sequence[int]) -> np.ndarray:
     """Where any of some nodes is seen, bool [H, W], shown at the segmentation's level or not."""
     tree = segmentation.hierarchy
-    inside = np.isin(np.arange(len(tree.parents)), list(nodes))
     owner = tree.shown_for(tree.base)
     if segmentation.context.blended and (parts := [n for n in nodes if owner[n] not in (0, n)]):
         raise InputError(
             f"segment {parts[0]} is a part, and pictures of blended features show the objects only; cluster with "
             "--cluster.masks labels"
         )
-    while (more := inside[tree.parents] & ~inside).any():
-        inside |= more
-    return inside[finest_map(segmentation, camera_of(segmentation, view))]
+    return tree.inside(nodes)[finest_map(segmentation, camera_of(segmentation, view))]
 
 
 # --- pictures ---------------------------------------------------------------------------------------------

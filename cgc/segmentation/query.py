@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from cgc.errors import InputError
 from cgc.geometry import quat_to_rotation, vector
 from cgc.scene.types import Camera
-from cgc.segmentation.objects import Object, Selection, checked_object, up_the_tree
+from cgc.segmentation.objects import Object, Selection, checked_object
 from cgc.segmentation.pictures import ViewOrCamera, camera_of, finest_ids, finest_map, id_map, shown_by_node
 from cgc.segmentation.prompts import Inseparable, clicked_nodes, ids_inside
 
@@ -237,8 +237,8 @@ def from_mask(segmentation: Segmentation, view: ViewOrCamera, mask: np.ndarray) 
     if not target.any():
         raise InputError("the mask is empty: it is False everywhere; mark at least one pixel")
     finest, shown = finest_map(segmentation, camera), shown_by_node(segmentation)
-    inside = up_the_tree(tree, np.bincount(finest[target], minlength=len(tree.parents)))
-    area = up_the_tree(tree, np.bincount(finest.ravel(), minlength=len(tree.parents)))
+    inside = tree.add_up(np.bincount(finest[target], minlength=len(tree.parents)))
+    area = tree.add_up(np.bincount(finest.ravel(), minlength=len(tree.parents)))
     if not inside.any():
         return Selection(segmentation, ())
     stops = tree.stops[: tree.base_stop + 1] if segmentation.context.blended else tree.stops
@@ -264,8 +264,9 @@ def similar(segmentation: Segmentation, which: int | Object, k: int = 5) -> list
     the colours' distance (black to white is 1) and of 1 less the ratio of the boxes' diagonals.
     """
     own = checked_object(segmentation, which)
+    check_count(k)
     others = [o for o in segmentation.objects if o.id != own.id]
-    if _whole(k, "k") and segmentation.has_features:
+    if segmentation.has_features:
         mine, means = _mean_feature(own), np.stack([_mean_feature(o) for o in [*others, own]])
         scores, by = means[:-1] @ mine, "features"
     else:
@@ -274,10 +275,10 @@ def similar(segmentation: Segmentation, which: int | Object, k: int = 5) -> list
     return [Match(others[i], float(scores[i]), by) for i in order]
 
 
-def _whole(k: int, name: str) -> bool:
+def check_count(k: int) -> None:
+    """Raise InputError unless k is a number of objects to find."""
     if not isinstance(k, (int, np.integer)) or k < 1:
-        raise InputError(f"{name} is {k!r} where a whole number over 0 was expected")
-    return True
+        raise InputError(f"k is {k!r} where a whole number over 0 was expected")
 
 
 def _mean_feature(thing: Object) -> np.ndarray:
