@@ -110,7 +110,18 @@ class View:
     @property
     def stem(self) -> str:
         """The name without its suffix: what masks of this view are called."""
-        return self.name.rsplit(".", 1)[0] if "." in self.name.rsplit("/", 1)[-1] else self.name
+        return stem_of(self.name)
+
+
+def stem_of(name: str) -> str:
+    """Return the name of a photo without its suffix; sub-folders stay."""
+    return name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """Return what pictures of views are called: the stems of their names, or the names where two share a stem."""
+    stems = [stem_of(name) for name in names]
+    return stems if len(set(stems)) == len(stems) else list(names)
 
 
 @dataclass(frozen=True)
