@@ -10,13 +10,10 @@ files are there is done and need not run again; any other is stale.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import re
 import resource
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
@@ -55,8 +52,6 @@ TRAINED_FEATURES = "trained_features.safetensors"
 """What training leaves beside the splats where it learns features too."""
 CAMERAS = "cameras.json"
 """What rendering leaves beside the table: the views' cameras, for when the scene is gone."""
-STILL_WRITTEN = 60.0
-"""Seconds since a file that is not whole was last written to, within which it may yet become so."""
 YOUNGER = {
     "features": "none", "views_per_step": 1, "strategy": "default", "mcmc_growth": 0.05, "mcmc_noise": 5e5,
     "mcmc_opacity": 0.01, "mcmc_scale": 0.01, "max_length": 0.0,
@@ -288,19 +283,6 @@ def create_run(root: Path, settings: RunSettings, source: Source) -> RunFolder:
 def is_unfinished(path: Path) -> bool:
     """Say whether a file is what a command leaves that was stopped while it wrote the first two files of a run."""
     return path.name in ("config.json", "scene.json") or ".partial" in path.name
-
-
-def clear_unfinished(root: Path) -> None:
-    """Remove the files below a run folder that processes of this machine were writing when they were killed.
-
-    A file that was written to in the last minute stays: it may be another machine's.
-    """
-    for path in root.rglob(".*.partial*"):
-        written_by = re.fullmatch(r"\..*\.(\d+)\.partial(\.\w+)?", path.name)
-        if written_by and not parallel.is_alive(int(written_by[1])):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > STILL_WRITTEN:
-                    path.unlink()
 
 
 def open_run(root: Path) -> RunFolder:

@@ -532,6 +532,15 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_save_removes_what_one_that_was_killed_was_writing(tmp_path):
+    dead, other = tmp_path / ".out.999999999.partial", tmp_path / ".out2.999999999.partial"
+    for folder in (dead, other):
+        folder.mkdir()
+        (folder / "splats.ply").write_bytes(b"half")
+    save(tiny(), tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"out", other.name}
+
+
 @pytest.mark.parametrize("moved", [1, 2, 3])
 def test_a_save_that_was_killed_loses_nothing(tmp_path, monkeypatch, moved):
     """A kill leaves what `os.replace` has done so far; the next save brings back what is aside."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from cgc import kernels, parallel
 from cgc.device import Lever, out_of_memory
+from cgc.leftovers import clear_files
 from cgc.pipeline.cluster import cluster_features
 from cgc.pipeline.export import export
 from cgc.pipeline.lift import lift
@@ -19,7 +20,7 @@ from cgc.pipeline.report import report
 from cgc.pipeline.sharpen import sharpen_borders
 from cgc.pipeline.train import train
 from cgc.pipeline.workspace import Workspace
-from cgc.run_folder import Source, clear_unfinished
+from cgc.run_folder import Source
 from cgc.scene.read import fingerprint
 from cgc.settings import to_json
 
@@ -42,7 +43,7 @@ def meet(work: Workspace) -> None:
     What processes that were killed have left half-written in the run is removed.
     """
     if parallel.is_first():
-        clear_unfinished(work.run.root)
+        clear_files(work.run.root)
     if parallel.here()[1] > 1:
         with parallel.first_before_others():
             scene = work.scene
