@@ -15,20 +15,16 @@ from pathlib import Path
 from cgc import parallel
 
 STILL_WRITTEN = 60.0
-"""Seconds since a file that is not whole was last written to, within which it may yet become so."""
+"""Seconds since something half-made was last written to, within which it may yet become whole: on another machine."""
 
 
 def clear_files(root: Path) -> None:
-    """Remove the files below a folder that processes of this machine were writing when they were killed.
-
-    A file that was written to in the last minute stays: it may be another machine's.
-    """
+    """Remove the files below a folder that processes of this machine were writing when they were killed."""
     for path in root.rglob(".*.partial*"):
         written_by = re.fullmatch(r"\..*\.(\d+)\.partial(\.\w+)?", path.name)
-        if written_by and _is_dead(int(written_by[1])):
+        if written_by and path.is_file() and _is_left(path, int(written_by[1])):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > STILL_WRITTEN:
-                    path.unlink()
+                path.unlink()
 
 
 def clear_folders(parent: Path, name: str) -> None:
@@ -36,10 +32,17 @@ def clear_folders(parent: Path, name: str) -> None:
     with contextlib.suppress(OSError):  # where the parent cannot be read, or is not there
         for folder in parent.iterdir():
             written_by = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.partial", folder.name)
-            if written_by and _is_dead(int(written_by[1])):
+            if written_by and _is_left(folder, int(written_by[1])):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_dead(pid: int) -> bool:
-    """Say whether a process is no more; nobody is asked where asking is no POSIX matter and may end it."""
-    return os.name == "posix" and not parallel.is_alive(pid)
+def _is_left(path: Path, pid: int) -> bool:
+    """Say whether what a process was making is left: the process is no more, and nobody has written to it lately.
+
+    Where asking for a process is no POSIX matter, and may end it, nothing is.
+    """
+    if os.name != "posix" or parallel.is_alive(pid):
+        return False
+    with contextlib.suppress(OSError):
+        return time.time() - max(p.stat().st_mtime for p in (path, *path.rglob("*"))) > STILL_WRITTEN
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -533,12 +534,18 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_a_save_removes_what_one_that_was_killed_was_writing(tmp_path):
-    dead, other = tmp_path / ".out.999999999.partial", tmp_path / ".out2.999999999.partial"
-    for folder in (dead, other):
-        folder.mkdir()
-        (folder / "splats.ply").write_bytes(b"half")
+    names = [
+        ".out.999999999.partial",
+        ".out2.999999999.partial",
+        ".out.999999998.partial",
+    ]  # the last: now
+    for name, age in zip(names, (90, 90, 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "splats.ply").write_bytes(b"half")
+        for path in (tmp_path / name / "splats.ply", tmp_path / name):
+            os.utime(path, (time.time() - age,) * 2)
     save(tiny(), tmp_path / "out")
-    assert {p.name for p in tmp_path.iterdir()} == {"out", other.name}
+    assert {p.name for p in tmp_path.iterdir()} == {"out", *names[1:]}
 
 
 @pytest.mark.parametrize("moved", [1, 2, 3])
