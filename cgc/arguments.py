@@ -191,7 +191,10 @@ class Render:
 
 @dataclass(frozen=True)
 class Export:
-    """Write every segment of a run as a plain 3DGS PLY; or some objects of it, in some formats."""
+    """Write every segment of a run as a plain 3DGS PLY; or some objects of it, in some formats.
+
+    A folder that `cgc edit` has saved will do too; of it, all goes into export/.
+    """
 
     out: RunArgument
     objects: tuple[int, ...] = ()
@@ -200,10 +203,10 @@ class Export:
     """What to write, some of: ply, selection (one PLY of all), rest (what is left without them), labelled (a PLY with
     labels), labels (.npy), points, boxes (JSON and CSV), masks, coco, cutouts, turntable."""
     to: Path | None = None
-    """The folder for it (default: export/ in the run)."""
+    """The folder for it (default: export/ in the run, export_at_LEVEL/ with --level)."""
     level: float | None = None
-    """Write the segments of this level of the hierarchy, 0 (wholes) to 1 (smallest parts); without --objects and
-    --format into segments_at_LEVEL/."""
+    """Write the segments of this level of the hierarchy, 0 (wholes) to 1 (smallest parts); of a run, without
+    --objects and --format, into segments_at_LEVEL/."""
     quiet: Quiet = False
     device: Device = "auto"
 

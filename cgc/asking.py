@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from cgc.progress import console, short_lengths
 from cgc.segmentation.export import check_formats, job_of
 from cgc.segmentation.export import export as write_formats
 from cgc.segmentation.objects import Object
+from cgc.segmentation.query import Match
 from cgc.segmentation.segmentation import Segmentation
 from cgc.view.frames import screenshot
 from cgc.view.shots import parse_size
@@ -61,41 +62,67 @@ def query(
         raise InputError("--not-click says where the object is not; say where it is with --click")
     seg = _open(folder, device, quiet=as_json or device == "auto")  # a table that others may read
     seg = seg.at_level(level) if level is not None else seg
-    notes: list[str] = []
-    facts: list[dict[str, Any]] = []
     if clicks:
-        view, positive = _clicks(clicks)
-        other, negative = _clicks(not_clicks) if not_clicks else (view, [])
-        if other != view:
-            raise InputError(f"clicks are of one view, got {view} and {other}; ask for each by itself")
-        found = list(seg.at_pixels(view, positive, negative))
-        if not found:
-            notes.append("nothing is there: the pixels show noise or the background")
+        answer = _at_clicks(seg, clicks, not_clicks)
     elif point:
-        found = _some(seg.at_point(point))
+        answer = _Answer(_some(seg.at_point(point)))
     elif ray:
-        hits = seg.along_ray(ray[:3], ray[3:])
-        found = [hit.object for hit in hits]
-        notes = [f"{hit.object.id}: {hit.weight:.0%} of what is seen, {hit.distance:.4g} away" for hit in hits]
-        facts = [{"weight": hit.weight, "distance": hit.distance} for hit in hits]
+        answer = _along(seg, ray)
     elif box:
-        found = seg.in_box(box[:3], box[3:])
+        answer = _Answer(seg.in_box(box[:3], box[3:]))
     elif rect is not None:
         view, numbers = _view_and_numbers(rect, 4, "--rect")
-        found = seg.in_rect(view, *numbers)
+        answer = _Answer(seg.in_rect(view, *numbers))
     elif mask is not None:
-        view, _, file = mask.partition(",")
-        if not file:
-            raise InputError(f"--mask is {mask!r} where VIEW,FILE.png was expected")
-        found = list(seg.from_mask(view, read_id_map(Path(file)) > 0))
-    elif similar is not None or text is not None:
-        matches = seg.similar(similar, most) if similar is not None else seg.find(text or "", most)
-        found = [match.object for match in matches]
-        notes = [f"{match.object.id}: {match.score:.3f} by {match.by}" for match in matches]
-        facts = [{"score": match.score, "by": match.by} for match in matches]
+        answer = _Answer(_in_mask(seg, mask))
+    elif similar is not None:
+        answer = _matched(seg.similar(similar, most))
+    elif text is not None:
+        answer = _matched(seg.find(text, most))
     else:
-        found = seg.objects
-    _print(found, notes, facts, as_json)
+        answer = _Answer(seg.objects)
+    _print(answer, as_json)
+
+
+class _Answer(NamedTuple):
+    """Objects, what else there is to say to people, and facts beside each object's own (none, or of each)."""
+
+    objects: Sequence[Object]
+    notes: Sequence[str] = ()
+    facts: Sequence[dict[str, Any]] = ()
+
+
+def _at_clicks(seg: Segmentation, clicks: Sequence[str], not_clicks: Sequence[str]) -> _Answer:
+    view, positive = _clicks(clicks)
+    other, negative = _clicks(not_clicks) if not_clicks else (view, [])
+    if other != view:
+        raise InputError(f"clicks are of one view, got {view} and {other}; ask for each by itself")
+    found = list(seg.at_pixels(view, positive, negative))
+    return _Answer(found, () if found else ["nothing is there: the pixels show noise or the background"])
+
+
+def _along(seg: Segmentation, ray: Sequence[float]) -> _Answer:
+    hits = seg.along_ray(ray[:3], ray[3:])
+    return _Answer(
+        [hit.object for hit in hits],
+        [f"{hit.object.id}: {hit.weight:.0%} of what is seen, {hit.distance:.4g} away" for hit in hits],
+        [{"weight": hit.weight, "distance": hit.distance} for hit in hits],
+    )
+
+
+def _in_mask(seg: Segmentation, word: str) -> list[Object]:
+    view, _, file = word.partition(",")
+    if not file:
+        raise InputError(f"--mask is {word!r} where VIEW,FILE.png was expected")
+    return list(seg.from_mask(view, read_id_map(Path(file)) > 0))
+
+
+def _matched(matches: Sequence[Match]) -> _Answer:
+    return _Answer(
+        [match.object for match in matches],
+        [f"{match.object.id}: {match.score:.3f} by {match.by}" for match in matches],
+        [{"score": match.score, "by": match.by} for match in matches],
+    )
 
 
 def _some(found: Object | None) -> list[Object]:
@@ -124,9 +151,9 @@ def _view_and_numbers(word: str, count: int, option: str) -> tuple[str, list[flo
     return parts[0], numbers
 
 
-def _print(found: Sequence[Object], notes: list[str], facts: list[dict[str, Any]], as_json: bool) -> None:
-    """Print a row an object, with `facts` of each, and notes for people."""
-    rows = [_row(obj) | more for obj, more in zip(found, facts or [{}] * len(found))]
+def _print(answer: _Answer, as_json: bool) -> None:
+    """Print a row an object, with the facts of each, and notes for people."""
+    rows = [_row(obj) | more for obj, more in zip(answer.objects, answer.facts or [{}] * len(answer.objects))]
     if as_json:
         console.print(json.dumps(rows, indent=1))
         return
@@ -137,9 +164,9 @@ def _print(found: Sequence[Object], notes: list[str], facts: list[dict[str, Any]
         parts, within = " ".join(map(str, r["children"])) or "-", str(r["parent"] or "-")
         words = f"{r['id']}", f"{r['gaussians']:,}", " x ".join(size), ", ".join(centre), r["best_view"]
         console.print(_line(*words, within, parts, r["name"]))
-    for note in notes:
+    for note in answer.notes:
         console.print(note)
-    if not rows and not notes:
+    if not rows and not answer.notes:
         console.print("nothing is there")
 
 
@@ -304,12 +331,18 @@ def export(
     quiet: bool,
     device: str = "auto",
 ) -> None:
-    """Write some formats of some objects (none: all that are shown) into a folder, by default export/ beside them."""
+    """Write some formats of some objects (none: all that are shown) into a folder, by default export/ beside them.
+
+    With a level the default is export_at_LEVEL/, so that the objects of different levels do not mix.
+    """
     names = [name for word in formats for name in word.split(",") if name] or ["ply"]
     check_formats(names)
     seg = _open(folder, device, quiet=quiet)
     seg = seg.at_level(level) if level is not None else seg
-    job, target = job_of(seg, list(objects) or None), out or folder / "export"
+    job, target = (
+        job_of(seg, list(objects) or None),
+        out or folder / ("export" if level is None else f"export_at_{level:g}"),
+    )
     paths = write_formats(job, target, names)
     if not quiet:
         console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}")

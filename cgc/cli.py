@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +117,7 @@ def _call(config: object) -> None:
             out = out or _default_out(folder)
             prepare.check_given(folder, settings, masks, splats, out, device)
             folder = prepare.scene_of(folder, quiet=quiet)
-            given = {"none": None, "auto": partial(prepare.masks_of, quiet=quiet, device=device)}.get(
-                masks, Path(masks)
-            )
+            given = prepare.masks_meant(masks, quiet=quiet, device=device)
             commands.run_all(folder, out, settings, masks=given, splats=splats, quiet=quiet, device=device)
         case Reconstruct(photos, out, settings, quiet):
             from cgc import prepare

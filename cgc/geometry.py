@@ -1,4 +1,4 @@
-"""Quaternions and spherical harmonics: pure functions of tensors.
+"""Vectors, quaternions and spherical harmonics: pure functions of tensors.
 
 Quaternions are wxyz. Spherical harmonics use the real basis and the signs of 3D Gaussian Splatting
 (Kerbl et al. 2023, arXiv 2308.04079), degree 0 to 3; colour = 0.5 + SH, clamped at 0 from below.
@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+from cgc.errors import InputError
 
 SH_C0 = 0.28209479177387814
 _C1 = 0.4886025119029199
@@ -23,6 +27,22 @@ _C3 = (
     1.445305721320277,
     -0.5900435899266435,
 )
+
+
+def vector(values: ArrayLike, n: int, what: str, *, finite: bool = True) -> np.ndarray:
+    """Return n numbers that a user gave as float64 [n].
+
+    InputError, which calls them `what`, where they are not that many, not numbers, NaN or (`finite`) infinite.
+    """
+    try:
+        made = np.asarray(values, np.float64)
+        right = made.shape == (n,) and (np.isfinite(made) if finite else ~np.isnan(made)).all()
+    except (TypeError, ValueError, OverflowError):
+        right = False
+    if not right:
+        kind = "finite numbers" if finite else "numbers"
+        raise InputError(f"{what} of {n} {kind} was expected, got {values!r:.200}")
+    return made
 
 
 def quat_to_rotation(quats: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the file's size before anything is allocated by them.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +60,10 @@ class Header(NamedTuple):
 def read_header(path: Path) -> Header:
     """Parse the header; refuse counts beyond the file's bytes, before anything is allocated by them."""
     try:
-        size = path.stat().st_size
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):  # to open a pipe may take for ever
+            raise InputError(f"{path} is a pipe or a device where a PLY file was expected; give a file on a disk")
+        size = about.st_size
         with open(path, "rb") as file:
             head = file.read(_MAX_HEADER).decode("latin-1")
     except FileNotFoundError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -206,6 +207,13 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
     image = Image.fromarray(picture)
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     return np.array(image)
+
+
+def masks_meant(word: str, *, quiet: bool = False, device: str = "auto") -> Path | Callable[[Scene], Path] | None:
+    """Return what `--masks` means: a folder, what makes one of a scene (auto), or None (none)."""
+    if word == "none":
+        return None
+    return partial(masks_of, quiet=quiet, device=device) if word == "auto" else Path(word)
 
 
 def masks_of(scene: Scene, *, quiet: bool = False, device: str = "auto") -> Path:

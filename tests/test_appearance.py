@@ -30,7 +30,7 @@ from cgc.kernels import thread_count
 from cgc.progress import TimeLeft
 from cgc.rasterize.base import Render
 from cgc.rasterize.cpu import CpuRasterizer
-from cgc.rasterize.sh import sh_colors, view_colors
+from cgc.rasterize.sh import sh_colors
 from cgc.scene.types import Camera, Scene, View
 from cgc.settings import TRAIN_PRESETS, TrainSettings, preset_of
 from cgc.splats.types import Splats
@@ -163,13 +163,14 @@ def test_fused_colours_match_geometry(degree: int) -> None:
         torch.testing.assert_close(means.grad.double(), slow_means.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_view_colors_are_those_of_splats() -> None:
+def test_sh_colors_are_those_of_splats() -> None:
     splats = make_splats(50, 2)
-    for degree in (None, 1):
-        colors = view_colors(splats, torch.ones(3), degree)
+    parts = splats.means, splats.sh[:, 0], splats.sh[:, 1:], torch.ones(3)
+    for degree in (2, 1):
+        colors = sh_colors(*parts, degree)
         torch.testing.assert_close(colors, splats.colors(torch.ones(3), degree), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="degree 3"):
-        view_colors(splats, torch.ones(3), 3)
+        sh_colors(*parts, 3)
 
 
 def test_a_gaussian_at_the_camera_has_finite_colour_and_gradient() -> None:
@@ -618,7 +619,7 @@ def test_masked_pixels_do_not_matter(tiny) -> None:
 
     splats, _ = run((scene, rubbish), replace(TINY, steps=80), capture=RightHalf())
     camera = scene.views[1].camera
-    picture = CpuRasterizer().render(splats, view_colors(splats, camera.position), [camera]).values[0]
+    picture = CpuRasterizer().render(splats, splats.colors(camera.position), [camera]).values[0]
     truth = torch.from_numpy(load(scene.views[1])) / 255.0
     assert psnr(picture[:, 16:], truth[:, 16:]) > 16 and float(picture[:, :16].mean()) < 0.6
 

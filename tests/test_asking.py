@@ -221,6 +221,10 @@ def test_a_saved_segmentation_is_exported_like_a_run(run, tmp_path, capsys):
     out = seg.remove(int(seg.ids[0]), halo=False).save(tmp_path / "e")
     assert main(["export", str(out)]) == 0
     assert len(list((out / "export" / "objects").glob("*.ply"))) == len(seg) - 1
+    assert main(["export", str(out), "--level", "0.5"]) == 0
+    finer = cgc.load(out).at_level(0.5)
+    made = {int(path.stem[:4]) for path in (out / "export_at_0.5" / "objects").glob("*.ply")}
+    assert made == set(finer.ids.tolist()) and str(out / "export_at_0.5") in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_moved_object_is_looked_for_again(run):

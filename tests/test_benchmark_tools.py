@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -180,3 +181,10 @@ def test_things_are_cut_into_the_same_parts_in_every_view(tiny_run: Path, monkey
         assert set(np.unique(cut[ids == thing])) == set(parts) and np.array_equal(cut[ids != thing], ids[ids != thing])
         left, right = (np.nonzero(cut == part)[1] for part in parts)
         assert left.max() < right.mean() and left.mean() < right.min()
+
+
+def test_demo_scene_says_what_a_step_lacks(tmp_path: Path) -> None:
+    words = [sys.executable, str(TOOLS / "render_demo_scene.py"), "--out", str(tmp_path), "--steps", "masks"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"reads {tmp_path / 'instances.json'}, which is missing; make it with --steps truth" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -58,6 +59,11 @@ def tiny(sh_terms: int = 4) -> Segmentation:
     tree = Hierarchy(leaves, parents, levels, 0.5)
     confidences = np.linspace(0.7, 1, len(labels)).astype(np.float32)
     return track(Segmentation(splats, tree.at(), confidences, tree, {1: "red", 2: "green"}))
+
+
+def with_wide(segmentation: Segmentation) -> Segmentation:
+    splats = segmentation.splats
+    return replace(segmentation, splats=replace(splats, log_scales=splats.log_scales + 86))
 
 
 def copied(segmentation: Segmentation) -> dict[str, np.ndarray]:
@@ -158,6 +164,7 @@ def test_keeping_and_removing_keep_rows_together_and_ids():
         (lambda s: transform(s, 1, scale=0), "a scale over 0"),
         (lambda s: transform(s, 1, scale=float("nan")), "a scale over 0"),
         (lambda s: transform(s, 1, scale=1e300), "leave what numbers can hold"),
+        (lambda s: transform(with_wide(s), 1, scale=1e4), "leave what numbers can hold"),
         (lambda s: transform(s, 1, translation=(0, np.inf, 0)), "a translation"),
         (lambda s: transform(s, 1, translation="far"), "a translation"),
         (lambda s: transform(s, 1, about=(0, 1)), "a point"),
@@ -524,6 +531,21 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         save(tiny(), tmp_path / "out")
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_save_removes_what_one_that_was_killed_was_writing(tmp_path):
+    names = [
+        ".out.999999999.partial",
+        ".out2.999999999.partial",
+        ".out.999999998.partial",
+    ]  # the last: now
+    for name, age in zip(names, (90, 90, 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "splats.ply").write_bytes(b"half")
+        for path in (tmp_path / name / "splats.ply", tmp_path / name):
+            os.utime(path, (time.time() - age,) * 2)
+    save(tiny(), tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"out", *names[1:]}
 
 
 @pytest.mark.parametrize("moved", [1, 2, 3])

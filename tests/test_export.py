@@ -375,7 +375,8 @@ def test_animations_come_back(job, tmp_path):
     ("call", "said"),
     [
         (lambda s: turntable_cameras(s, 0, 32), "0 frames of 32"),
-        (lambda s: turntable_cameras(s, 3, 32, up=(0, 0, 0)), "a direction"),
+        (lambda s: turntable_cameras(s, 3, 32, up=(0, 0, 0)), "direction .* has length 0"),
+        (lambda s: turntable_cameras(s, 3, 32, up="z"), "an up direction .* was expected, got 'z'"),
         (lambda s: turntable_cameras(s, 3, 32, elevation=90), "elevation"),
         (lambda s: turntable_cameras(s.select(torch.zeros(len(s), dtype=torch.bool)), 3, 32), "no Gaussians"),
         (lambda s: write_animation("a.webm", np.zeros((1, 8, 8, 3), np.uint8)), "neither a .gif nor a .mp4"),

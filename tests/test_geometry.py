@@ -10,6 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from cgc.errors import InputError
 from cgc.geometry import (
     SH_C0,
     covariances,
@@ -21,6 +22,7 @@ from cgc.geometry import (
     sh_basis,
     sh_rotation,
     sh_to_rgb,
+    vector,
 )
 
 
@@ -32,6 +34,30 @@ def sphere_points() -> tuple[Tensor, Tensor]:
     r = np.sqrt(1 - z * z)
     directions = np.stack([r * np.cos(a), r * np.sin(a), z], 1)
     return torch.from_numpy(directions), torch.from_numpy(np.repeat(weights, 16) * 2 * math.pi / 16)
+
+
+@pytest.mark.parametrize("given", [(1, 2.5, -3), [1, 2.5, -3], np.array([1, 2.5, -3], np.float32)])
+def test_a_vector_may_be_any_numbers(given) -> None:
+    made = vector(given, 3, "a point")
+    assert made.dtype == np.float64 and made.tolist() == [1, 2.5, -3]
+
+
+@pytest.mark.parametrize(
+    "given", ["z", None, 1.0, (1, 2, 10**400), (1, 2), [[1, 2, 3]], (1, 2, "z"), (1, math.nan, 3), (1, math.inf, 3)]
+)
+def test_what_is_no_vector_is_said(given) -> None:
+    with pytest.raises(InputError) as error:
+        vector(given, 3, "a point")
+    assert str(error.value) == f"a point of 3 finite numbers was expected, got {given!r:.200}"
+
+
+def test_a_vector_may_be_infinite_where_that_means_something_and_what_is_long_is_cut_short() -> None:
+    assert vector((1, -math.inf), 2, "a corner", finite=False).tolist() == [1, -math.inf]
+    with pytest.raises(InputError, match=r"a corner of 2 numbers was expected, got \(1, nan\)"):
+        vector((1, math.nan), 2, "a corner", finite=False)
+    with pytest.raises(InputError) as error:
+        vector([0.5] * 10_000, 3, "a point")
+    assert len(str(error.value)) < 300
 
 
 def test_quat_to_rotation_is_that_of_scipy(generator: torch.Generator) -> None:

@@ -96,7 +96,7 @@ def camera(width: int = 16, height: int = 12) -> Camera:
 
 def test_a_family_by_hand():
     tree = family()
-    assert (tree.n_nodes, tree.n_objects) == (8, 3)
+    assert (tree.n_nodes, len(tree.objects)) == (8, 3)
     np.testing.assert_allclose(tree.stops, [0.2, 0.6, 0.8, 1])
     shown = {0: [3, 4], 0.2: [3, 4], 0.21: [1, 2, 3], 0.6: [1, 2, 3], 0.7: [2, 3, 5, 6], 0.8: [2, 3, 5, 6],
              0.9: [2, 3, 5, 7, 8], 1: [2, 3, 5, 7, 8]}  # fmt: skip
@@ -116,9 +116,9 @@ def test_flat_is_the_objects_at_every_level():
     tree = Hierarchy.flat(labels)
     for level in (None, 0, 0.3, 1):
         assert tree.at(level).tolist() == [2, -1, 1, 4, -1]
-    assert (tree.n_nodes, tree.n_objects, tree.stops.tolist()) == (4, 4, [1])
+    assert (tree.n_nodes, len(tree.objects), tree.stops.tolist()) == (4, 4, [1])
     nothing = Hierarchy.flat(np.full(3, -1, np.int32))
-    assert nothing.at().tolist() == [-1] * 3 and not len(nothing.shown(0.5)) and nothing.n_objects == 0
+    assert nothing.at().tolist() == [-1] * 3 and not len(nothing.shown(0.5)) and len(nothing.objects) == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -201,7 +201,7 @@ def slow_levels(dense, tree, levels):
     mass = np.zeros((len(dense), tree.n_nodes + 1))
     for node in range(1, tree.n_nodes + 1):
         mass[:, node] = dense[:, tree.members(node)].sum(1)
-    objects = np.arange(1, tree.n_objects + 1)
+    objects = np.arange(1, len(tree.objects) + 1)
     nothing = 1 - mass[:, objects].sum(1)
     ids, weights, clear = (np.zeros((len(levels), len(dense)), t) for t in (int, float, bool))
     for p in range(len(dense)):
@@ -343,7 +343,7 @@ def nested_run(tiny_run, tmp_path) -> Path:
 
 def test_levels_on_the_command_line(nested_run, capsys):
     before = (nested_run / "stats.json").read_bytes()
-    k = load_hierarchy(nested_run).n_objects
+    k = len(load_hierarchy(nested_run).objects)
     for level in ("0.2", "0.5", "1"):
         assert main(["render", str(nested_run), "--level", level]) == 0
         assert main(["export", str(nested_run), "--level", level, "--quiet"]) == 0
@@ -364,7 +364,7 @@ def test_levels_on_the_command_line(nested_run, capsys):
 
 
 def test_the_table_the_report_and_info_name_parts(nested_run, capsys):
-    k = load_hierarchy(nested_run).n_objects
+    k = len(load_hierarchy(nested_run).objects)
     assert main(["render", str(nested_run), "--quiet"]) == 0 and main(["report", str(nested_run), "--quiet"]) == 0
     assert [s.children for s in load_table(nested_run)][:2] == [(k + 2, k + 3), ()]
     assert [n.id for n in load_nodes(nested_run)] == [k + 1, k + 2, k + 3]
@@ -419,7 +419,7 @@ def test_a_reference_mask_or_a_selection_points_at_parts(nested_run, tmp_path):
     run = Run(Workspace(open_run(nested_run), quiet=True))
     assert run.ids == list(range(1, tree.n_nodes + 1))
     assert run.level_of([1, 3]) is None and run.level_of([part, 2]) == 1
-    assert run.level_of([tree.n_objects + 1, 3]) == pytest.approx(0.3)
+    assert run.level_of([len(tree.objects) + 1, 3]) == pytest.approx(0.3)
     with pytest.raises(InputError, match=f"no level of .* shows all of the segments 1, {part}"):
         run.level_of([1, part])
 

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map
-from cgc.masks.image_masks import ImageMasks, decode, encode, read_facts, read_wholes
+from cgc.masks.image_masks import ImageMasks, bounding_box, decode, encode, read_facts, read_wholes
 
 
 def disc(height, width, y, x, r):
@@ -176,15 +176,14 @@ def test_wholes_that_are_no_numbers_of_masks(tmp_path, wholes):
         read_wholes(tmp_path / "a.npz")
 
 
-def test_coco(tmp_path):
+def test_counts_are_those_of_coco():
     from pycocotools import mask as coco
 
     made = nested()
-    rows = json.loads(json.dumps(made.to_coco()))
-    for i, row in enumerate(rows):
-        packed = coco.frPyObjects(row["segmentation"], 60, 80)
-        assert np.array_equal(coco.decode(packed).astype(bool), made.mask(i))
-        assert row["area"] == coco.area(packed) and row["bbox"] == coco.toBbox(packed).tolist()
+    for i, counts in enumerate(made.counts):
+        packed = coco.frPyObjects({"size": [60, 80], "counts": counts.tolist()}, 60, 80)
+        assert np.array_equal(coco.decode(packed).astype(bool), made.mask(i)) and made.areas[i] == coco.area(packed)
+        assert list(bounding_box(counts, 60)) == coco.toBbox(packed).tolist()
 
 
 @pytest.mark.parametrize(

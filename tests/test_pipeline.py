@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from cgc.masks.id_maps import read_id_map, write_id_map
 from cgc.pipeline import steps
 from cgc.pipeline.commands import info, run_all, run_step
 from cgc.pipeline.lift import load_features
+from cgc.pipeline.steps import meet
+from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, YOUNGER, Source, create_run, open_run
@@ -260,6 +264,27 @@ def test_two_runs_with_one_seed_are_the_same_byte_for_byte(tiny_scene, tiny_run,
     for name in first:
         if name not in ("stats.json", "report/index.html"):  # which hold times
             assert first[name] == second[name], name
+
+
+def test_what_killed_processes_left_half_written_is_removed(own_run):
+    def leave(name: str, age: float) -> Path:
+        path = own_run / name
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    dead, alive, whole = 999_999_999, os.getpid(), snapshot(own_run)
+    gone = [leave(f".splats.{dead}.partial.ply", 90), leave(f"masks/.a.b.{dead}.partial.png", 90)]
+    kept = [
+        leave(f".stats.{alive}.partial.json", 90),  # at work
+        leave(f".features.{dead}.partial.safetensors", 5),  # another machine's, perhaps
+        leave(f"notes.{dead}.partial.txt", 90), leave(".mine.partial.txt", 90),  # nobody's of cgc
+    ]  # fmt: skip
+    meet(Workspace(open_run(own_run), quiet=True))
+    assert not any(path.exists() for path in gone) and all(path.exists() for path in kept)
+    for path in kept:
+        path.unlink()
+    assert snapshot(own_run) == whole
 
 
 def test_a_killed_training_goes_on_to_the_same_splats(tiny_scene, tiny_run, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,26 @@ def test_quaternions_without_direction_are_counted(tmp_path, norm):
         columns[f"rot_{i}"] = columns[f"rot_{i}"].copy()
         columns[f"rot_{i}"][2] = norm
     assert "1 of 6 Gaussians" in refused(tmp_path / "a.ply", ply_bytes(columns))
+
+
+@pytest.mark.parametrize("kind", ["<", "a"])
+def test_scales_beyond_float32_are_counted(tmp_path, kind):
+    columns = {name: values.copy() for name, values in columns_of(make_splats(6, 0)).items()}
+    columns["scale_1"][[1, 4]], columns["scale_2"][1] = 88.8, 1e20
+    said = refused(tmp_path / "a.ply", ply_bytes(columns, kind))
+    assert "2 of 6 Gaussians with a scale" in said and "over 88" in said
+    columns["scale_1"][[1, 4]], columns["scale_2"][1] = 88.7, -1e20
+    (tmp_path / "b.ply").write_bytes(ply_bytes(columns, kind))
+    assert read_ply(tmp_path / "b.ply").scales.isfinite().all()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.ply")
+    with pytest.raises(InputError, match=r"pipe\.ply is a pipe or a device"):
+        read_ply(tmp_path / "pipe.ply")
+    with pytest.raises(InputError, match="cannot be read as a PLY file: Is a directory"):
+        read_ply(tmp_path)
 
 
 @settings(deadline=None, max_examples=150)

@@ -21,9 +21,7 @@ from cgc.device import choose, rasterizer_for
 from cgc.rasterize.base import Contributions, Rasterizer, transpose_product
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
-from cgc.splats.types import Splats
-
-RAW = ("means", "quats", "log_scales", "logit_opacities")
+from cgc.splats.types import GEOMETRY, Splats
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Side:
 
     def __init__(self, rasterizer: Rasterizer, device: torch.device, scene: tuple[Splats, Camera]) -> None:
         splats = scene[0].to(device)
-        self.splats = replace(splats, **{k: getattr(splats, k).clone().requires_grad_() for k in RAW})
+        self.splats = replace(splats, **{k: getattr(splats, k).clone().requires_grad_() for k in GEOMETRY})
         self.rasterizer, self.device, self.camera = rasterizer, device, scene[1].to(device)
 
     def time(self, check: Check, work: Callable[..., object], *given: object) -> float:
@@ -96,8 +94,8 @@ class Side:
         """Return the gradients of sum(picture * upstream) by the geometry and the values."""
         leaf = values.detach().clone().requires_grad_()
         (self.picture(leaf) * upstream).sum().backward()
-        found = [getattr(self.splats, name).grad for name in RAW]
-        for name in RAW:
+        found = [getattr(self.splats, name).grad for name in GEOMETRY]
+        for name in GEOMETRY:
             getattr(self.splats, name).grad = None
         assert leaf.grad is not None
         return [*found, leaf.grad]
@@ -125,7 +123,7 @@ def check_pictures(check: Check, ours: Side, theirs: Side, channels: int) -> Non
         side.time(check, side.gradients, v, u) for side, v, u in ((ours, here, weights), (theirs, values, upstream))
     ]
     said = f"{taken[0]:8.2f} ms with the picture (CPU {taken[1]:.0f})"
-    for name, a, b in zip((*RAW, "values"), ours.gradients(here, weights), theirs.gradients(values, upstream)):
+    for name, a, b in zip((*GEOMETRY, "values"), ours.gradients(here, weights), theirs.gradients(values, upstream)):
         say(f"  gradient by {name}", a, b, said)
         said = ""
 

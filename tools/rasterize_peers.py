@@ -24,14 +24,13 @@ from torch.utils.checkpoint import checkpoint
 
 from cgc.geometry import covariances, quat_to_rotation
 from cgc.scene.types import Camera
-from cgc.splats.types import Splats
+from cgc.splats.types import GEOMETRY, Splats
 
 TILE = 16
 DILATION, NEAR, FAR = 0.3, 0.01, 1e10
 ALPHA_MAX, ALPHA_MIN, T_MIN = 0.999, 1 / 255, 1e-4
 NOTHING = -80.0
 """Logarithm of the opacity of what pads a list: its alpha is no denormal number, and skipped."""
-GEOMETRY = ("means", "quats", "log_scales", "logit_opacities")
 
 
 def leaves(splats: Splats, dtype: torch.dtype = torch.float32) -> Splats:

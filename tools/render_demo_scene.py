@@ -35,6 +35,9 @@ from demo_scene.cameras import Pinhole, View, orbit, write_text_model
 from PIL import Image
 
 STEPS = ("render", "truth", "sfm", "masks")
+NEEDS = {"truth": [("images", "render")], "sfm": [("images", "render")],
+         "masks": [("instances.json", "truth"), ("instance", "truth")]}  # fmt: skip
+"""What a step reads of --out, and the step that makes it."""
 CAMERA = Pinhole(400, 300, 380.0)
 TABLE_HEIGHT = 0.74
 SUFFIX = ".jpg"
@@ -131,6 +134,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for step in STEPS:
         if step in args.steps:
+            for name, maker in NEEDS.get(step, []):
+                if not (args.out / name).exists():
+                    parser.error(f"step {step} reads {args.out / name}, which is missing; make it with --steps {maker}")
             {"render": render, "truth": truth, "sfm": sfm, "masks": masks}[step](args, views)
 
 

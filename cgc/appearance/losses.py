@@ -232,6 +232,9 @@ def photometric_loss(predicted: Tensor, photo: Tensor, ssim_weight: float = 0.2)
 
 
 def psnr(predicted: Tensor, photo: Tensor) -> float:
-    """Return the peak signal-to-noise ratio of two images [H, W, 3] in 0..1, in dB; at most 120."""
+    """Return the peak signal-to-noise ratio of two images [H, W, 3] in 0..1, in dB; at most 120.
+
+    In float32 where they are, for training to measure itself; what is said of a run is `evaluation.pictures.psnr`.
+    """
     error = float(torch.mean((predicted.detach() - photo) ** 2))
     return -10.0 * math.log10(max(error, 1e-12))

@@ -112,12 +112,8 @@ def train(
             except RuntimeError as error:
                 if not is_full(error):
                     raise
-                saved = None
-                if checkpoint_dir and run.whole is not None and not many:
-                    run.forget()
-                    saved = _save(checkpoint_dir, run, run.whole, identity)
-                counts = run.gaussians, run.fitted
-                raise want_of_memory(photos, *counts, step, settings.steps, saved is not None) from error
+                saved = checkpoint_dir is not None and not many and _rescue(checkpoint_dir, run, identity)
+                raise want_of_memory(photos, run.gaussians, run.fitted, step, settings.steps, saved) from error
             done = step + 1
             if checkpoint_dir and _is_due(settings, done):
                 _save(checkpoint_dir, run, done, identity)
@@ -132,6 +128,14 @@ def _save(folder: Path, run: Run, step: int, identity: Identity) -> Path | None:
     """Write a checkpoint of what is to be step `step`; the first process has it, and all must come here."""
     checkpoint = run.checkpoint(step)
     return save_checkpoint(folder, checkpoint, identity) if checkpoint else None
+
+
+def _rescue(folder: Path, run: Run, identity: Identity) -> bool:
+    """Write a checkpoint of what a step that failed has left whole, if anything; say whether there is one."""
+    if run.whole is None:
+        return False
+    run.forget()
+    return _save(folder, run, run.whole, identity) is not None
 
 
 def _is_due(settings: TrainSettings, done: int) -> bool:

@@ -6,6 +6,7 @@ in one mask. So a higher level is finer: at 0 the wholes are shown, at 1 the sma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -51,9 +52,9 @@ class Hierarchy:
         return len(self.parents) - 1
 
     @property
-    def n_objects(self) -> int:
-        """K, the number of objects."""
-        return len(self.shown(self.base))
+    def objects(self) -> np.ndarray:
+        """The nodes that are shown at the base level, [K]."""
+        return self.shown(self.base)
 
     @property
     def stops(self) -> np.ndarray:
@@ -68,9 +69,13 @@ class Hierarchy:
     @cached_property
     def sizes(self) -> np.ndarray:
         """How many Gaussians each node has, [T + 1] int64; 0 for node 0."""
-        counts = np.bincount(self.leaves[self.leaves > 0], minlength=len(self.parents)).astype(np.int64)
-        for node in np.argsort(-self.levels[1:], kind="stable").tolist():  # finest first
-            counts[self.parents[node + 1]] += counts[node + 1]
+        return self.add_up(np.bincount(self.leaves[self.leaves > 0], minlength=len(self.parents)))
+
+    def add_up(self, counts: np.ndarray) -> np.ndarray:
+        """Return the counts of nodes [T + 1] with those of all that is in each, int64; 0 for node 0."""
+        counts = counts.astype(np.int64)
+        for node in (1 + np.argsort(-self.levels[1:], kind="stable")).tolist():  # finest first
+            counts[self.parents[node]] += counts[node]
         counts[0] = 0
         return counts
 
@@ -128,12 +133,16 @@ class Hierarchy:
             found.append(node)
         return found
 
+    def inside(self, nodes: Iterable[int]) -> np.ndarray:
+        """Say which nodes are some nodes or in one of them, [T + 1] bool."""
+        found = np.isin(np.arange(len(self.parents)), list(nodes))
+        while (more := found[self.parents] & ~found).any():
+            found |= more
+        return found
+
     def members(self, node: int) -> np.ndarray:
         """Say which Gaussians are in a node, [N] bool."""
-        inside = np.arange(len(self.parents)) == self._known(node)
-        while (more := inside[self.parents] & ~inside).any():
-            inside |= more
-        return inside[np.maximum(self.leaves, 0)] & (self.leaves > 0)
+        return self.inside([self._known(node)])[np.maximum(self.leaves, 0)] & (self.leaves > 0)
 
     def _known(self, node: int) -> int:
         if not 1 <= node <= self.n_nodes:

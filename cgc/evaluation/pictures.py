@@ -20,7 +20,10 @@ _MIN_MSE = 1e-10  # identical pictures: 100 dB, so that a mean over views and JS
 
 
 def psnr(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two pictures [H, W, 3] in 0..1, in dB; at most 100."""
+    """Peak signal-to-noise ratio of two pictures [H, W, 3] in 0..1, in dB; at most 100.
+
+    In float64 on the host, for what is said of a run; training measures itself by `appearance.losses.psnr`.
+    """
     x, y = _pictures(a, b)
     return float(-10.0 * np.log10(max(float(((x - y) ** 2).mean()), _MIN_MSE)))
 

@@ -43,10 +43,7 @@ class Parts:
 
     def mask(self, view: int, nodes: Sequence[int]) -> np.ndarray:
         """Where a view shows any of some nodes, [H, W] bool."""
-        inside = np.isin(np.arange(len(self.tree.parents)), list(nodes))
-        while (more := inside[self.tree.parents] & ~inside).any():
-            inside |= more
-        return inside[self.finest[view]]
+        return self.tree.inside(nodes)[self.finest[view]]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from PIL import Image
 from cgc.errors import InputError
 from cgc.evaluation.instances import position_in
 from cgc.files import read_json
-from cgc.masks.id_maps import MAX_ID, UNREADABLE, read_id_map
+from cgc.masks.id_maps import MAX_ID, read_id_map
+from cgc.scene.images import UNREADABLE
 
 
 @dataclass(frozen=True)

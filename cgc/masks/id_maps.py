@@ -21,11 +21,11 @@ from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.masks.image_masks import read_wholes
 from cgc.masks.record import read_record, set_path
+from cgc.scene.images import UNREADABLE
 from cgc.scene.types import View
 
 Size = tuple[int, int]  # width, height
 MAX_ID = 65535
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -178,8 +178,7 @@ def read_id_map(path: Path | str) -> np.ndarray:
             mode, pixels = image.mode, np.asarray(image)
     except UNREADABLE as error:
         raise InputError(
-            f"the mask {path} cannot be read ({error}): it is truncated or no PNG; make it again or remove "
-            "it "
+            f"the mask {path} cannot be read ({error}): it is truncated or no PNG; make it again or remove it "
             "(views without a mask are fine)"
         ) from error
     if mode in ("RGB", "RGBA", "LA", "La"):

@@ -152,25 +152,6 @@ class ImageMasks:
             raise InputError(f"the masks {path} are broken ({error}); make them again") from error
         return made
 
-    def to_coco(self) -> list[dict[str, Any]]:
-        """Return the masks as Segment Anything's generator gives them: COCO run lengths, area, box, score.
-
-        `level` and `parent` (an index into the list, -1 for none) are ours.
-        """
-        rows = []
-        for i, c in enumerate(self.counts):
-            rows.append(
-                {
-                    "segmentation": {"size": [self.height, self.width], "counts": c.tolist()},
-                    "area": int(self.areas[i]),
-                    "bbox": list(bounding_box(c, self.height)),
-                    "predicted_iou": float(self.scores[i]),
-                    "level": int(self.levels[i]),
-                    "parent": int(self.parents[i]),
-                }
-            )
-        return rows
-
 
 class MaskGenerator(Protocol):
     """Make the masks of an image [H, W, 3] uint8. `name` says what it is, for the record."""

@@ -49,7 +49,7 @@ def quality_facts(quality: Quality) -> dict[str, Any]:
 
 def score_facts(scores: InstanceScores, truth: Truth) -> dict[str, object]:
     """The scores as stats.json has them, a row per true thing among them."""
-    rows = [{"name": truth.names[r.id], **{k: v for k, v in vars(r).items()}} for r in scores.rows]
+    rows = [{"name": truth.names[r.id], **vars(r)} for r in scores.rows]
     return {
         "miou_things": round(scores.miou_things, 4),
         "boundary_iou": round(scores.boundary_iou, 4),

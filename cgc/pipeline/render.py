@@ -23,6 +23,7 @@ from cgc.run_folder import CAMERAS
 from cgc.scene.cameras import write_cameras
 from cgc.scene.types import Camera
 from cgc.segmentation.labels import LabelPicture, render_blended, render_levels
+from cgc.segmentation.pictures import NO_LEVELS
 from cgc.segmentation.segments import Segmentation, describe, describe_nodes, save_table
 
 
@@ -95,9 +96,7 @@ def label_renderer(work: Workspace, segmentation: Segmentation) -> Drawer:
 
     def draw(camera: Camera, levels: Sequence[float | None]) -> list[LabelPicture]:
         if any(level is not None for level in levels):
-            raise InputError(
-                "pictures of blended features have no levels, only the objects; cluster with --cluster.masks labels"
-            )
+            raise InputError(NO_LEVELS)
         return [render_blended(splats, features, segmentation.labels, camera, rasterizer) for _ in levels]
 
     return draw

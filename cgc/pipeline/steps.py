@@ -11,6 +11,7 @@ from typing import Any
 
 from cgc import kernels, parallel
 from cgc.device import Lever, out_of_memory
+from cgc.leftovers import clear_files
 from cgc.pipeline.cluster import cluster_features
 from cgc.pipeline.export import export
 from cgc.pipeline.lift import lift
@@ -37,7 +38,12 @@ SHARED = ("lift", "cluster", "render")
 
 
 def meet(work: Workspace) -> None:
-    """Make sure that all processes are about to do the same; what the scene needs is made once."""
+    """Make sure that all processes are about to do the same; what the scene needs is made once.
+
+    What processes that were killed have left half-written in the run is removed.
+    """
+    if parallel.is_first():
+        clear_files(work.run.root)
     if parallel.here()[1] > 1:
         with parallel.first_before_others():
             scene = work.scene

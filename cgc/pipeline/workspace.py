@@ -25,7 +25,7 @@ from cgc.masks.id_maps import MaskSet, read_mask_folder
 from cgc.progress import console
 from cgc.rasterize.base import NEAR_OF_EXTENT, Rasterizer, device_of
 from cgc.run_folder import RunFolder
-from cgc.scene.types import Scene
+from cgc.scene.types import Scene, picture_names
 from cgc.segmentation.segments import Segmentation, SharpenedSplats, follow, load_hierarchy, load_labels, load_sharpened
 from cgc.splats.ply import read_ply
 from cgc.splats.types import Splats
@@ -103,8 +103,7 @@ class Workspace:
     @cached_property
     def picture_names(self) -> list[str]:
         """What each view's pictures are called: its stem, or its whole name where two views share a stem."""
-        stems = [view.stem for view in self.scene.views]
-        return stems if len(set(stems)) == len(stems) else [view.name for view in self.scene.views]
+        return picture_names([view.name for view in self.scene.views])
 
     @cached_property
     def splats(self) -> Splats:

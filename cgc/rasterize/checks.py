@@ -9,9 +9,7 @@ from torch import Tensor
 
 from cgc.errors import InputError
 from cgc.scene.types import Camera
-from cgc.splats.types import Splats
-
-GEOMETRY = ("means", "quats", "log_scales", "logit_opacities")
+from cgc.splats.types import GEOMETRY, Splats
 
 
 def check_splats(splats: Splats, *, finite: bool = True) -> None:

@@ -24,7 +24,6 @@ from torch import Tensor
 from cgc.errors import InputError
 from cgc.rasterize.base import NEAR, Contributions, Render
 from cgc.rasterize.checks import (
-    GEOMETRY,
     check_cameras,
     check_finite,
     check_groups,
@@ -38,7 +37,7 @@ from cgc.rasterize.gsplat_code import load_gsplat
 from cgc.rasterize.project import DILATION, FAR
 from cgc.rasterize.rows import TILE, Keep, Lists, Shown, rows_of_pixels
 from cgc.scene.types import Camera
-from cgc.splats.types import Splats
+from cgc.splats.types import GEOMETRY, Splats
 
 CHANNELS = 32
 """Channels of one call; gsplat's gradient with more needs more shared memory than many cards have."""

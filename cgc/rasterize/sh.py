@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from cgc.geometry import _C1, _C2, _C3, SH_C0, sh_basis
 from cgc.kernels import kernel, spread
-from cgc.splats.types import Splats
 
 EXACT = {"contract", "nsz"}
 
@@ -150,9 +149,3 @@ def sh_colors(means: Tensor, dc: Tensor, rest: Tensor, camera_position: Tensor, 
     if means.device.type != "cpu":
         return colors_of_tensors(means, dc, rest, camera_position, degree)
     return _ViewColors.apply(means, dc, rest, camera_position, degree)  # pyright: ignore[reportReturnType]
-
-
-def view_colors(splats: Splats, camera_position: Tensor, degree: int | None = None) -> Tensor:
-    """Return RGB of `splats` seen from `camera_position` [3], [N, 3]; as `Splats.colors`, but faster."""
-    shown = splats.sh_degree if degree is None else degree
-    return sh_colors(splats.means, splats.sh[:, 0], splats.sh[:, 1:], camera_position, shown)

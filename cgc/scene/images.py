@@ -20,7 +20,8 @@ from cgc.scene.types import View
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What PIL raises for files that are no images, or broken ones."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_header(path: Path) -> Header:
             has_exif = image.format != "PNG" or "exif" in image.info
             orientation = image.getexif().get(_ORIENTATION, 1) if has_exif else 1
             size = image.size
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if min(size) < 1:
         raise InputError(f"{path} is {size[0]}x{size[1]}; an image needs at least one pixel, so restore it")
@@ -79,7 +80,7 @@ def load_photo(path: Path, exif_rotated: bool, size: tuple[int, int] | None = No
             if image.mode == "P":
                 image = image.convert("RGBA")
             image = image.convert("RGB")
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if size is not None and image.size != size:
         smaller = size[0] <= image.width and size[1] <= image.height

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from cgc import parallel
 from cgc.errors import InputError, some
 from cgc.files import files_below
+from cgc.leftovers import clear_folders
 from cgc.progress import console, progress_bar
 from cgc.scene.images import SUFFIXES, load_photo, read_header
 from cgc.scene.video import VIDEO_SUFFIXES, extract_frames
@@ -327,7 +327,7 @@ def _stage(out: Path) -> Iterator[Path]:
     """Yield a folder to work in on the disk of `out`: inside it, or beside it where it is new. Removed at the end."""
     new = not out.is_dir() or not any(out.iterdir())
     parent = out.parent if new else out
-    _clear_stale(parent, out.name)
+    clear_folders(parent, out.name)
     stage = parent / f".{out.name}.{os.getpid()}.partial"
     try:
         stage.mkdir(parents=True)
@@ -339,16 +339,6 @@ def _stage(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-
-
-def _clear_stale(parent: Path, name: str) -> None:
-    """Remove the working folders of processes that were killed."""
-    if os.name != "posix" or not parent.is_dir():
-        return
-    for folder in parent.iterdir():
-        pid = folder.name.removeprefix(f".{name}.").removesuffix(".partial")
-        if folder.name == f".{name}.{pid}.partial" and pid.isdecimal() and not parallel.is_alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(stage: Path, out: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cgc.errors import InputError
+from cgc.geometry import vector
 
 LEAST_EXTENT = 1e-6  # world units: that of cameras in one place
 
@@ -56,7 +57,8 @@ class Camera:
 
         InputError where that says no direction, where a number is not finite, and for a picture without a pixel.
         """
-        e, t, u = (_point(v, name) for v, name in ((eye, "eye"), (target, "target"), (up, "up")))
+        e, t = vector(eye, 3, "a camera's eye (x, y, z)"), vector(target, 3, "a camera's target (x, y, z)")
+        u = vector(up, 3, "an up direction (x, y, z)")
         if not (np.linalg.norm(t - e) > 0 and np.linalg.norm(u) > 0):
             raise InputError(
                 f"a camera at {e.tolist()} cannot look at {t.tolist()} with {u.tolist()} as up; give two places and an "
@@ -77,17 +79,6 @@ class Camera:
         f = float(max(width, height) if focal is None else focal)
         K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1.0]])
         return Camera(torch.tensor(viewmat).float(), torch.tensor(K).float(), width, height)
-
-
-def _point(values: Sequence[float], name: str) -> np.ndarray:
-    """Return three finite numbers as float64 [3]; InputError where they are none."""
-    try:
-        made = np.asarray(values, float)
-    except (TypeError, ValueError):
-        made = np.zeros(0)
-    if made.shape != (3,) or not np.isfinite(made).all():
-        raise InputError(f"{name} is {values!r} where three finite numbers were expected")
-    return made
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,18 @@ class View:
     @property
     def stem(self) -> str:
         """The name without its suffix: what masks of this view are called."""
-        return self.name.rsplit(".", 1)[0] if "." in self.name.rsplit("/", 1)[-1] else self.name
+        return stem_of(self.name)
+
+
+def stem_of(name: str) -> str:
+    """Return the name of a photo without its suffix; sub-folders stay."""
+    return name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """Return what pictures of views are called: the stems of their names, or the names where two share a stem."""
+    stems = [stem_of(name) for name in names]
+    return stems if len(set(stems)) == len(stems) else list(names)
 
 
 @dataclass(frozen=True)

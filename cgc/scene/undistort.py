@@ -16,6 +16,7 @@ import pycolmap
 from PIL import Image
 
 from cgc.errors import InputError
+from cgc.leftovers import clear_folders
 from cgc.progress import progress_bar
 from cgc.scene.images import load_photo
 from cgc.scene.lens import undistort_photo
@@ -53,6 +54,7 @@ def undistort_photos(photos: Sequence[Distorted], root: Path, cache: Path | None
     for folder in folders:
         partial = folder / f".{name}.{os.getpid()}.partial"
         try:
+            clear_folders(folder, name)
             partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if error.errno in _DENIED:

@@ -16,7 +16,7 @@ from cgc.masks.id_maps import read_id_map, resize_nearest
 from cgc.pipeline.render import label_renderer
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
-from cgc.scene.types import View
+from cgc.scene.types import View, picture_names
 from cgc.segmentation.segments import load_hierarchy, load_labels
 
 UNSEEN = -1
@@ -85,9 +85,7 @@ class Run:
         """What the views are called."""
         if not self.stored:
             return self.work.picture_names
-        names = list(self.work.run.stats.get("quality", {}))
-        stems = [name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name for name in names]
-        return stems if len(set(stems)) == len(stems) else names
+        return picture_names(list(self.work.run.stats.get("quality", {})))
 
     @property
     def test_views(self) -> list[int]:
@@ -115,7 +113,7 @@ class Run:
 
     def level_of(self, ids: Sequence[int]) -> Level:
         """A level that shows all of some segments, the objects' own where that does; InputError where none does."""
-        if not len(ids) or set(ids) <= set(self.tree.shown(self.tree.base).tolist()):
+        if not len(ids) or set(ids) <= set(self.tree.objects.tolist()):
             return None
         level = float(self.tree.levels[list(ids)].min())
         if not set(ids) <= set(self.tree.shown(level).tolist()):

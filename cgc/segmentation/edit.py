@@ -19,12 +19,12 @@ from numpy.typing import ArrayLike
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
-from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rotation_to_quat, sh_dc_to_rgb
+from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rotation_to_quat, sh_dc_to_rgb, vector
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.halo import Halo, find_halo
 from cgc.segmentation.segments import Segmentation
-from cgc.splats.types import Splats
+from cgc.splats.types import PARAMETERS, Splats
 
 ORIGIN = "origin_row"
 """The attribute in `Splats.extras` that says which row of the file each Gaussian came of (see `track`)."""
@@ -50,14 +50,13 @@ def track(segmentation: Segmentation, origin: np.ndarray | None = None) -> Segme
 def select_rows(segmentation: Segmentation, rows: np.ndarray) -> Segmentation:
     """Return the Gaussians at `rows` [n] (indices), with everything that is kept for each; ids stay."""
     tree = replace(segmentation.hierarchy, leaves=segmentation.hierarchy.leaves[rows])
-    inside = _holding(tree)
     return replace(
         segmentation,
         splats=segmentation.splats.select(torch.from_numpy(rows)),
         labels=segmentation.labels[rows],
         confidences=segmentation.confidences[rows],
         hierarchy=tree,
-        names={node: name for node, name in segmentation.names.items() if inside[node]},
+        names=_names_within(segmentation, tree),
     )
 
 
@@ -184,8 +183,7 @@ def paint(
     """Give the Gaussians that show under a mask [H, W] of a camera to a segment; None: a new one; 0: to none."""
     if segment:
         [segment] = _known(segmentation, segment, empty=True)
-        objects = segmentation.hierarchy.shown(segmentation.hierarchy.base)
-        if segment not in segmentation.ids and segment not in objects:
+        if segment not in segmentation.ids and segment not in segmentation.hierarchy.objects:
             raise InputError(f"segment {segment} cannot be painted: it is not shown at this level; give one that is")
     share, mass = _shares(segmentation.splats, camera, mask, rasterizer)
     under = np.flatnonzero((share >= MIN_SHARE) & (mass > 0))
@@ -221,7 +219,7 @@ def recolor(
     "shift" adds the same to every Gaussian, so that patterns stay; "tint" keeps how bright each is and nothing else.
     """
     chosen = _known(segmentation, ids)
-    goal = _vector(rgb, 3, "a colour (red, green, blue from 0 to 1)")
+    goal = vector(rgb, 3, "a colour (red, green, blue from 0 to 1)")
     if (goal < 0).any() or (goal > 1).any():
         raise InputError(f"a colour (red, green, blue from 0 to 1) was expected, got {goal.tolist()}")
     if how not in ("shift", "tint"):
@@ -267,13 +265,13 @@ def transform(
     everything = ids is None
     chosen = [] if ids is None else _known(segmentation, ids)
     own = np.ones(len(segmentation.splats), bool) if everything else _members(segmentation, chosen)
-    move = _vector(translation, 3, "a translation (x, y, z)")
+    move = vector(translation, 3, "a translation (x, y, z)")
     turn, quat = _rotation(rotation)
     if not isinstance(scale, (int, float, np.number)) or not math.isfinite(scale) or scale <= 0:
         raise InputError(f"a scale over 0 was expected, got {scale!r}")
     splats, healed = segmentation.splats, 0
     middle = np.median(splats.means[torch.from_numpy(own)].detach().cpu().double().numpy(), axis=0)
-    centre = middle if about is None else _vector(about, 3, "a point (x, y, z)")
+    centre = middle if about is None else vector(about, 3, "a point (x, y, z)")
     if rasterizer is not None and len(cameras) and not own.all():
         found = find_halo(splats, segmentation.labels, segmentation.confidences, own, rasterizer, cameras, fill=False)
         own = own | found.spill
@@ -292,10 +290,11 @@ def transform(
     for name, values in changed.items():
         columns[name] = getattr(splats, name).detach().clone()
         columns[name][rows] = values.to(columns[name].dtype)
-        if not bool(torch.isfinite(columns[name]).all()):
-            raise InputError("the Gaussians would leave what numbers can hold; give a smaller translation or scale")
+    moved = replace(splats, **columns)
+    if not all(bool(values.isfinite().all()) for values in (moved.means, moved.quats, moved.scales, moved.sh)):
+        raise InputError("the Gaussians would leave what numbers can hold; give a smaller translation or scale")
     tree = replace(segmentation.hierarchy)  # another one: what views knew of it is of before
-    made = replace(segmentation, splats=replace(splats, **columns), hierarchy=tree)
+    made = replace(segmentation, splats=moved, hierarchy=tree)
     return _recorded(
         made, "transform", ids=chosen, translation=move.tolist(), rotation=quat.tolist(), scale=float(scale),
         about=centre.tolist(), healed=healed,
@@ -327,22 +326,11 @@ def _known(segmentation: Segmentation, ids: Ids, *, empty: bool = False) -> list
     if not chosen:
         raise InputError("no segment was given; name at least one id")
     tree = segmentation.hierarchy
-    inside = _holding(tree)
-    if unknown := [i for i in chosen if not 1 <= i <= tree.n_nodes or not (empty or inside[i])]:
-        there = np.flatnonzero(inside[1:]) + 1
+    if unknown := [i for i in chosen if not 1 <= i <= tree.n_nodes or not (empty or tree.sizes[i])]:
+        there = np.flatnonzero(tree.sizes)
         listed = ", ".join(map(str, there[:12].tolist())) + (", ..." if len(there) > 12 else "")
         raise InputError(f"there is no {_text(unknown)}: the ids that hold Gaussians are {listed or 'none'}")
     return chosen
-
-
-def _holding(tree: Hierarchy) -> np.ndarray:
-    """Say which nodes hold a Gaussian, [T + 1] bool."""
-    inside = np.zeros(len(tree.parents), bool)
-    inside[tree.leaves[tree.leaves > 0]] = True
-    while (more := np.setdiff1d(tree.parents[inside], np.flatnonzero(inside)))[more > 0].size:
-        inside[more] = True
-    inside[0] = False
-    return inside
 
 
 def _members(segmentation: Segmentation, ids: Sequence[int]) -> np.ndarray:
@@ -354,7 +342,7 @@ def _with_fresh(segmentation: Segmentation, kept: np.ndarray, found: Halo) -> Se
     """Return the Gaussians `kept` [N] bool, and after them what was made to fill the place of others."""
     made = select_rows(segmentation, np.concatenate([np.flatnonzero(kept), found.like]))
     columns = {}
-    for name in ("means", "quats", "log_scales", "logit_opacities", "sh"):
+    for name in PARAMETERS:
         columns[name] = getattr(made.splats, name).detach().clone()
         columns[name][int(kept.sum()) :] = getattr(found.fresh, name)
     return replace(made, splats=replace(made.splats, **columns))
@@ -362,16 +350,6 @@ def _with_fresh(segmentation: Segmentation, kept: np.ndarray, found: Halo) -> Se
 
 def _text(ids: Sequence[int]) -> str:
     return ("segment " if len(ids) == 1 else "segments ") + ", ".join(map(str, ids))
-
-
-def _vector(values: ArrayLike, n: int, what: str) -> np.ndarray:
-    try:
-        made = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} was expected, got {values!r}") from error
-    if made.shape != (n,) or not np.isfinite(made).all():
-        raise InputError(f"{what} was expected, got {made.tolist()}")
-    return made
 
 
 def _rotation(given: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
@@ -384,7 +362,6 @@ def _rotation(given: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} was expected, got {given!r}") from error
     if values.shape == (4,):
-        values = _vector(values, 4, what)
         if not 1e-6 < np.linalg.norm(values) < 1e6:
             raise InputError(f"{what} was expected, got the quaternion {values.tolist()}")
         quat = values / np.linalg.norm(values)
@@ -411,16 +388,18 @@ def _assigned(
         leaves[rows] = _largest_leaf(tree, segment) if segment else NOISE
     labels[rows] = segment if segment else NOISE
     tree = replace(tree, leaves=leaves, parents=parents, levels=levels)
-    inside = _holding(tree)
-    names = {node: name for node, name in segmentation.names.items() if inside[node]}
+    names = _names_within(segmentation, tree)
     return replace(segmentation, labels=labels, hierarchy=tree, names=names), segment
+
+
+def _names_within(segmentation: Segmentation, tree: Hierarchy) -> dict[int, str]:
+    """Return the names of nodes that hold a Gaussian in a tree."""
+    return {node: name for node, name in segmentation.names.items() if tree.sizes[node]}
 
 
 def _largest_leaf(tree: Hierarchy, node: int) -> int:
     """Return the finest node in a node that has most Gaussians (ties: the lower id)."""
-    below = np.arange(len(tree.parents)) == node
-    while (more := below[tree.parents] & ~below).any():
-        below |= more
+    below = tree.inside([node])
     below[tree.parents[below]] = False  # what has children
     sizes = np.bincount(tree.leaves[tree.leaves > 0], minlength=len(below))
     return int(np.where(below, sizes, -1).argmax())

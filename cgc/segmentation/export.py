@@ -26,7 +26,7 @@ from cgc.ply import write_vertices
 from cgc.rasterize.base import Rasterizer
 from cgc.scene import images
 from cgc.scene.cameras import Z, up_of
-from cgc.scene.types import Camera, View
+from cgc.scene.types import Camera, View, picture_names
 from cgc.segmentation.edit import ORIGIN, whole_ids
 from cgc.segmentation.halo import seen_shares
 from cgc.segmentation.labels import render_ids
@@ -95,9 +95,7 @@ class Export:
     @cached_property
     def stems(self) -> list[str]:
         """What each view's files are called; never a path that leaves the folder."""
-        names = [view.stem for view in self.views]
-        names = names if len(set(names)) == len(names) else [view.name for view in self.views]
-        return [safe_path(name) for name in names]
+        return [safe_path(name) for name in picture_names([view.name for view in self.views])]
 
     @cached_property
     def table(self) -> list[Segment]:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
-from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.geometry import sh_dc_to_rgb
 from cgc.progress import short_lengths
@@ -287,15 +286,5 @@ def count_pixels(segmentation: Segmentation) -> np.ndarray:
         shrink = min(1.0, SMALL_SIDE / max(camera.width, camera.height))
         small = camera.resized(max(1, round(camera.width * shrink)), max(1, round(camera.height * shrink)))
         ids = finest_map(segmentation, small)
-        counts.append(up_the_tree(tree, np.bincount(ids.ravel(), minlength=len(tree.parents))))
+        counts.append(tree.add_up(np.bincount(ids.ravel(), minlength=len(tree.parents))))
     return np.stack(counts)
-
-
-def up_the_tree(tree: Hierarchy, counts: np.ndarray) -> np.ndarray:
-    """Add the counts of nodes [T + 1] into all that holds them; none is counted for node 0."""
-    counts = counts.astype(np.int64)
-    counts[0] = 0
-    for node in np.argsort(-tree.levels, kind="stable").tolist():  # finest first
-        if tree.parents[node]:
-            counts[tree.parents[node]] += counts[node]
-    return counts

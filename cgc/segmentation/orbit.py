@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from cgc.errors import InputError
+from cgc.geometry import vector
 from cgc.scene.types import Camera
 from cgc.segmentation.objects import Object, Selection, oriented_box
 from cgc.segmentation.segmentation import Segmentation
@@ -54,21 +55,23 @@ def orbit(
     away = whole if distance is None else distance
     if not (math.isfinite(away) and away > 0 and math.isfinite(elevation)):
         raise InputError(f"an orbit at a distance of {away:g}, elevation {elevation:g} and focal {f:g} cannot be made")
-    try:
-        axis = np.asarray(context.up if up is None else up, float)
-    except (TypeError, ValueError):
-        axis = np.zeros(0)
-    if axis.shape != (3,) or not np.isfinite(axis).all() or not np.linalg.norm(axis) > 0:
-        raise InputError(f"up is {up!r} where a direction of three finite numbers was expected, not all 0")
-    return circle(box.centre, axis, away, n, elevation=elevation, width=width, height=height, focal=f)
+    return circle(
+        box.centre, context.up if up is None else up, away, n, elevation=elevation, width=width, height=height, focal=f
+    )
 
 
 def circle(
-    centre: np.ndarray, up: np.ndarray, distance: float, n: int, *, elevation: float, width: int, height: int,
+    centre: np.ndarray, up: ArrayLike, distance: float, n: int, *, elevation: float, width: int, height: int,
     focal: float,
 ) -> list[Camera]:  # fmt: skip
-    """Make n cameras around a point that look at it, `elevation` degrees above it; up is a direction of any length."""
-    axis = up / np.linalg.norm(up)
+    """Make n cameras around a point [3] that look at it, `elevation` degrees above it; `up` is a direction [3].
+
+    InputError where up is no direction; its length does not matter, but for 0.
+    """
+    axis = vector(up, 3, "an up direction (x, y, z)")
+    if not np.linalg.norm(axis) > 0:
+        raise InputError(f"the up direction {axis.tolist()} has length 0; give the vector that points up")
+    axis = axis / np.linalg.norm(axis)
     first = np.cross(axis, np.eye(3)[int(np.abs(axis).argmin())])
     first /= np.linalg.norm(first)
     second, rise = np.cross(axis, first), math.radians(elevation)

@@ -23,7 +23,7 @@ from cgc.scene.types import Camera
 from cgc.segmentation.inpaint import complete
 from cgc.segmentation.plane import Plane, alpha_of, ball_of, camera_along, fit_plane, points_of, project
 from cgc.segmentation.shade import light_on, lit, occlusion
-from cgc.splats.types import Splats
+from cgc.splats.types import PARAMETERS, Splats
 
 FLAT, THICK = 0.05, 0.1
 """Of the object's size: a surface is flat if it is off its plane by less than the first; the second is what it has."""
@@ -183,5 +183,4 @@ def _flat_gaussians(like: Splats, places: np.ndarray, rgb: np.ndarray, plane: Pl
 def _joined(splats: Splats, parts: Sequence[Splats]) -> Splats:
     """Return some splats one after the other, none where there are none, without features and extras."""
     bare = replace(splats.select(torch.zeros(0, dtype=torch.long)), features=None, extras={})
-    names = ("means", "quats", "log_scales", "logit_opacities", "sh")
-    return replace(bare, **{n: torch.cat([getattr(p, n) for p in (bare, *parts)]) for n in names})
+    return replace(bare, **{name: torch.cat([getattr(p, name) for p in (bare, *parts)]) for name in PARAMETERS})

@@ -32,6 +32,7 @@ KEPT_MAPS = 8
 """Id maps that a segmentation keeps, the last ones: objects of one view are mostly asked for one after the other."""
 BATCH = 16
 """Cameras that are rendered at one time."""
+NO_LEVELS = "pictures of blended features have no levels, only the objects; cluster with --cluster.masks labels"
 FEATURE_RANGE = (2, 98)
 """Percentiles of the features' main directions that are shown as black and as full colour."""
 
@@ -86,9 +87,7 @@ def shown_by_node(segmentation: Segmentation) -> np.ndarray:
     """What a picture at the segmentation's level shows in place of each node, int32 [T + 1], 0 where it shows parts."""
     tree, level = segmentation.hierarchy, segmentation.level
     if segmentation.context.blended and level is not None and tree.stop(level) != tree.base_stop:
-        raise InputError(
-            "pictures of blended features have no levels, only the objects; cluster with --cluster.masks labels"
-        )
+        raise InputError(NO_LEVELS)
     return tree.shown_for(tree.base if level is None else level)
 
 
@@ -107,16 +106,13 @@ def masks(segmentation: Segmentation, views: Sequence[ViewOrCamera]) -> list[np.
 def node_mask(segmentation: Segmentation, view: ViewOrCamera, nodes: Sequence[int]) -> np.ndarray:
     """Where any of some nodes is seen, bool [H, W], shown at the segmentation's level or not."""
     tree = segmentation.hierarchy
-    inside = np.isin(np.arange(len(tree.parents)), list(nodes))
     owner = tree.shown_for(tree.base)
     if segmentation.context.blended and (parts := [n for n in nodes if owner[n] not in (0, n)]):
         raise InputError(
             f"segment {parts[0]} is a part, and pictures of blended features show the objects only; cluster with "
             "--cluster.masks labels"
         )
-    while (more := inside[tree.parents] & ~inside).any():
-        inside |= more
-    return inside[finest_map(segmentation, camera_of(segmentation, view))]
+    return tree.inside(nodes)[finest_map(segmentation, camera_of(segmentation, view))]
 
 
 # --- pictures ---------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import ArrayLike
 
 from cgc.errors import InputError
-from cgc.geometry import quat_to_rotation
+from cgc.geometry import quat_to_rotation, vector
 from cgc.scene.types import Camera
-from cgc.segmentation.objects import Object, Selection, checked_object, up_the_tree
+from cgc.segmentation.objects import Object, Selection, checked_object
 from cgc.segmentation.pictures import ViewOrCamera, camera_of, finest_ids, finest_map, id_map, shown_by_node
 from cgc.segmentation.prompts import Inseparable, clicked_nodes, ids_inside
 
@@ -110,26 +110,13 @@ def selection(segmentation: Segmentation, nodes: Iterable[int | Object]) -> Sele
 def _pixels(camera: Camera, places: Sequence[Pixel]) -> np.ndarray:
     """Return y * width + x of each place, int64 [P]; InputError for one outside of the image."""
     for place in places:
-        xy = _numbers(place, 2, "a pixel (x, y)")
+        xy = vector(place, 2, "a pixel (x, y)")
         if not (0 <= xy[0] < camera.width and 0 <= xy[1] < camera.height):
             raise InputError(
                 f"the pixel ({xy[0]:g}, {xy[1]:g}) is outside of the image; expected x in 0 to {camera.width - 1} and "
                 f"y in 0 to {camera.height - 1}"
             )
     return np.array([int(y) * camera.width + int(x) for x, y in places], np.int64)
-
-
-def _numbers(values: ArrayLike, n: int, what: str, *, finite: bool = True) -> np.ndarray:
-    """Return n numbers as float64; InputError where they are not that many, not numbers, NaN or (`finite`) infinite."""
-    try:
-        made = np.asarray(values, float)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"expected {what} of {n} numbers, got {values!r}") from error
-    if made.shape != (n,):
-        raise InputError(f"expected {what} of {n} numbers, got an array of shape {made.shape}")
-    if np.isnan(made).any() or (finite and not np.isfinite(made).all()):
-        raise InputError(f"expected {what} of finite numbers, got {made.tolist()}")
-    return made
 
 
 # --- space ------------------------------------------------------------------------------------------------
@@ -140,7 +127,7 @@ def at_point(segmentation: Segmentation, xyz: ArrayLike) -> Object | None:
 
     A Gaussian's density is its opacity times exp(-d^2 / 2), d the distance in its own standard deviations.
     """
-    point = torch.from_numpy(_numbers(xyz, 3, "a point"))
+    point = torch.from_numpy(vector(xyz, 3, "a point (x, y, z)"))
     splats, labels = segmentation.splats, segmentation.labels
     away = splats.means.detach().double() - point
     near = (away.norm(dim=1) <= REACH * splats.log_scales.detach().amax(dim=1).exp()).nonzero()[:, 0]
@@ -159,7 +146,8 @@ def along_ray(segmentation: Segmentation, origin: ArrayLike, direction: ArrayLik
     The ray is one narrow pixel, blended as pictures are: what lies behind something opaque is not hit. Weights sum to
     at most 1; an object of which less than a hundredth is seen is left out.
     """
-    start, along = _numbers(origin, 3, "the origin of a ray"), _numbers(direction, 3, "a direction")
+    start = vector(origin, 3, "the origin of a ray (x, y, z)")
+    along = vector(direction, 3, "the direction of a ray (x, y, z)")
     if not along.any():
         raise InputError("the direction of a ray has length 0; give the vector it goes along")
     along = along / np.abs(along).max()  # the square of a length may be beyond all numbers
@@ -184,7 +172,7 @@ def in_box(segmentation: Segmentation, low: ArrayLike, high: ArrayLike, *, partl
 
     The corners low and high [3] may be infinite.
     """
-    a, b = (_numbers(v, 3, f"the {name} corner of a box", finite=False) for v, name in ((low, "low"), (high, "high")))
+    a, b = (vector(v, 3, f"the {name} corner of a box", finite=False) for v, name in ((low, "low"), (high, "high")))
     if not (a <= b).all():
         raise InputError(f"the box from {a.tolist()} to {b.tolist()} is empty; give the lower corner first")
     means = segmentation.splats.means.detach().cpu().numpy()
@@ -218,7 +206,7 @@ def in_rect(
     The rectangle goes from (x0, y0) to (x1, y1), in pixels from the top left of the image; what is outside is cut off.
     """
     camera = camera_of(segmentation, view)
-    ax, ay, bx, by = _numbers([x0, y0, x1, y1], 4, "a rectangle (x0, y0, x1, y1)")
+    ax, ay, bx, by = vector([x0, y0, x1, y1], 4, "a rectangle (x0, y0, x1, y1)")
     if not (ax < bx and ay < by):
         raise InputError(f"the rectangle from ({ax:g}, {ay:g}) to ({bx:g}, {by:g}) is empty; give its top left first")
     if bx <= 0 or by <= 0 or ax >= camera.width or ay >= camera.height:
@@ -249,8 +237,8 @@ def from_mask(segmentation: Segmentation, view: ViewOrCamera, mask: np.ndarray) 
     if not target.any():
         raise InputError("the mask is empty: it is False everywhere; mark at least one pixel")
     finest, shown = finest_map(segmentation, camera), shown_by_node(segmentation)
-    inside = up_the_tree(tree, np.bincount(finest[target], minlength=len(tree.parents)))
-    area = up_the_tree(tree, np.bincount(finest.ravel(), minlength=len(tree.parents)))
+    inside = tree.add_up(np.bincount(finest[target], minlength=len(tree.parents)))
+    area = tree.add_up(np.bincount(finest.ravel(), minlength=len(tree.parents)))
     if not inside.any():
         return Selection(segmentation, ())
     stops = tree.stops[: tree.base_stop + 1] if segmentation.context.blended else tree.stops
@@ -276,8 +264,9 @@ def similar(segmentation: Segmentation, which: int | Object, k: int = 5) -> list
     the colours' distance (black to white is 1) and of 1 less the ratio of the boxes' diagonals.
     """
     own = checked_object(segmentation, which)
+    check_count(k)
     others = [o for o in segmentation.objects if o.id != own.id]
-    if _whole(k, "k") and segmentation.has_features:
+    if segmentation.has_features:
         mine, means = _mean_feature(own), np.stack([_mean_feature(o) for o in [*others, own]])
         scores, by = means[:-1] @ mine, "features"
     else:
@@ -286,10 +275,10 @@ def similar(segmentation: Segmentation, which: int | Object, k: int = 5) -> list
     return [Match(others[i], float(scores[i]), by) for i in order]
 
 
-def _whole(k: int, name: str) -> bool:
+def check_count(k: int) -> None:
+    """Raise InputError unless k is a number of objects to find."""
     if not isinstance(k, (int, np.integer)) or k < 1:
-        raise InputError(f"{name} is {k!r} where a whole number over 0 was expected")
-    return True
+        raise InputError(f"k is {k!r} where a whole number over 0 was expected")
 
 
 def _mean_feature(thing: Object) -> np.ndarray:

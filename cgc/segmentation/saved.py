@@ -27,6 +27,7 @@ import torch
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import read_arrays, read_json, sha256, write_beside, write_json
+from cgc.leftovers import clear_folders
 from cgc.segmentation.segments import Segmentation, describe, describe_nodes, save_labels, save_table
 from cgc.splats.ply import read_ply, write_ply
 
@@ -61,6 +62,7 @@ def save(
     """
     folder = Path(folder).absolute()
     _mend(folder)
+    clear_folders(folder.parent, folder.name)
     if _is_taken(folder):
         raise InputError(f"{folder} holds something else than a saved segmentation; choose another folder")
     level = shown_level(segmentation)

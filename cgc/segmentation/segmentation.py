@@ -123,13 +123,12 @@ class Segmentation:
     def members(self, node: int) -> np.ndarray:
         """Which Gaussians are in a node, ascending int64."""
         order, first = self._by_leaf
-        nodes = np.flatnonzero(self._descend(node))
+        nodes = np.flatnonzero(self.hierarchy.inside([node]))
         return np.sort(np.concatenate([order[first[n] : first[n + 1]] for n in nodes]))
 
     def owns(self, node: int) -> bool:
         """Say whether a node has a Gaussian."""
-        first = self._by_leaf[1]
-        return bool((np.diff(first)[self._descend(node)] > 0).any())
+        return bool(self.hierarchy.sizes[node])
 
     @cached_property
     def _by_leaf(self) -> tuple[np.ndarray, np.ndarray]:
@@ -137,14 +136,6 @@ class Segmentation:
         leaves = np.maximum(self.hierarchy.leaves, 0)
         order = np.argsort(leaves, kind="stable")
         return order, np.searchsorted(leaves[order], np.arange(len(self.hierarchy.parents) + 1))
-
-    def _descend(self, node: int) -> np.ndarray:
-        """Say which nodes are a node or in it, [T + 1] bool."""
-        parents = self.hierarchy.parents
-        inside = np.arange(len(parents)) == node
-        while (more := inside[parents] & ~inside).any():
-            inside |= more
-        return inside
 
     # --- which one ------------------------------------------------------------------------------------------
 

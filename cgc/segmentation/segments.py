@@ -14,6 +14,7 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import fits, read_arrays, read_json, write_beside, write_json
 from cgc.geometry import sh_dc_to_rgb
+from cgc.segmentation.objects import BOX_PERCENTILES
 from cgc.segmentation.objects import is_clean as is_clean
 from cgc.segmentation.segmentation import Segmentation
 from cgc.splats.ply import read_ply, write_ply
@@ -75,7 +76,7 @@ def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> li
     for segment in segmentation.ids.tolist():
         own = labels == segment
         counts = np.array([pixels[n][segment] if segment < len(pixels[n]) else 0 for n in names], np.int64)
-        low, high = np.percentile(means[own], [1, 99], axis=0)
+        low, high = np.percentile(means[own], BOX_PERCENTILES, axis=0)
         table.append(
             Segment(
                 id=segment,
@@ -100,11 +101,11 @@ def describe_nodes(segmentation: Segmentation) -> list[Node]:
     """Make the table of what is not an object: the parts and the wholes that own a Gaussian."""
     tree, means = segmentation.hierarchy, segmentation.splats.means.detach().cpu().numpy().astype(float)
     table = []
-    objects = set(tree.shown(tree.base).tolist())
+    objects = set(tree.objects.tolist())
     for node in sorted(set(range(1, tree.n_nodes + 1)) - objects):
         own = tree.members(node)
         if own.any():
-            low, high = np.percentile(means[own], [1, 99], axis=0)
+            low, high = np.percentile(means[own], BOX_PERCENTILES, axis=0)
             table.append(
                 Node(
                     id=node,

@@ -15,9 +15,9 @@ import numpy as np
 from cgc.errors import InputError
 from cgc.files import read_arrays, write_beside
 from cgc.segmentation.pictures import id_map, render
+from cgc.segmentation.query import Match, check_count
 
 if TYPE_CHECKING:
-    from cgc.segmentation.query import Match
     from cgc.segmentation.segmentation import Segmentation
 
 CROPS = 3
@@ -49,12 +49,9 @@ def find(segmentation: Segmentation, words: str, k: int = 5, model: TextImageMod
     photos, with all else greyed out. Their embeddings are kept in the run's folder, text/MODEL.npz. Scores compare the
     objects of one question, not questions. model: None is open_clip's, which the extra "text" installs.
     """
-    from cgc.segmentation.query import Match
-
     if not isinstance(words, str) or not words.strip():
         raise InputError(f"expected words to find, got {words!r}")
-    if not isinstance(k, int) or k < 1:
-        raise InputError(f"k is {k!r} where a whole number over 0 was expected")
+    check_count(k)
     if model is None:
         from cgc.segmentation.clip import OpenClip
 

@@ -29,9 +29,6 @@ def turntable_cameras(
     """Return cameras on a circle around an object, `elevation` degrees above its middle, a frame each."""
     if frames < 1 or size < 8:
         raise InputError(f"a turntable has frames of 8 pixels and more, got {frames} frames of {size}")
-    axis = np.asarray(up, float)
-    if axis.shape != (3,) or not np.isfinite(axis).all() or np.linalg.norm(axis) < 1e-9:
-        raise InputError(f"what is up must be a direction (x, y, z), got {axis.tolist()}")
     if not -89 <= elevation <= 89:
         raise InputError(f"an elevation from -89 to 89 degrees was expected, got {elevation}")
     means = splats.means.detach().cpu().numpy().astype(float)
@@ -42,7 +39,7 @@ def turntable_cameras(
     reach = float(np.percentile(splats.scales.detach().cpu().numpy().max(1), 90))
     radius = max(float(np.percentile(np.linalg.norm(means - centre, axis=1), 99)) + 3 * reach, 1e-6)
     distance = FIELD * radius * math.hypot(2 * FOCAL, 1)  # so that a ball of this radius fits
-    return circle(centre, axis, distance, frames, elevation=elevation, width=size, height=size, focal=FOCAL * size)
+    return circle(centre, up, distance, frames, elevation=elevation, width=size, height=size, focal=FOCAL * size)
 
 
 def turntable(

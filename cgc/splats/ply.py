@@ -49,13 +49,15 @@ def from_vertices(path: Path, vertices: np.ndarray, rest: tuple[str, ...]) -> Sp
     _check_finite(path, columns)
     quats = _tensor(columns, _QUATS)
     _check_quats(path, quats)
+    log_scales = _tensor(columns, _SCALES)
+    _check_scales(path, log_scales)
     dc = _tensor(columns, DC)[:, None, :]  # [N, 1, 3]
     higher = _tensor(columns, rest).reshape(len(dc), 3, -1).transpose(1, 2)  # [N, K, 3]
     names = vertices.dtype.names or ()
     return Splats(
         means=_tensor(columns, _MEANS),
         quats=quats,
-        log_scales=_tensor(columns, _SCALES),
+        log_scales=log_scales,
         logit_opacities=torch.from_numpy(columns["opacity"]),
         sh=torch.cat([dc, higher], dim=1).contiguous(),
         extras={n: _native(vertices[n]) for n in names if n not in needed and n not in _NORMALS},
@@ -167,6 +169,15 @@ def _check_quats(path: Path, quats: Tensor) -> None:
         raise InputError(
             f"{path} has {bad:,} of {len(quats):,} Gaussians whose rotation (rot_0..3) has a norm of zero "
             "or beyond float32; remove these and try again"
+        )
+
+
+def _check_scales(path: Path, log_scales: Tensor) -> None:
+    bad = int(log_scales.exp().isinf().any(-1).sum())
+    if bad:
+        raise InputError(
+            f"{path} has {bad:,} of {len(log_scales):,} Gaussians with a scale (scale_0..2, which are natural "
+            "logarithms) over 88: wider than float32 can hold; remove these and try again"
         )
 
 

@@ -10,6 +10,11 @@ from torch import Tensor
 
 from cgc.geometry import sh_to_rgb
 
+GEOMETRY = ("means", "quats", "log_scales", "logit_opacities")
+"""The raw parameters that say where a Gaussian is seen."""
+PARAMETERS = (*GEOMETRY, "sh")
+"""All raw parameters, which every Gaussian has."""
+
 
 @dataclass(frozen=True)
 class Splats:

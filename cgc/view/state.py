@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from cgc.errors import InputError
 from cgc.scene.types import Camera
 from cgc.segmentation.objects import Object, Selection
+from cgc.segmentation.pictures import NO_LEVELS
 from cgc.segmentation.query import RAY_FOCAL
 from cgc.segmentation.segmentation import Segmentation
 from cgc.splats.ply import write_ply
@@ -239,13 +240,10 @@ class State:
 
     def set_level(self, level: float | None) -> None:
         """Show another level of the hierarchy; InputError where it is outside of 0 to 1, or there are no levels."""
-        if level is not None and self.base.context.blended:
-            tree = self.base.hierarchy
-            if tree.stop(level) != tree.base_stop:
-                raise InputError(
-                    "pictures of blended features have no levels, only the objects; cluster with --cluster.masks labels"
-                )
-        self.base.hierarchy.at(level)
+        tree = self.base.hierarchy
+        if level is not None and self.base.context.blended and tree.stop(level) != tree.base_stop:
+            raise InputError(NO_LEVELS)
+        tree.at(level)
         self._level = level
         self.__dict__.pop("shown", None)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cgc.segmentation.segmentation import Segmentation
-from cgc.view.actions import ACTIONS, BY_NAME, Action, Desk
+from cgc.view.actions import ACTIONS, BY_KEY, BY_NAME, Action, Desk
 from cgc.view.frames import BACKGROUND, MODES
 from cgc.view.listing import Listing, add_button
 from cgc.view.probe import probe
@@ -310,7 +310,7 @@ class _Window:
             self.ending = True
         else:
             known = {int(keys.ESCAPE): "escape", int(keys.DELETE): "x", int(keys.BACKSPACE): "x"}
-            action = next((a for a in ACTIONS if a.key == known.get(key, chr(key) if 32 < key < 127 else "")), None)
+            action = BY_KEY.get(known.get(key, chr(key) if 32 < key < 127 else ""))
             if action is None:
                 return False
             self._run(action)

@@ -12,9 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cgc.errors import InputError, some
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+from cgc.scene.images import SUFFIXES, UNREADABLE
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def read_mask(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             values = np.asarray(image.convert("L") if image.mode not in ("L", "I;16", "I") else image)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(f"the mask {path} cannot be read ({error}); restore it") from error
     if values.max(initial=0) <= 1:
         return values > 0
@@ -87,7 +85,7 @@ def folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def pictures(root: Path, suffixes: Sequence[str] = PICTURES) -> list[Path]:
+def pictures(root: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The image files in a folder, by name, without hidden ones."""
     if not root.is_dir():
         return []

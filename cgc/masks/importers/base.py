@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from cgc.errors import InputError
-from cgc.masks.id_maps import UNREADABLE, Size, fitting
+from cgc.masks.id_maps import Size, fitting
+from cgc.scene.images import UNREADABLE
 from cgc.scene.types import View
 
 Resize = Literal["error", "nearest"]

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from cgc.errors import InputError
-from cgc.masks.id_maps import UNREADABLE
 from cgc.masks.image_masks import encode
 from cgc.masks.importers.base import Found, Frame, Listing, Source, jsons, read_json
 from cgc.masks.importers.polygons import disc, fill, read_points
+from cgc.scene.images import UNREADABLE
 
 _CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2, "oriented_rectangle": 4}
 
