@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cgc import parallel
 
-STILL_WRITTEN = 60.0
+STILL_WRITTEN = 3600.0
 """Seconds since something half-made was last written to, within which it may yet become whole: on another machine."""
 
 

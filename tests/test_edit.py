@@ -539,7 +539,7 @@ def test_a_save_removes_what_one_that_was_killed_was_writing(tmp_path):
         ".out2.999999999.partial",
         ".out.999999998.partial",
     ]  # the last: now
-    for name, age in zip(names, (90, 90, 0)):
+    for name, age in zip(names, (9000, 9000, 60)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "splats.ply").write_bytes(b"half")
         for path in (tmp_path / name / "splats.ply", tmp_path / name):

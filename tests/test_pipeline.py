@@ -274,10 +274,10 @@ def test_what_killed_processes_left_half_written_is_removed(own_run):
         return path
 
     dead, alive, whole = 999_999_999, os.getpid(), snapshot(own_run)
-    gone = [leave(f".splats.{dead}.partial.ply", 90), leave(f"masks/.a.b.{dead}.partial.png", 90)]
+    gone = [leave(f".splats.{dead}.partial.ply", 9000), leave(f"masks/.a.b.{dead}.partial.png", 9000)]
     kept = [
-        leave(f".stats.{alive}.partial.json", 90),  # at work
-        leave(f".features.{dead}.partial.safetensors", 5),  # another machine's, perhaps
+        leave(f".stats.{alive}.partial.json", 9000),  # at work
+        leave(f".features.{dead}.partial.safetensors", 60),  # another machine's, perhaps
         leave(f"notes.{dead}.partial.txt", 90), leave(".mine.partial.txt", 90),  # nobody's of cgc
     ]  # fmt: skip
     meet(Workspace(open_run(own_run), quiet=True))

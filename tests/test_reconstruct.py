@@ -274,7 +274,7 @@ def test_working_folders_of_killed_runs_are_removed(tmp_path):
     alive = tmp_path / f".scene.{os.getppid()}.partial"
     for folder in (dead, alive):
         folder.mkdir()
-        os.utime(folder, (time.time() - 90,) * 2)
+        os.utime(folder, (time.time() - 9000,) * 2)
     with module._stage(tmp_path / "scene") as stage:
         assert stage.is_dir() and not dead.exists()
     assert sorted(tmp_path.iterdir()) == [alive]
