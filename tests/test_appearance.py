@@ -617,7 +617,7 @@ def test_masked_pixels_do_not_matter(tiny) -> None:
         image[:, : image.shape[1] // 2] = 255
         return image
 
-    splats, _ = run((scene, rubbish), replace(TINY, steps=80), capture=RightHalf())
+    splats, _ = run((scene, rubbish), replace(TINY, steps=160), capture=RightHalf())
     camera = scene.views[1].camera
     picture = CpuRasterizer().render(splats, splats.colors(camera.position), [camera]).values[0]
     truth = torch.from_numpy(load(scene.views[1])) / 255.0

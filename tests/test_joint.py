@@ -232,7 +232,9 @@ def stats(out):
 
 def test_the_preset_is_the_papers():
     paper = PRESETS["paper"]
-    released = replace(PRESETS["default"].train, features="joint", background="black", max_length=0.0)
+    released = replace(
+        PRESETS["default"].train, features="joint", background="black", max_length=0.0, strategy="default"
+    )
     assert paper.train == released and paper.joint == JointSettings()
     assert (paper.joint.lr, paper.joint.contrastive_weight, paper.joint.anchors) == (0.0025, 1e-6, 1000)
     assert (paper.cluster.revote, paper.cluster.smoothing, paper.cluster.masks) == (0, "none", "blended")
