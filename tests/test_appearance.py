@@ -617,11 +617,11 @@ def test_masked_pixels_do_not_matter(tiny) -> None:
         image[:, : image.shape[1] // 2] = 255
         return image
 
-    splats, _ = run((scene, rubbish), replace(TINY, steps=160), capture=RightHalf())
+    splats, _ = run((scene, rubbish), replace(TINY, steps=300), capture=RightHalf())
     camera = scene.views[1].camera
     picture = CpuRasterizer().render(splats, splats.colors(camera.position), [camera]).values[0]
     truth = torch.from_numpy(load(scene.views[1])) / 255.0
-    assert psnr(picture[:, 16:], truth[:, 16:]) > 16 and float(picture[:, :16].mean()) < 0.6
+    assert psnr(picture[:, 16:], truth[:, 16:]) > 18 and float(picture[:, :16].mean()) < 0.6
 
 
 def test_capture_models_can_stop_densification(tiny) -> None:
