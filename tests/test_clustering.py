@@ -1,5 +1,7 @@
 """Clustering: known answers, brute force, laws."""
 
+import itertools
+import math
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,8 +23,10 @@ from cgc.clustering.graph import DOUBT, ENOUGH, SPILL, Counts, Views, core, coun
 from cgc.clustering.level import (
     HIGHEST,
     LEAST,
+    REACHED,
     TWICE,
     USUAL,
+    beyond_chance,
     rate_of_one,
     suitable_level,
     touching,
@@ -622,6 +626,37 @@ def test_the_level_is_that_of_two_things_however_many_pairs_are_parts_of_one():
     assert suitable_level(one, Counts(together, seen), ~touch & touch) == USUAL  # nothing touches
     assert suitable_level(pieces_of_one(1.0), Counts(0.29 * seen, seen), touch) == HIGHEST
     assert suitable_level(pieces_of_one(0.31), Counts(0 * seen, seen), touch) == pytest.approx(0.0557, abs=1e-3)
+
+
+def test_what_is_beyond_chance_is_reached_by_one_pair_of_all():
+    """Held to the binomial's tail, written out, which is exact where whole views make the level."""
+    for n, rate in itertools.product((4, 8, 30), (0.01, 0.03, 0.1)):
+        at_least = [sum(math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(m, n + 1)) for m in range(n)]
+        first = next(m for m in range(n) if 150 * at_least[m] <= 1)
+        level = beyond_chance(rate, np.full(150, float(n)))
+        assert (first - 1) / (n + DOUBT) < level <= first / (n + DOUBT) + 1e-3
+        mixed = beyond_chance(rate, np.repeat([4.0, 8.0, 30.0], 50))
+        assert mixed <= beyond_chance(rate, np.full(150, 4.0)) and mixed >= beyond_chance(rate, np.full(50, 4.0))
+    assert beyond_chance(0.03, np.full(300, 6.0)) > 2 * beyond_chance(0.03, np.full(300, 60.0))
+    assert beyond_chance(0.03, np.full(300, 6.0)) > beyond_chance(0.03, np.full(3, 6.0))
+
+
+def test_the_level_is_over_what_chance_holds_together_where_few_views_see_two():
+    """Three hundred pairs that touch, two things each, of which every view that sees both fuses 3 %."""
+    g, n = np.random.default_rng(0), 301
+    touch = np.abs(np.subtract.outer(np.arange(n), np.arange(n))) == 1
+    found, wrong, unsure = {}, {}, {}
+    for views in (6, 60):
+        fused = np.triu(g.binomial(views, 0.03, (n, n)), 1)
+        counts = Counts((fused + fused.T).astype(float), np.full((n, n), float(views)))
+        found[views] = suitable_level(pieces_of_one(0.8, views), counts, touch)
+        wrong[views] = np.triu(touch & (counts.rates() >= found[views])).sum()
+        unsure[views] = suitable_level(pieces_of_one(0.5, views), Counts(0 * counts.seen, counts.seen), touch)
+    mean = np.sqrt(0.8 * TWICE * (0.03 + LEAST))
+    assert found[60] == pytest.approx(mean, rel=0.05)  # as without chance
+    assert mean + 0.03 < found[6] <= 0.4 and wrong[6] <= 3 and not wrong[60]
+    assert unsure[60] == pytest.approx(np.sqrt(0.5 * TWICE * LEAST))
+    assert unsure[6] == pytest.approx(REACHED * 0.5)  # what is one must still reach it
 
 
 def test_the_level_falls_where_it_makes_one_what_masks_often_show_as_parts():

@@ -6,20 +6,28 @@ level makes one, pooled; the rate of two things m is that of two groups that tou
 under the level. The level is sqrt(p * 2 m): as many times over 2 m as under p, and twice m because it is a mean: some
 pairs are fused more often. Where masks show every part of a thing by itself in half of the views, p is what says so:
 it falls with the level, once parts are joined.
+
+Where few views see two things, chance alone holds some of them together in many of these: of six views, two are a
+third. So the level is at least such that of all pairs which touch, fused at random in a share m of the views that see
+them, no more than ONE_PASSES would reach it. That does not go over REACHED of p, for one thing must reach it.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import betainc
 
 from cgc.clustering.beside import links_across
-from cgc.clustering.graph import Counts, join
+from cgc.clustering.graph import DOUBT, Counts, join
 
 USUAL = 0.35  # where nothing can be counted
 TOUCH = 10  # neighbours across: two groups with fewer hardly touch
 VIEWS = 3.0  # that see both groups: with fewer they say little of the masks
 LEAST = 0.005  # of the views fuse two things that touch, even where none was seen to
 TWICE = 2.0
+ONE_PASSES = 1.0  # pairs of two things that may reach the level by chance, of all that touch
+REACHED = 0.35  # of p: what chance may raise the level to
+HALVINGS = 10  # of the range in which the level that chance asks for is looked for
 LOWEST, HIGHEST = 0.05, 0.6  # the level is kept between these
 START, TURNS = 0.3, 50  # the first level, and how often it is found anew, until it stays ...
 REJOINED = 10  # ... and how often, at most, pieces are joined anew for that
@@ -69,4 +77,19 @@ def _level_for(one: float, together: np.ndarray, seen: np.ndarray, level: float)
         before, level = level, float(np.clip(np.sqrt(one * TWICE * rate), LOWEST, HIGHEST))
         if level == before:
             break
-    return level
+    return max(level, min(beyond_chance(rate, seen[two]), REACHED * one))
+
+
+def beyond_chance(rate: float, seen: np.ndarray) -> float:
+    """Return the level that ONE_PASSES of pairs reach, if each of the `seen` [P] views of a pair fuses it at a rate.
+
+    A pair's rate is pulled to 0 by DOUBT views, as in joining. Views are whole numbers in the mean only, so the
+    binomial's tail is taken as the incomplete beta function, which knows those in between.
+    """
+    low, high = 0.0, HIGHEST
+    for _ in range(HALVINGS):
+        level = (low + high) / 2
+        fused = level * (seen + DOUBT)  # views that must fuse a pair
+        passes = np.where(fused < seen, betainc(fused, np.maximum(seen - fused, 0) + 1, min(rate, 1.0)), 0.0)
+        low, high = (level, high) if passes.sum() > ONE_PASSES else (low, level)
+    return high
