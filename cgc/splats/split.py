@@ -15,6 +15,8 @@ OFFSET = 0.6
 """How far each half's mean lies from the whole's, in its longest standard deviations."""
 SHRINK = 0.7
 """Their longest standard deviation, times the whole's: with this the alpha changes least in the squares."""
+FAINTEST = 1e-6
+"""Opacity under which a half's, as it is computed, would be rounding alone."""
 
 
 def split(splats: Splats, which: Tensor) -> tuple[Splats, Tensor]:
@@ -45,7 +47,8 @@ def halves(log_scales: Tensor, quats: Tensor, logit_opacities: Tensor) -> tuple[
     axis = axes.gather(1, longest[:, :, None].expand(-1, 1, 3))[:, 0]
     reach = OFFSET * log_scales.gather(1, longest).exp() * axis
     shrunk = torch.zeros_like(log_scales).scatter(1, longest, math.log(SHRINK))
-    return reach, log_scales + shrunk, half_opacity(logit_opacities.sigmoid()).logit()
+    opacities = logit_opacities.sigmoid().clamp_min(FAINTEST)
+    return reach, log_scales + shrunk, half_opacity(opacities).logit()
 
 
 def half_opacity(opacity: Tensor) -> Tensor:
