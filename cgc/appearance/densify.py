@@ -34,7 +34,10 @@ class Densifier:
     """Counts gradients every step, and grows, prunes and resets on the steps the trainer names.
 
     `statistics` holds what must survive a restart: grad2d and count [n] of the own Gaussians, from the first step on.
+    `absgrad` says whether renders shall give gradients by magnitude to count.
     """
+
+    absgrad = False
 
     def __init__(self, shards: Shards, *, extent: float, prune_scale: float, seed: int) -> None:
         self.statistics: dict[str, Tensor] = {}
@@ -104,11 +107,11 @@ class Densifier:
         small = shards.whole(params["scales"].detach().exp().amax(1) <= SMALL * self._extent)
         cloned = (grown & small).nonzero()[:, 0]
         split = grown & ~small
-        rest, halves = (~split).nonzero()[:, 0], split.nonzero()[:, 0].repeat(2)
-        source = torch.cat([rest, cloned, halves])
-        noise = torch.randn(2, len(halves) // 2, 3, device=source.device).reshape(-1, 3)
+        rest, twice = (~split).nonzero()[:, 0], split.nonzero()[:, 0].repeat(2)
+        source = torch.cat([rest, cloned, twice])
+        noise = torch.randn(2, len(twice) // 2, 3, device=source.device).reshape(-1, 3)
         numbers, rows = shards.follow(source)
-        half = numbers - (len(source) - len(halves))  # which of the halves, below 0: none
+        half = numbers - (len(source) - len(twice))  # which of the halves, below 0: none
         arrange(params, optimizers, rows, numbers >= len(rest), _halved(params, rows, half, noise))
 
     def _prune(self, params: Params, optimizers: Optimizers, prune_opacity: float) -> None:
@@ -151,6 +154,8 @@ class Halver(Densifier):
     Sources: Ye et al. 2024 (AbsGS, arXiv 2404.10484) for what is chosen; Deng et al. 2025 (arXiv 2508.12313, long-axis
     split) for how it is cut, though where halves lie, how long and how opaque they are is `splats/split.py`'s.
     """
+
+    absgrad = True
 
     def _double(self, params: Params, optimizers: Optimizers, grown: Tensor) -> None:
         """Put two halves in the place of each of `grown` [N]."""

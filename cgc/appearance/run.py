@@ -252,7 +252,7 @@ class Run:
         if self.settings.background != "black":
             background = schedule.background_at(self.settings, number).to(self._device, non_blocking=True)
             background = torch.cat([background, background.new_zeros(beside)]) if beside else background
-        absgrad = self.settings.strategy == "split" and schedule.counts_gradients(self.settings, step)
+        absgrad = self._densifier.absgrad and schedule.counts_gradients(self.settings, step)
         return self._rasterizer.render(splats, values, cameras, backgrounds=background, absgrad=absgrad)
 
     def _companion_terms(self, view: int, camera: Camera, beside: Tensor | None, step: int, place: int) -> list[Tensor]:
