@@ -89,7 +89,9 @@ class SharpenFacts(TypedDict):
     """What stats.json has of sharpening."""
 
     used: bool
+    rate: float
     split: int
+    gaussians: int
     psnr_before: float
     psnr_after: float
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from test_rasterize import RAW, leaves, make_camera, make_splats, one, rows_of
 from torch import Tensor
 
+from cgc.appearance.densify import gradients_seen
 from cgc.errors import InputError
 from cgc.geometry import covariances
 from cgc.rasterize import entries, sparse, sparse_torch
@@ -52,6 +53,23 @@ def compiled() -> Iterator[ModuleType]:
 def scene(generator: torch.Generator) -> tuple[Splats, Camera]:
     """200 Gaussians in 12 tiles."""
     return make_splats(200, generator, opacity=1.0), make_camera(60, 45)
+
+
+# ----------------------------------------------------------------------------------------------------- nothing
+
+
+@pytest.mark.parametrize("absgrad", [False, True])
+def test_a_picture_of_no_gaussians_has_no_gradients_to_count(
+    compiled: ModuleType, scene: tuple[Splats, Camera], absgrad: bool
+) -> None:
+    """A process whose photo sees none of the Gaussians still takes its step."""
+    splats, camera = scene
+    none = leaves(splats.select(torch.zeros(0, dtype=torch.long)), CPU)
+    render = CudaRasterizer(CPU).render(none, torch.zeros(0, 3, requires_grad=True), [camera], absgrad=absgrad)
+    render.means2d.retain_grad()
+    render.values.sum().backward()
+    norms, seen = gradients_seen(render, camera.width, camera.height, photos=1)
+    assert norms.shape == seen.shape == (1, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- bands

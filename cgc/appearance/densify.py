@@ -178,6 +178,8 @@ def gradients_seen(render: Render, width: int, height: int, photos: int) -> tupl
     over its photos, and a photo's over its cameras: both are made up for.
     """
     kept = render.means2d.grad if render.absgrad is None else render.absgrad
+    if kept is None and not render.means2d.shape[1]:  # gsplat makes no graph of a picture of no Gaussians
+        kept = torch.zeros_like(render.means2d)
     assert kept is not None
     gradient = kept.clone()  # [C, N, 2]
     cameras = len(gradient)
