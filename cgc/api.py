@@ -116,8 +116,10 @@ class _Beside:
 
     @cached_property
     def scene(self) -> Scene:
-        """The scene, checked to be the one the run was made from."""
-        return self.run.read_scene(quiet=True)
+        """The scene, checked to be the one the run was made from, its cameras where training has found them."""
+        from cgc.scene.corrections import corrected
+
+        return corrected(self.run.read_scene(quiet=True), self.run.corrections())
 
     def cameras(self) -> dict[str, Camera]:
         """The views' cameras: those the run has kept; else the scene's; else its model's, where the photos are gone."""
@@ -130,13 +132,14 @@ class _Beside:
             return self._cameras_of_model(gone)
 
     def _cameras_of_model(self, gone: InputError) -> dict[str, Camera]:
+        from cgc.scene.corrections import corrected_cameras
         from cgc.scene.read import model_hashes, read_cameras
 
         run, facts = self.run, self.run.source.fingerprint
         try:
             if model_hashes(run.source.scene) == facts.get("model"):
                 sizes = {str(name): (int(w), int(h)) for name, w, h in facts["images"]}
-                return read_cameras(run.source.scene, run.settings.scene, sizes)
+                return corrected_cameras(read_cameras(run.source.scene, run.settings.scene, sizes), run.corrections())
         except (InputError, KeyError, TypeError, ValueError):
             pass  # what is wrong with the scene says more
         raise InputError(

@@ -24,6 +24,7 @@ from cgc.files import fits, read_json, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
 
 if TYPE_CHECKING:
+    from cgc.scene.corrections import Correction
     from cgc.scene.types import Scene
 
 FORMAT = 1
@@ -52,9 +53,12 @@ TRAINED_FEATURES = "trained_features.safetensors"
 """What training leaves beside the splats where it learns features too."""
 CAMERAS = "cameras.json"
 """What rendering leaves beside the table: the views' cameras, for when the scene is gone."""
+CORRECTIONS = "corrections.json"
+"""What training leaves beside the splats where it learns exposures or poses."""
 YOUNGER = {
     "features": "none", "views_per_step": 1, "strategy": "default", "mcmc_growth": 0.05, "mcmc_noise": 5e5,
-    "mcmc_opacity": 0.01, "mcmc_scale": 0.01, "max_length": 0.0,
+    "mcmc_opacity": 0.01, "mcmc_scale": 0.01, "max_length": 0.0, "exposure": False, "exposure_lr": 2e-3,
+    "poses": False, "poses_lr": 3e-5, "capture_lr_final": 0.05,
 }  # fmt: skip
 """Settings of training that runs of the same format may lack, and what they were made with."""
 _BEFORE = {
@@ -103,6 +107,8 @@ class Stats(TypedDict, total=False):
     seconds: dict[str, float]
     gaussians: int
     extent: float
+    exposures: list[float] | None
+    moved: list[float] | None
     peak_rss_bytes: int
     segments: int
     noise: int
@@ -153,6 +159,11 @@ class RunFolder:
         return self.settings.train.features == "joint" and not self.source.splats
 
     @property
+    def corrects_photos(self) -> bool:
+        """Say whether training finds out how photos were exposed, or where their cameras were."""
+        return (self.settings.train.exposure or self.settings.train.poses) and not self.source.splats
+
+    @property
     def is_cut(self) -> bool:
         """Say whether the splats are more than one block may have, so that they are lifted and clustered in several."""
         return 0 < self.settings.blocks.gaussians < self.stats.get("gaussians", 0)
@@ -169,6 +180,14 @@ class RunFolder:
                 "restore it, or start a new run with another --out"
             )
         return scene
+
+    def corrections(self) -> dict[str, Correction]:
+        """Return what training has found out about photos, by their names; nothing where it was not asked to."""
+        if not (self.corrects_photos and self.is_done("train")):
+            return {}
+        from cgc.scene.corrections import read_corrections
+
+        return read_corrections(self.root / CORRECTIONS)
 
     def key(self, step: str) -> str:
         """Hash everything the outcome of `step` depends on."""
@@ -210,7 +229,9 @@ class RunFolder:
 
     def is_done(self, step: str) -> bool:
         """Say whether the step's files are there and were made with today's settings and inputs."""
-        names = [_OUTPUTS[step]] + ([TRAINED_FEATURES] if step == "train" and self.trains_features else [])
+        names = [_OUTPUTS[step]]
+        if step == "train":
+            names += [TRAINED_FEATURES] * self.trains_features + [CORRECTIONS] * self.corrects_photos
         return self.stats["steps"].get(step) == self.key(step) and all((self.root / name).exists() for name in names)
 
     def require(self, step: str) -> None:

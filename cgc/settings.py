@@ -147,6 +147,18 @@ class TrainSettings:
     """mcmc: weight of the mean opacity in the loss."""
     mcmc_scale: float = 0.01
     """mcmc: weight of the mean length, in extents of the scene, in the loss."""
+    exposure: bool = False
+    """Learn how each photo was exposed, an affine map of its colours, for photos that a phone took by itself: the
+    splats then have the mean of all."""
+    exposure_lr: float = 2e-3
+    """Learning rate of exposures at the first step."""
+    poses: bool = False
+    """Learn where the cameras of the photos really were, for models whose cameras are off by more than half a pixel or
+    so. The cameras of views that are held back stay as they are."""
+    poses_lr: float = 3e-5
+    """Learning rate of poses at the first step, in radians and extents of the scene."""
+    capture_lr_final: float = 0.05
+    """Factor of these two at the last step; they decay exponentially."""
     checkpoint_every: int = 500
     """Write a checkpoint every so many steps, to resume after a kill; 0: never."""
     photos: Literal["auto", "device", "host"] = "auto"
@@ -400,7 +412,8 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "log_scales_lr": 0, "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0, "sh_rest_lr": 0, "lr_final": 0,
         "init_opacity": (0.001, 0.999), "init_random": 1, "refine_start": (0, 1), "refine_stop": (0, 1),
         "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0, "max_length": 0,
-        "reset_every": 0, "mcmc_growth": 0, "mcmc_noise": 0, "mcmc_opacity": 0, "mcmc_scale": 0, "checkpoint_every": 0,
+        "reset_every": 0, "mcmc_growth": 0, "mcmc_noise": 0, "mcmc_opacity": 0, "mcmc_scale": 0, "exposure_lr": 0,
+        "poses_lr": 0, "capture_lr_final": (0, 1), "checkpoint_every": 0,
         "seed": 0,
     },
     "lift": {

@@ -1,8 +1,8 @@
 """The seam between render and photo: how a picture of the splats becomes what the camera recorded.
 
-Today a photo is one sharp pinhole picture. Motion blur (several sub-frame cameras a photo, averaged in
-linear light) or rain (an additive layer a photo) plug in here with their own parameters and losses; the
-trainer stays as it is. Evaluation and export go round it: they see the clean scene.
+As a rule a photo is one sharp pinhole picture; photo_capture.py has photos that were exposed each by itself, by cameras
+that are a little off. Motion blur (several sub-frame cameras a photo, averaged in linear light) or rain (an additive
+layer a photo) plug in here with their own parameters and losses; the trainer stays as it is. Export goes round it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class CaptureModel(Protocol):
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return optimiser groups (`params`: a list of leaf tensors, `lr`); checkpoints keep their values."""
+        """Return optimiser groups; checkpoints keep their values.
+
+        `params`: a list of leaf tensors; `lr`, at the first step; `final`: its factor at the last one (1 if left out).
+        """
         ...
 
     def densification(self, step: int, planned: Densification) -> Densification:

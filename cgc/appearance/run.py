@@ -113,7 +113,7 @@ class Run:
         }
         self._carry(first.carried)
         self._eyes = torch.stack([photos.camera(i, 0).position.detach() for i in self._views])  # [C, 3]
-        groups = capture.parameter_groups()
+        groups = [group | {"first": group["lr"]} for group in capture.parameter_groups()]
         self._capture_optimizer = torch.optim.Adam(groups, eps=ADAM_EPS) if groups else None
         self._densifier = _densifier(self._shards, settings, first.extent)
 
@@ -302,6 +302,8 @@ class Run:
         if self._capture_optimizer:
             for value in _leaves(self._capture_optimizer) if self._shards.many else []:
                 value.grad = parallel.add_up(torch.zeros_like(value) if value.grad is None else value.grad)
+            for group in self._capture_optimizer.param_groups:
+                group["lr"] = schedule.decayed(group["first"], group.get("final", 1.0), self.settings, step)
             self._capture_optimizer.step()
             self._capture_optimizer.zero_grad(set_to_none=True)
 

@@ -22,6 +22,10 @@ def headline(stats: dict[str, Any]) -> dict[str, str]:
         facts["Test SSIM"] = f"{stats['ssim_test']:.3f}"
     elif stats.get("psnr_train") is not None:
         facts["Train PSNR"] = f"{stats['psnr_train']:.2f} dB"
+    if stats.get("exposures"):
+        facts["Exposures"] = "{:.2f} to {:.2f}".format(*stats["exposures"])
+    if stats.get("moved"):
+        facts["Cameras moved"] = "{:.2f} px".format(stats["moved"][0])
     for name, label in (("segments", "Segments"), ("gaussians", "Gaussians")):
         if stats.get(name) is not None:
             facts[label] = f"{stats[name]:,}"
@@ -39,7 +43,8 @@ def find_warnings(stats: dict[str, Any]) -> list[str]:
     if train_psnr and test_psnr and test_psnr < train_psnr - 5:
         said.append(
             f"Views that were held back are rendered {train_psnr - test_psnr:.1f} dB worse than those learned from: "
-            "the cameras may be off (run structure-from-motion again with more features), or there are too few photos."
+            "the cameras may be off (--train.poses learns where they were; or run structure-from-motion again with "
+            "more features), photos may be exposed differently (--train.exposure), or there are too few of them."
         )
     sharpened = stats.get("sharpened")
     if sharpened and not sharpened["used"]:
@@ -50,6 +55,16 @@ def find_warnings(stats: dict[str, Any]) -> list[str]:
             f"{noise / gaussians:.0%} of the Gaussians belong to no segment: no mask sees them. "
             "More views with masks would."
         )
+    return said
+
+
+def say_corrections(facts: dict[str, Any]) -> list[str]:
+    """What training found of the photos, from what stats.json has of it."""
+    said = []
+    if facts.get("exposures"):
+        said.append("photos are {:.2f} to {:.2f} times as bright as the splats".format(*facts["exposures"]))
+    if facts.get("moved"):
+        said.append("cameras were moved by {:.2f} pixels, {:.2f} at most".format(*facts["moved"]))
     return said
 
 

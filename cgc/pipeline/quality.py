@@ -30,10 +30,10 @@ def quality_of(work: Workspace, index: int, psnr_of: float, ssim_of: float) -> d
 
 
 def measure_view(work: Workspace, index: int, splats: Splats) -> tuple[float, float]:
-    """Return PSNR and SSIM of a view's picture against its photo."""
+    """Return PSNR and SSIM of a view's picture against its photo, exposed alike where that was learned."""
     view = work.scene.views[index]
     photo = load_image(view).astype(np.float32) / 255
-    shown = render_rgb(splats, view.camera, work.rasterizer, work.background)
+    shown = work.as_photographed(index, render_rgb(splats, view.camera, work.rasterizer, work.background))
     return psnr(shown, photo), ssim(shown, photo)
 
 

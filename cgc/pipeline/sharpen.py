@@ -52,5 +52,6 @@ def _sharpen(work: Workspace, settings: SharpenSettings) -> Sharpened:
         training = replace(training, background="black")
     return sharpen(
         work.splats.to(work.device), load_labels(run.root)[0], work.scene, work.train_id_maps(), load_image,
-        work.rasterizer, settings, training, test_every=run.settings.scene.test_every, quiet=work.quiet,
+        work.rasterizer, settings, training, test_every=run.settings.scene.test_every, exposures=work.exposures,
+        quiet=work.quiet,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from cgc.pipeline.lift import lift
 from cgc.pipeline.render import render
 from cgc.pipeline.report import report
 from cgc.pipeline.sharpen import sharpen_borders
-from cgc.pipeline.train import train
+from cgc.pipeline.train import OF_TRAINING, train
 from cgc.pipeline.workspace import Workspace
 from cgc.run_folder import Source
 from cgc.scene.read import fingerprint
@@ -102,7 +102,7 @@ def _follow(work: Workspace, step: str) -> None:
     source, stats = parallel.agree([asdict(work.run.source), work.run.stats])
     if not parallel.is_first():
         work.run.source, work.run.stats = Source(**source), stats
-        work.forget({"train": "splats", "sharpen": "sharpened"}.get(step, ""))
+        work.forget(*{"train": OF_TRAINING, "sharpen": ("sharpened",)}.get(step, ()))
 
 
 def _short_hash(value: Any) -> str:

@@ -6,29 +6,43 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from cgc import parallel
+from cgc.appearance.photo_capture import PhotoCapture
 from cgc.appearance.trainer import train as train_splats
 from cgc.errors import InputError
 from cgc.features.joint import JointFeatures
 from cgc.files import write_beside
+from cgc.pipeline.facts import say_corrections
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import short_time
-from cgc.run_folder import TRAINED_FEATURES, RunFolder
+from cgc.run_folder import CORRECTIONS, TRAINED_FEATURES, RunFolder
+from cgc.scene.corrections import Corrections, write_corrections
 from cgc.scene.images import load_image
+from cgc.scene.types import Camera, Scene
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import read_ply, write_ply
 
+OF_TRAINING = ("splats", "scene", "exposures")
+"""What a workspace has loaded that training makes anew."""
+MEASURED = 2000  # Gaussians by which it is measured how far a camera has moved
+GREY = 0.5  # by which it is measured how much brighter a photo is
+
 
 def train(work: Workspace) -> str:
-    """Train the splats, or take those that were given; writes splats.ply, and in the joint mode features beside it."""
+    """Train the splats, or take those that were given.
+
+    Writes splats.ply, in the joint mode features beside it, and what was found of the photos where that was asked for.
+    """
     start = time.perf_counter()
-    run, target = work.run, work.run.root / "splats.ply"
-    companion = None
+    run, target, scene = work.run, work.run.root / "splats.ply", work.scene_as_read
+    companion = capture = None
     if run.trains_features:
         run.source = replace(run.source, masks_hash=work.hash_masks())
         companion = JointFeatures(work.train_id_maps(), run.settings.joint, run.settings.train.steps)
@@ -36,19 +50,22 @@ def train(work: Workspace) -> str:
         return take_mapped(work, Path(run.source.splats), target)
     if run.source.splats:
         splats, cap = read_ply(run.source.splats), None
-        splats = replace(splats, means=(splats.means.double() - torch.tensor(work.scene.origin)).float())
+        splats = replace(splats, means=(splats.means.double() - torch.tensor(scene.origin)).float())
         said = f"{len(splats):,} Gaussians taken from {run.source.splats}"
     else:
-        if not len(work.scene.points):
+        if not len(scene.points):
             count = min(run.settings.train.init_random, run.settings.train.max_gaussians)
             work.say(
                 f"note: the model has no 3D points, so training starts from {count:,} random Gaussians, which makes "
                 "worse pictures and labels; a model with points (cgc reconstruct makes one) is better"
             )
+        if run.corrects_photos:
+            cameras = {i: scene.views[i].camera.to(work.device) for i in work.train_views}
+            capture = PhotoCapture(cameras, scene.extent, run.settings.train)
         splats, trained = train_splats(
-            work.scene, load_image, work.rasterizer, run.settings.train, device=work.device,
-            test_every=run.settings.scene.test_every, companion=companion, checkpoint_dir=run.root / "checkpoints",
-            quiet=work.quiet,
+            scene, load_image, work.rasterizer, run.settings.train, device=work.device,
+            test_every=run.settings.scene.test_every, capture=capture, companion=companion,
+            checkpoint_dir=run.root / "checkpoints", quiet=work.quiet,
         )  # fmt: skip
         splats = splats.to("cpu")
         if not parallel.is_first():
@@ -61,12 +78,46 @@ def train(work: Workspace) -> str:
         said = f"{len(splats):,} Gaussians trained"
         if budget:
             said += f" in {short_time(trained.seconds)} of {short_time(budget)}"
+    photos = {"exposures": None, "moved": None}
+    if capture:
+        corrections = {scene.views[i].name: found for i, found in capture.found().items()}
+        write_corrections(run.root / CORRECTIONS, corrections)
+        photos = _correction_facts(run, scene, corrections, splats.means)
+        said += "".join(f"; {text}" for text in say_corrections(photos))
+    else:
+        (run.root / CORRECTIONS).unlink(missing_ok=True)  # of a training before
     write_ply(target, splats)
     _save_extras(run, splats.extras)
+    work.forget(*OF_TRAINING)
     work.splats = splats
-    run.finish("train", time.perf_counter() - start, gaussians=len(splats), max_gaussians=cap, extent=work.scene.extent)
+    facts = {"gaussians": len(splats), "max_gaussians": cap, "extent": scene.extent, **photos}
+    run.finish("train", time.perf_counter() - start, **facts)
     shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # what they would resume is done
     return f"{said}: {target}"
+
+
+def _correction_facts(run: RunFolder, scene: Scene, corrections: Corrections, means: Tensor) -> dict[str, Any]:
+    """What stats.json has of corrections: the least and the largest brightness, the mean and the largest motion, px."""
+    settings, cameras = run.settings.train, {view.name: view.camera for view in scene.views}
+    grey = torch.full((3,), GREY)
+    bright = [float(c.photographed(grey).mean()) / GREY for c in corrections.values()]
+    seen = means[:: max(1, len(means) // MEASURED)]
+    moved = [shift(seen, cameras[name], replace(cameras[name], viewmat=c.viewmat)) for name, c in corrections.items()]
+    return {
+        "exposures": [round(min(bright), 4), round(max(bright), 4)] if settings.exposure else None,
+        "moved": [round(float(np.mean(moved)), 4), round(max(moved), 4)] if settings.poses else None,
+    }
+
+
+def shift(points: Tensor, before: Camera, after: Camera) -> float:
+    """Return by how many pixels points [P, 3] have moved in the picture of a camera, the median; 0 if it sees none."""
+    pixels, inside = [], torch.ones(len(points), dtype=torch.bool)
+    for camera in (before, after):
+        x, y, z = (camera.K @ (camera.viewmat[:3, :3] @ points.T + camera.viewmat[:3, 3:])).unbind(0)
+        pixels.append(torch.stack([x / z, y / z], 1))
+        u, v = pixels[-1].unbind(1)
+        inside &= (z > 0) & (u > 0) & (u < camera.width) & (v > 0) & (v < camera.height)
+    return float((pixels[1] - pixels[0])[inside].norm(dim=1).median()) if inside.any() else 0.0
 
 
 def take_mapped(work: Workspace, given: Path, target: Path) -> str:

@@ -25,6 +25,7 @@ from cgc.masks.id_maps import MaskSet, read_mask_folder
 from cgc.progress import console
 from cgc.rasterize.base import NEAR_OF_EXTENT, Rasterizer, device_of
 from cgc.run_folder import RunFolder
+from cgc.scene.corrections import Correction, corrected
 from cgc.scene.types import Scene, picture_names
 from cgc.segmentation.segments import Segmentation, SharpenedSplats, follow, load_hierarchy, load_labels, load_sharpened
 from cgc.splats.ply import read_ply
@@ -41,7 +42,7 @@ class Workspace:
         self.quiet = quiet
         self.asked_device = device
         if scene is not None:
-            self.scene = scene
+            self.scene_as_read = scene
 
     @cached_property
     def device(self) -> torch.device:
@@ -51,14 +52,25 @@ class Workspace:
         return found
 
     @cached_property
-    def scene(self) -> Scene:
+    def scene_as_read(self) -> Scene:
         """The scene, checked to be the one the run was made from."""
         return self.run.read_scene(quiet=self.quiet)
 
     @cached_property
+    def scene(self) -> Scene:
+        """The scene with its cameras where training has found them, once it has."""
+        return corrected(self.scene_as_read, self.run.corrections())
+
+    @cached_property
+    def exposures(self) -> dict[int, Correction]:
+        """How photos were exposed, by the number of their view, where training has found that out."""
+        found = self.run.corrections() if self.run.settings.train.exposure else {}
+        return {i: found[view.name] for i, view in enumerate(self.scene.views) if view.name in found}
+
+    @cached_property
     def rasterizer(self) -> Rasterizer:
         """What makes the pictures, with a near plane that suits the scene's unit of length."""
-        return rasterizer_for(self.device, near=NEAR_OF_EXTENT * self.scene.extent)
+        return rasterizer_for(self.device, near=NEAR_OF_EXTENT * self.scene_as_read.extent)
 
     @property
     def train_views(self) -> list[int]:
@@ -176,6 +188,12 @@ class Workspace:
         splats, labels, confidences, _ = self.sharpened
         return Segmentation(splats, labels, confidences, follow(self.run.root, tree, self.sharpened))
 
+    def as_photographed(self, view: int, picture: np.ndarray) -> np.ndarray:
+        """Return a view's picture [H, W, 3] as its photo was exposed, where that is known."""
+        if view not in self.exposures:
+            return picture
+        return self.exposures[view].photographed(torch.from_numpy(picture)).numpy()
+
     @property
     def has_levels(self) -> bool:
         """Say whether id maps can be made at any level of the hierarchy; blended features show the objects only."""
@@ -186,9 +204,10 @@ class Workspace:
         if not self.quiet:
             console.print(text)
 
-    def forget(self, name: str) -> None:
-        """Forget what was loaded under a name: a step has written another."""
-        self.__dict__.pop(name, None)
+    def forget(self, *names: str) -> None:
+        """Forget what was loaded under some names: a step has written another."""
+        for name in names:
+            self.__dict__.pop(name, None)
 
     def hash_masks(self) -> str:
         """Hash the mask files of the training views."""

@@ -32,6 +32,7 @@ def report_pictures(run: Run) -> Report:
         for index in indices:
             photo = load_image(run.views[index]).astype(np.float32) / 255
             shown = render_rgb(work.shown_splats, run.views[index].camera, work.rasterizer, work.background)
+            shown = work.as_photographed(index, shown)
             split = "test" if index in run.test_views else "train"
             row = {"view": run.stems[index], "split": split, "psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
             rows.append(row if network is None else row | {"lpips": lpips(shown, photo, network)})

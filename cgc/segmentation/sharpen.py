@@ -23,6 +23,7 @@ from scipy.sparse import coo_matrix
 
 from cgc.appearance.codes import LabelCodes
 from cgc.appearance.losses import psnr
+from cgc.appearance.photo_capture import KnownExposure
 from cgc.appearance.trainer import train
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.settle import look_at, settle
@@ -30,6 +31,7 @@ from cgc.clustering.vote import row_winners, without
 from cgc.features.lifting import vote_ids
 from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer, device_of
+from cgc.scene.corrections import Correction
 from cgc.scene.types import Camera, Scene, View
 from cgc.segmentation.labels import render_ids, render_rgb
 from cgc.settings import SharpenSettings, TrainSettings
@@ -88,17 +90,19 @@ def sharpen(
     training: TrainSettings,
     *,
     test_every: int = 8,
+    exposures: Mapping[int, Correction] | None = None,
     quiet: bool = False,
 ) -> Sharpened:
     """Split and move Gaussians with labels [N] (-1 noise, 1..K) so that objects end where the masks say.
 
-    `id_maps` [H, W] by view, 0 = unassigned, are of training views; of `training` what makes a picture counts. All is
-    done where the splats are.
+    `id_maps` [H, W] by view, 0 = unassigned, are of training views; of `training` what makes a picture counts;
+    `exposures` say how photos were exposed, by view. All is done where the splats are.
     """
     device, views = splats.means.device, scene.split(test_every)[0]
     cameras = [view.camera.to(device) for view in scene.views]
     background = torch.ones(3, device=device) if training.background == "white" else None
-    before = mean_psnr(splats, scene, views, load_image, rasterizer, background)
+    exposures = exposures or {}
+    before = mean_psnr(splats, scene, views, load_image, rasterizer, background, exposures)
     targets = label_targets(splats, labels, cameras, id_maps, rasterizer, quiet=quiet)
     stride = settings.vote_stride
     votes = label_votes(splats, labels, cameras, targets, rasterizer, stride=stride)
@@ -109,11 +113,12 @@ def sharpen(
     companion = LabelCodes(now, targets, dim=settings.dim, weight=label_weight(settings, before), seed=settings.seed)
     moved, _ = train(
         scene, load_image, rasterizer, refining(settings, training, splats),
-        device=device, test_every=test_every, companion=companion, start=halves, quiet=quiet, title="sharpen",
+        device=device, test_every=test_every, capture=KnownExposure(exposures), companion=companion, start=halves,
+        quiet=quiet, title="sharpen",
     )  # fmt: skip
     moved = replace(moved, extras=halves.extras, features=halves.features)
     found, sure = settle(now, look_at(moved, cameras, id_maps, rasterizer, MIN_WEIGHT))
-    after = mean_psnr(moved, scene, views, load_image, rasterizer, background)
+    after = mean_psnr(moved, scene, views, load_image, rasterizer, background, exposures)
     return Sharpened(moved, found, sure, origin, before, after)
 
 
@@ -228,12 +233,15 @@ def mean_psnr(
     load_image: Callable[[View], np.ndarray],
     rasterizer: Rasterizer,
     background: torch.Tensor | None,
+    exposures: Mapping[int, Correction] | None = None,
 ) -> float:
-    """Return the mean PSNR of the pictures of some views, dB."""
+    """Return the mean PSNR of the pictures of some views, dB, exposed as their photos where that is known."""
     values = []
     for i in views:
         photo = torch.tensor(load_image(scene.views[i])).float() / 255
         camera = scene.views[i].camera.to(splats.means.device)
         shown = torch.from_numpy(render_rgb(splats, camera, rasterizer, background))
+        if exposures and i in exposures:
+            shown = exposures[i].photographed(shown)
         values.append(psnr(shown, photo))
     return float(np.mean(values))

@@ -1,0 +1,357 @@
+"""Exposures and poses of photos, learned with the splats: the algebra, a training that finds them, runs with them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_appearance import TINY, Killed, assert_same, make_scene
+from tiny import SETTINGS, snapshot
+from torch import Tensor
+
+import cgc
+from cgc.appearance.photo_capture import KnownExposure, PhotoCapture, moved, world_motions
+from cgc.appearance.trainer import train
+from cgc.errors import InputError
+from cgc.pipeline.commands import run_all, run_step
+from cgc.pipeline.workspace import Workspace
+from cgc.rasterize.cpu import CpuRasterizer
+from cgc.run_folder import open_run
+from cgc.scene.corrections import Correction, corrected, read_corrections, write_corrections
+from cgc.scene.images import load_image
+from cgc.scene.types import Camera, Scene, View
+from cgc.segmentation.segments import load_sharpened
+from cgc.segmentation.sharpen import mean_psnr
+from cgc.settings import SharpenSettings
+
+BOTH = replace(TINY, exposure=True, poses=True)
+EXTENT = 3.0
+
+
+def make_cameras(n: int = 5) -> dict[int, Camera]:
+    """Cameras here and there, by the numbers of their views."""
+    eyes = np.random.default_rng(3).normal(0, 2, (n, 3))
+    return {2 * i + 1: Camera.look_at(eye, (0, 0, 0.5), width=32, height=24) for i, eye in enumerate(eyes)}
+
+
+def hat(w: Tensor) -> Tensor:
+    """The matrix of the cross product with w."""
+    return torch.stack([torch.linalg.cross(w, e) for e in torch.eye(3, dtype=w.dtype)], 1)
+
+
+# --- the algebra ---
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3, 0.7, 3.0])
+def test_a_camera_turns_by_the_exponential_of_its_twist(size: float) -> None:
+    camera, g = make_cameras()[1], torch.Generator().manual_seed(0)
+    w, t = size * torch.randn(3, generator=g), torch.randn(3, generator=g)
+    found = moved(camera.viewmat, torch.cat([w, t]), 2.0)
+    expected = torch.eye(4)
+    expected[:3, :3], expected[:3, 3] = torch.linalg.matrix_exp(hat(w)), 2.0 * t
+    torch.testing.assert_close(found, expected @ camera.viewmat, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.4])
+def test_gradients_of_a_twist_match_finite_differences(size: float) -> None:
+    camera = make_cameras()[3].viewmat.double()
+    twist = (size * torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: moved(camera, x, 1.5), (twist,), atol=1e-6)
+
+
+def test_motions_of_the_world_are_what_they_do_to_cameras() -> None:
+    cameras, small = make_cameras(), 1e-5
+    viewmats = torch.stack([c.viewmat for c in cameras.values()]).double()
+    J = world_motions(viewmats, EXTENT)
+    for column in range(7):
+        motion, grown = torch.eye(4, dtype=torch.float64), viewmats.clone()
+        if column < 3:
+            motion[:3, :3] = torch.linalg.matrix_exp(small * hat(torch.eye(3, dtype=torch.float64)[column]))
+        elif column < 6:
+            motion[column - 3, 3] = small * EXTENT
+        else:
+            grown[:, :3, 3] *= 1 + small
+        twists = (small * J[:, column]).reshape(-1, 6)
+        found = torch.stack([moved(v, x, EXTENT) for v, x in zip(viewmats, twists)])
+        assert float((found - grown @ motion).abs().max()) < 1e-8  # of second order
+
+
+def test_what_all_photos_have_in_common_is_nobodys() -> None:
+    cameras = make_cameras()
+    capture = PhotoCapture(cameras, EXTENT, BOTH)
+    J = world_motions(torch.stack([c.viewmat for c in cameras.values()]), EXTENT).float()
+    render = torch.rand(1, 4, 4, 3)
+    with torch.no_grad():
+        capture.twists += (J @ (0.01 * torch.randn(7))).reshape(-1, 6)
+        capture.colors += 0.1 * torch.randn(3, 4)
+    for view, camera in cameras.items():
+        torch.testing.assert_close(capture.cameras(view, camera)[0].viewmat, camera.viewmat, rtol=0, atol=2e-6)
+        torch.testing.assert_close(capture.predict(view, render), render[0], rtol=0, atol=1e-6)
+    with torch.no_grad():  # what is one photo's is kept, but for its share in what is common
+        capture.colors[2, :, 3] += 0.5
+    torch.testing.assert_close(capture.predict(5, render), render[0] + 0.4, rtol=0, atol=1e-6)
+    torch.testing.assert_close(capture.predict(1, render), render[0] - 0.1, rtol=0, atol=1e-6)
+
+
+def test_a_photo_has_gradients_of_its_own_alone() -> None:
+    capture, cameras = PhotoCapture(make_cameras(), EXTENT, BOTH), make_cameras()
+    capture.cameras(5, cameras[5])[0].viewmat.square().sum().backward()
+    capture.predict(5, torch.rand(1, 4, 4, 3)).sum().backward()
+    for value in (capture.twists, capture.colors):
+        assert value.grad is not None and value.grad[2].any() and not value.grad[[0, 1, 3, 4]].any()
+
+
+@pytest.mark.parametrize("exposure, poses", [(False, False), (True, False), (False, True)])
+def test_what_is_not_asked_for_is_not_learned(exposure: bool, poses: bool) -> None:
+    capture = PhotoCapture(make_cameras(), EXTENT, replace(TINY, exposure=exposure, poses=poses))
+    learned = [group["params"][0] for group in capture.parameter_groups()]
+    assert [value is capture.colors for value in learned] == [True] * exposure + [False] * poses
+    render, camera = torch.rand(1, 4, 4, 3), make_cameras()[1]
+    assert capture.predict(1, render).requires_grad == exposure
+    assert capture.cameras(1, camera)[0].viewmat.requires_grad == poses
+
+
+# --- a training ---
+
+
+def misled(n_views: int = 12) -> tuple[Scene, Scene, Callable[[View], np.ndarray], Tensor]:
+    """The tiny scene, the same with cameras that are off, its photos as a phone takes them, and their gains."""
+    true, load = make_scene(n_views, 48)
+    g = torch.Generator().manual_seed(4)
+    views = []
+    for view in true.views:
+        twist = torch.cat([0.01 * torch.randn(3, generator=g), 0.01 * torch.randn(3, generator=g)])
+        viewmat = moved(view.camera.viewmat, twist, true.extent)
+        views.append(replace(view, camera=replace(view.camera, viewmat=viewmat)))
+    gains = torch.exp(0.2 * torch.randn(n_views, 1, generator=g) + 0.05 * torch.randn(n_views, 3, generator=g))
+    gains = 0.7 * gains / gains.mean(0)  # nothing is clipped
+    by_name = dict(zip((v.name for v in true.views), gains.numpy()))
+
+    def exposed(view: View) -> np.ndarray:
+        return (load(view) * by_name[view.name]).clip(0, 255).astype(np.uint8)
+
+    return true, replace(true, views=tuple(views)), exposed, gains
+
+
+def shifts(a: Scene, b: Scene) -> list[float]:
+    """By how many pixels the points of two scenes differ in their views, the median of each."""
+    points, found = torch.from_numpy(a.points), []
+    for pair in zip(a.views, b.views):
+        x = [(v.camera.K @ (v.camera.viewmat[:3, :3] @ points.T + v.camera.viewmat[:3, 3:])) for v in pair]
+        first, second = (p[:2] / p[2] for p in x)
+        found.append(float((first - second).norm(dim=0).median()))
+    return found
+
+
+def test_a_training_finds_exposures_and_poses() -> None:
+    true, off, load, gains = misled()
+    settings = replace(BOTH, steps=600, exposure_lr=0.02, poses_lr=2e-4)
+    capture = PhotoCapture({i: v.camera for i, v in enumerate(off.views)}, off.extent, settings)
+    plain, _ = train(off, load, CpuRasterizer(), replace(TINY, steps=600), test_every=0, quiet=True)
+    splats, _ = train(off, load, CpuRasterizer(), settings, test_every=0, quiet=True, capture=capture)
+    found = capture.found()
+    names = {v.name: found[i] for i, v in enumerate(off.views)}
+    before, after = shifts(true, off), shifts(true, corrected(off, names))
+    assert np.mean(after) < 0.6 * np.mean(before) > 0.5
+    bright = torch.stack([c.photographed(torch.full((3,), 0.4)) for c in found.values()]) / 0.4
+    error = (bright / (gains / gains.mean(0)) - 1).abs().mean()
+    assert float(error) < 0.6 * float((gains / gains.mean(0) - 1).abs().mean())
+    raster, views = CpuRasterizer(), range(len(off.views))
+    as_taken = mean_psnr(splats, corrected(off, names), views, load, raster, None, found)
+    assert as_taken > mean_psnr(plain, off, views, load, raster, None) + 0.7
+    assert as_taken > mean_psnr(splats, corrected(off, names), views, load, raster, None) + 1
+
+
+class Dies(PhotoCapture):
+    """Dies when `left` photos were predicted."""
+
+    left = 40
+
+    def predict(self, view: int, renders: Tensor) -> Tensor:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        return super().predict(view, renders)
+
+
+def test_a_killed_training_finds_the_same(tmp_path: Path) -> None:
+    scene, load = make_scene()
+    settings = replace(BOTH, checkpoint_every=15, background="random", coarse=0.4, grow_grad2d=1e-6)
+    cameras = {i: scene.views[i].camera for i in scene.split(3)[0]}
+
+    def go(kind: type[PhotoCapture], folder: Path | None):
+        capture = kind(cameras, scene.extent, settings)
+        splats, _ = train(
+            scene, load, CpuRasterizer(), settings, test_every=3, quiet=True, capture=capture, checkpoint_dir=folder
+        )
+        return splats, capture
+
+    whole, straight = go(PhotoCapture, None)
+    with pytest.raises(Killed):
+        go(Dies, tmp_path)
+    rest, resumed = go(PhotoCapture, tmp_path)
+    assert_same(whole, rest)
+    assert straight.twists.any() and torch.equal(straight.twists, resumed.twists)
+    assert straight.colors.any() and torch.equal(straight.colors, resumed.colors)
+
+
+def test_rates_fall_to_their_last() -> None:
+    scene, load = make_scene()
+    rates = []
+
+    class Noting(PhotoCapture):
+        def parameter_groups(self):
+            self.groups = super().parameter_groups()
+            return self.groups
+
+    settings = replace(BOTH, steps=20, capture_lr_final=0.1)
+    capture = Noting({i: scene.views[i].camera for i in scene.split(3)[0]}, scene.extent, settings)
+    before = torch.optim.Adam.step
+
+    def step(self, *arguments):
+        group = self.param_groups[0]
+        if group["params"][0] is capture.colors:
+            rates.append([g["lr"] for g in self.param_groups])
+        return before(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        train(scene, load, CpuRasterizer(), settings, test_every=3, quiet=True, capture=capture)
+    assert rates[0] == pytest.approx([settings.exposure_lr, settings.poses_lr])
+    assert rates[-1] == pytest.approx([0.1 * settings.exposure_lr, 0.1 * settings.poses_lr]) and len(rates) == 20
+
+
+def test_known_exposures_are_those_of_their_photos() -> None:
+    render = torch.rand(1, 3, 3, 3)
+    color = torch.tensor([[1.2, 0, 0, 0.1], [0, 0.9, 0.1, 0], [0, 0, 1, -0.05]])
+    known = KnownExposure({4: Correction(color, torch.eye(4))})
+    expected = torch.stack(
+        [1.2 * render[0, ..., 0] + 0.1, 0.9 * render[0, ..., 1] + 0.1 * render[0, ..., 2], render[0, ..., 2] - 0.05], -1
+    )
+    torch.testing.assert_close(known.predict(4, render), expected)
+    assert torch.equal(known.predict(3, render), render[0]) and known.parameter_groups() == []
+
+
+# --- a run ---
+
+LEARNS = replace(SETTINGS, train=replace(SETTINGS.train, exposure=True, poses=True, poses_lr=1e-3, exposure_lr=0.01))
+
+
+@pytest.fixture(scope="module")
+def learned(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned exposures and poses of photos that differ in brightness, sharpened."""
+    folder = tmp_path_factory.mktemp("learned")
+    scene, gains = Path(copytree(tiny_scene, folder / "scene")), np.random.default_rng(5).uniform(0.5, 1, 20)
+    for path, gain in zip(sorted((scene / "images").rglob("*.png")), gains):
+        Image.fromarray((np.array(Image.open(path)) * gain).astype(np.uint8)).save(path)
+    settings = replace(LEARNS, sharpen=SharpenSettings(steps=20, max_loss=9.0))
+    run_all(scene, folder / "run", settings, masks=scene / "masks", splats=None, quiet=True)
+    return folder / "run"
+
+
+def test_a_run_goes_on_with_what_training_found_of_photos(learned: Path) -> None:
+    run = open_run(learned)
+    work, found = Workspace(run, quiet=True), read_corrections(learned / "corrections.json")
+    as_read, scene = work.scene_as_read, work.scene
+    assert set(found) == {scene.views[i].name for i in work.train_views} and len(work.test_views) == 2
+    for i, (before, after) in enumerate(zip(as_read.views, scene.views)):
+        if i in work.test_views:
+            assert torch.equal(before.camera.viewmat, after.camera.viewmat) and i not in work.exposures
+        else:
+            assert torch.equal(after.camera.viewmat, found[after.name].viewmat)
+            assert not torch.equal(before.camera.viewmat, after.camera.viewmat)
+            assert torch.equal(work.exposures[i].color, found[after.name].color)
+    for name, camera in cgc.cameras(learned / "cameras.json").items():
+        assert torch.equal(camera.viewmat, next(v for v in scene.views if v.name == name).camera.viewmat)
+    facts = run.stats
+    low, high = facts["exposures"]
+    assert 0.5 < low < 1 < high < 2 and 0 < facts["moved"][0] <= facts["moved"][1] < 5
+    photographed = [q["psnr"] for q in facts["quality"].values() if q["split"] == "train"]
+    clean = [
+        mean_psnr(work.shown_splats, scene, [i], load_image, work.rasterizer, work.background) for i in work.train_views
+    ]
+    assert np.mean(photographed) > np.mean(clean) + 0.3
+    assert load_sharpened(learned) is not None and facts["sharpened"]["psnr_before"] == pytest.approx(
+        mean_psnr(work.splats, scene, work.train_views, load_image, work.rasterizer, None, work.exposures), abs=1e-3
+    )
+
+
+def test_the_api_has_the_cameras_that_training_found(learned: Path, tmp_path: Path) -> None:
+    own = copytree(learned, tmp_path / "own")
+    (own / "cameras.json").unlink()
+    found = read_corrections(own / "corrections.json")
+    seg = cgc.load(own)
+    name = next(iter(found))
+    assert torch.equal(seg.camera(name).viewmat, found[name].viewmat)
+
+
+def test_corrections_belong_to_their_training(learned: Path, tmp_path: Path, capsys) -> None:
+    own = copytree(learned, tmp_path / "own")
+    before = snapshot(own)
+    (own / "corrections.json").unlink()
+    assert not open_run(own).is_done("train")
+    run_step(own, "train")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "times as bright as the splats; cameras were moved by" in said and "now out of date" not in said
+    for name in ("corrections.json", "splats.ply"):  # it starts from the cameras of the model again
+        assert (own / name).read_bytes() == before[name]
+    run_step(own, "train", quiet=True, train=replace(LEARNS.train, exposure=False, poses=False))
+    run = open_run(own)
+    assert not (own / "corrections.json").exists() and run.stats["exposures"] is run.stats["moved"] is None
+    assert run.is_done("train") and not run.is_done("lift") and run.corrections() == {}
+    work = Workspace(run, quiet=True)
+    assert work.scene == work.scene_as_read or all(
+        torch.equal(a.camera.viewmat, b.camera.viewmat) for a, b in zip(work.scene.views, work.scene_as_read.views)
+    )
+
+
+# --- the file ---
+
+
+def test_corrections_come_back_to_the_bit(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(2)
+    made = {f"photo {i}.jpg": Correction(torch.randn(3, 4, generator=g), torch.randn(4, 4, generator=g)) for i in "ab"}
+    write_corrections(tmp_path / "c.json", made)
+    found = read_corrections(tmp_path / "c.json")
+    assert list(found) == list(made)
+    for name, c in made.items():
+        assert torch.equal(found[name].color, c.color) and torch.equal(found[name].viewmat, c.viewmat)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda v: v.pop("photos"), "is broken"),
+        (lambda v: v.update(format=2), "its format is 2 where 1 was expected"),
+        (lambda v: v["photos"][0].pop("name"), "is broken"),
+        (lambda v: v["photos"][0].update(color=[[1, 0, 0]]), "not finite ones of 3x4"),
+        (lambda v: v["photos"][0]["viewmat"][1].__setitem__(2, math.inf), "not finite ones"),
+        (lambda v: v["photos"][0].update(viewmat="x"), "is broken"),
+        (lambda v: v.update(photos=3), "is broken"),
+    ],
+)
+def test_a_broken_file_is_said(tmp_path: Path, change, said: str) -> None:
+    path = tmp_path / "c.json"
+    write_corrections(path, {"a.jpg": Correction(torch.eye(3, 4), torch.eye(4))})
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    with pytest.raises(InputError, match=f"{said}.*train the run again"):
+        read_corrections(path)
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(InputError):
+        read_corrections(path)
+
+
+def test_corrections_of_other_photos_are_refused() -> None:
+    scene, _ = make_scene(3)
+    with pytest.raises(InputError, match=r"training has corrected b.jpg, which the scene has no more; train the run"):
+        corrected(scene, {"b.jpg": Correction(torch.eye(3, 4), torch.eye(4))})
