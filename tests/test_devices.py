@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cgc.appearance import losses
 from cgc.appearance import photos as photos_module
-from cgc.appearance.capture import IdentityCapture
 from cgc.appearance.companion import NoCompanion
 from cgc.appearance.losses import photometric_arrays, photometric_loss, photometric_tensors
+from cgc.appearance.photo_capture import PhotoCapture
 from cgc.appearance.photos import Photo, Photos, read_photo
 from cgc.appearance.plan import Plan
 from cgc.appearance.run import First, Run
@@ -212,12 +212,15 @@ class Blobs:
 
 def on_meta(tiny, settings, companion) -> Run:
     scene, load = tiny
+    capture = PhotoCapture({i: scene.views[i].camera for i in scene.split(3)[0]}, scene.extent, settings)
+    capture.colors, capture.twists = (v.detach().to(META).requires_grad_() for v in (capture.colors, capture.twists))
+    capture._motions = capture._motions.to(META)
     views = {i: read_photo(scene.views[i], load).pyramid(0) for i in scene.split(3)[0]}
     splats = first_splats(scene, settings).to(META)
     first = First(splats, {k: v.to(META) for k, v in companion.start(splats).items()}, scene.extent)
     photos = Photos(views, META, settings.photos)
     plan = Plan(settings, photos.mean_pixels(0), len(splats), quiet=True)
-    return Run(first, photos, Blobs(), settings, IdentityCapture(), companion, plan)
+    return Run(first, photos, Blobs(), settings, capture, companion, plan)
 
 
 class Carries(Places):
@@ -230,9 +233,11 @@ class Carries(Places):
 @pytest.mark.parametrize("kind", ["nothing", "carries"])
 @pytest.mark.parametrize("keep", ["device", "host"])
 @pytest.mark.parametrize("n_views", [1, 2])
-def test_a_step_waits_for_nothing_between_updates_of_the_bar(tiny, kind, keep, n_views) -> None:
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_step_waits_for_nothing_between_updates_of_the_bar(tiny, kind, keep, n_views, learns) -> None:
     companion = {"nothing": NoCompanion, "carries": Carries}[kind]()
     settings = replace(TINY, sh_degree=3, sh_ramp=0.01, background="white", photos=keep, views_per_step=n_views)
+    settings = replace(settings, exposure=learns, poses=learns)
     run = on_meta(tiny, settings, companion)
     for step in range(1, 9):
         run.learn(step)

@@ -30,7 +30,7 @@ from cgc.scene.images import load_image
 from cgc.scene.types import Camera, Scene, View
 from cgc.segmentation.segments import load_sharpened
 from cgc.segmentation.sharpen import mean_psnr
-from cgc.settings import SharpenSettings
+from cgc.settings import PAPER, BlockSettings, SharpenSettings
 
 BOTH = replace(TINY, exposure=True, poses=True)
 EXTENT = 3.0
@@ -311,6 +311,60 @@ def test_corrections_belong_to_their_training(learned: Path, tmp_path: Path, cap
     assert work.scene == work.scene_as_read or all(
         torch.equal(a.camera.viewmat, b.camera.viewmat) for a, b in zip(work.scene.views, work.scene_as_read.views)
     )
+
+
+def test_training_again_mends_broken_corrections(learned: Path, tmp_path: Path) -> None:
+    own = copytree(learned, tmp_path / "own")
+    whole = (own / "corrections.json").read_bytes()
+    (own / "corrections.json").write_bytes(whole[:300])
+    with pytest.raises(InputError, match=r"corrections.json"):
+        run_step(own, "cluster", quiet=True)
+    run_step(own, "train", quiet=True)
+    assert (own / "corrections.json").read_bytes() == whole
+    run_step(own, "cluster", quiet=True)
+
+
+@pytest.mark.parametrize("at", ["write_ply", "write_corrections", "say_corrections"])
+def test_a_training_that_is_killed_while_it_writes_leaves_no_mixture(learned: Path, tmp_path: Path, at: str) -> None:
+    """Its splats with the cameras of another, or the reverse, would be taken for a whole."""
+    own = copytree(learned, tmp_path / "own")
+    other = replace(LEARNS.train, seed=3)
+
+    def die(*arguments):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"cgc.pipeline.train.{at}", die)
+        with pytest.raises(Killed):
+            run_step(own, "train", quiet=True, train=other)
+    run = open_run(own)
+    assert run.settings.train != other
+    assert not run.is_done("train") or at == "say_corrections"  # all of the other are there
+    run.settings = replace(run.settings, train=other)
+    assert not run.is_done("train")
+
+
+def test_given_splats_take_photos_as_they_are(learned: Path, tmp_path: Path, capsys) -> None:
+    own, scene = Path(copytree(learned, tmp_path / "own")), Path(open_run(learned).source.scene)
+    for settings in (LEARNS, replace(LEARNS, blocks=BlockSettings(gaussians=200))):
+        write_corrections(own / "corrections.json", read_corrections(learned / "corrections.json"))
+        (own / "splats.ply").unlink()
+        run_all(scene, own, settings, masks=None, splats=learned / "splats.ply")
+        assert "given ones take photos as they are" in " ".join(capsys.readouterr().out.split())
+        run = open_run(own)
+        assert run.corrections() == {} and not (own / "corrections.json").exists()
+        assert run.stats["exposures"] is run.stats["moved"] is None
+
+
+def test_a_second_command_has_the_cameras_of_the_first(tiny_scene: Path, tmp_path: Path) -> None:
+    """Masks that are learned from while splats are trained are known late; so is, then, that training is done."""
+    settings = replace(PAPER, train=replace(LEARNS.train, features="joint"), scene=SETTINGS.scene)
+    settings = replace(settings, cluster=replace(settings.cluster, min_cluster_size=10, samples=500))
+    for seed in (0, 1):
+        changed = replace(settings, cluster=replace(settings.cluster, seed=seed))
+        run_all(tiny_scene, tmp_path / "run", changed, masks=tiny_scene / "masks", splats=None, quiet=True)
+        found, kept = read_corrections(tmp_path / "run/corrections.json"), cgc.cameras(tmp_path / "run/cameras.json")
+        assert all(torch.equal(kept[name].viewmat, c.viewmat) for name, c in found.items())
 
 
 # --- the file ---

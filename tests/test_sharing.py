@@ -18,6 +18,7 @@ from cgc import cli, parallel
 from cgc.appearance import mcmc
 from cgc.appearance.capture import Densification, IdentityCapture
 from cgc.appearance.exchange import pack, unpack
+from cgc.appearance.photo_capture import PhotoCapture
 from cgc.appearance.run import Run
 from cgc.appearance.shards import Shards
 from cgc.appearance.trainer import TrainStats, train
@@ -192,6 +193,13 @@ class Ended(Exception):
     pass
 
 
+def go_with_corrections(settings: TrainSettings) -> Any:
+    scene, load = make_scene()
+    capture = PhotoCapture({i: scene.views[i].camera for i in scene.split(3)[0]}, scene.extent, settings)
+    splats, stats = train(scene, load, CpuRasterizer(), settings, test_every=3, quiet=True, capture=capture)
+    return splats, stats, torch.cat([capture.colors.detach().reshape(-1), capture.twists.detach().reshape(-1)])
+
+
 def go(settings: TrainSettings, folder: Path | None = None, end: int | None = None, gain: bool = False) -> Any:
     scene, load = make_scene()
 
@@ -248,6 +256,13 @@ def test_what_a_capture_model_learns_is_learned_by_all(three) -> None:
     one = go(settings, gain=True)
     assert (one[2] - 1).abs().max() > 0.05
     assert_close(one, three.call(go, settings, None, None, True))
+
+
+def test_exposures_and_poses_are_learned_by_all(three) -> None:
+    settings = replace(GROWING, views_per_step=3, exposure=True, poses=True, poses_lr=1e-3)
+    one = go_with_corrections(settings)
+    assert one[2].abs().max() > 0.005
+    assert_close(one, three.call(go_with_corrections, settings))
 
 
 @pytest.mark.parametrize("kind", ["split", "default", "mcmc"])

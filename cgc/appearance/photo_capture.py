@@ -1,13 +1,15 @@
 """Photos as phones take them: exposed each by itself, by cameras that are a little off; both learned with the splats.
 
 Notation: V training photos. A_v [3, 4]: a photo is (I + A_v) (render, 1), the affine exposure of Kerbl et al. 2024
-(arXiv 2406.12080). x_v = (w, t): its camera is exp(w, t) cam_from_world, w in radians, t in extents of the scene; the
-gradient with respect to a pose is the rasteriser's (Lin et al. 2021, BARF, arXiv 2104.06405, for radiance fields).
+(arXiv 2406.12080). x_v = (w, t): its camera is cam_from_world turned by w, in radians, then shifted by t, in extents
+of the scene; the gradient with respect to a pose is the rasteriser's (as Lin et al. 2021, BARF, arXiv 2104.06405, have
+it of radiance fields).
 
 What all photos have in common is not theirs: one brightness of all is that of the splats, and cameras that turn, shift
 and draw together like one body have moved the world. Photos do not say where that lies, so Adam's noise would carry it
 off, from the views that are held back too. Both are taken off: the mean of A, and of x its part along J y, where J_v is
-what a motion y [7] of the world (turn, shift, growth) does to camera v. Gradients go round what is taken off.
+what a motion y [7] of the world (turn, shift, growth about the mean of all cameras) does to camera v: Q Q^T x, where Q
+[6 V, 7] spans what J does. Gradients go round what is taken off. (A single photo has nothing of its own.)
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from cgc.scene.corrections import Correction
 from cgc.scene.types import Camera
 from cgc.settings import TrainSettings
 
+LEAST_SINGULAR = 1e-6  # times the largest: under it cameras do not tell, as those of one place of growth
 TINY = 1e-24  # added to a squared angle in radians: it may be 0, its root has a gradient
 
 
@@ -40,8 +43,7 @@ class PhotoCapture(IdentityCapture):
         self._viewmats = torch.stack([camera.viewmat.detach() for camera in cameras.values()])  # [V, 4, 4]
         self.colors = torch.zeros(len(cameras), 3, 4, device=device, requires_grad=True)
         self.twists = torch.zeros(len(cameras), 6, device=device, requires_grad=True)
-        shifts = world_motions(self._viewmats, extent)
-        self._shifts, self._read = shifts.float(), torch.linalg.pinv(shifts.cpu()).float().to(device)
+        self._motions = _range(world_motions(_centred(self._viewmats.cpu().double()), extent)).float().to(device)
 
     def cameras(self, view: int, camera: Camera) -> Sequence[Camera]:
         """Return the photo's camera where it is now thought to have been."""
@@ -79,7 +81,7 @@ class PhotoCapture(IdentityCapture):
 
     def _own_twists(self) -> Tensor:
         """x without what moves the world, [V, 6]."""
-        common = self._shifts @ (self._read @ self.twists.detach().reshape(-1))
+        common = self._motions @ (self._motions.T @ self.twists.detach().reshape(-1))
         return self.twists - common.reshape(-1, 6)
 
 
@@ -103,6 +105,19 @@ def moved(viewmat: Tensor, twist: Tensor, unit: float) -> Tensor:
     turn = turn + torch.eye(3, device=w.device)
     top = torch.cat([turn @ viewmat[:3, :3], (turn @ viewmat[:3, 3] + t)[:, None]], 1)
     return torch.cat([top, viewmat[3:]])
+
+
+def _centred(viewmats: Tensor) -> Tensor:
+    """Return cam_from_world [V, 4, 4] of cameras in a world whose origin is the mean of their centres."""
+    R, t = viewmats[:, :3, :3], viewmats[:, :3, 3:]
+    centre = -(R.mT @ t).mean(0)  # [3, 1]
+    return torch.cat([torch.cat([R, t + R @ centre], 2), viewmats[:, 3:]], 1)
+
+
+def _range(matrix: Tensor) -> Tensor:
+    """Return an orthonormal basis of what the columns of a matrix [M, 7] span, [M, at most 7]."""
+    U, sizes, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return U[:, sizes > LEAST_SINGULAR * sizes[0]]
 
 
 def world_motions(viewmats: Tensor, unit: float) -> Tensor:

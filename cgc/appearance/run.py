@@ -391,7 +391,7 @@ class Run:
         for index, value in enumerate(_leaves(self._capture_optimizer)):
             state = _under(found.tensors, f"capture.{index}.")
             value.data = state.pop("value").to(value.device)
-            self._capture_state(value).update({k: v.to(value.device) for k, v in state.items()})
+            self._capture_state(value).update({k: v.to(value.device) if v.ndim else v for k, v in state.items()})
         if not self.settings.budget:  # which decides on the cap
             self._densifier.keep_brightest(self.params, self._optimizers, self.settings.max_gaussians)
             self.plan.gaussians = self.gaussians

@@ -116,7 +116,7 @@ def run_step(
     if scene is not None:
         run.source = replace(run.source, scene=os.path.realpath(scene))
         with parallel.first_before_others():
-            _ = work.scene
+            _ = work.scene_as_read
     meet(work)
     said = do(work, step)
     stale = [s for s in STEPS if s in run.stats["steps"] and not run.is_done(s)]

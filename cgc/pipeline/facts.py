@@ -41,10 +41,19 @@ def find_warnings(stats: dict[str, Any]) -> list[str]:
     said = []
     train_psnr, test_psnr = stats.get("psnr_train"), stats.get("psnr_test")
     if train_psnr and test_psnr and test_psnr < train_psnr - 5:
+        causes = [
+            "the cameras may be off (run structure-from-motion again with more features, or learn where they were: "
+            "--train.poses)",
+            "photos may be exposed differently (--train.exposure)",
+            "or there are too few photos",
+        ]
+        if stats.get("moved"):
+            causes[0] = "their own cameras may be off (run structure-from-motion again with more features)"
+        if stats.get("exposures"):
+            causes[1] = "their own exposures are not known"
         said.append(
             f"Views that were held back are rendered {train_psnr - test_psnr:.1f} dB worse than those learned from: "
-            "the cameras may be off (--train.poses learns where they were; or run structure-from-motion again with "
-            "more features), photos may be exposed differently (--train.exposure), or there are too few of them."
+            f"{', '.join(causes)}."
         )
     sharpened = stats.get("sharpened")
     if sharpened and not sharpened["used"]:

@@ -33,7 +33,7 @@ def measure_view(work: Workspace, index: int, splats: Splats) -> tuple[float, fl
     """Return PSNR and SSIM of a view's picture against its photo, exposed alike where that was learned."""
     view = work.scene.views[index]
     photo = load_image(view).astype(np.float32) / 255
-    shown = work.as_photographed(index, render_rgb(splats, view.camera, work.rasterizer, work.background))
+    shown = render_rgb(splats, view.camera, work.rasterizer, work.background, work.exposures.get(index))
     return psnr(shown, photo), ssim(shown, photo)
 
 

@@ -46,7 +46,7 @@ def meet(work: Workspace) -> None:
         clear_files(work.run.root)
     if parallel.here()[1] > 1:
         with parallel.first_before_others():
-            scene = work.scene
+            scene = work.scene_as_read
             _ = work.device  # what has to be built for it is built once
         identity = replace(work.run.source, fingerprint=fingerprint(scene)).scene_identity()
         parallel.check_same(settings=_short_hash(to_json(work.run.settings)), scene=_short_hash(identity))
@@ -64,7 +64,7 @@ def _levers(work: Workspace, step: str) -> list[Lever]:
         "train": Lever("--train.max-gaussians", work.run.settings.train.max_gaussians),
         "lift": Lever("--lift.pixels-per-view", work.run.settings.lift.pixels_per_view),
     }
-    side = max(max(view.camera.width, view.camera.height) for view in work.scene.views)
+    side = max(max(view.camera.width, view.camera.height) for view in work.scene_as_read.views)
     return [*(own[name] for name in own if name == step), Lever("--max-side", side, 2)]
 
 

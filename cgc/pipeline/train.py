@@ -31,6 +31,8 @@ from cgc.splats.ply import read_ply, write_ply
 
 OF_TRAINING = ("splats", "scene", "exposures")
 """What a workspace has loaded that training makes anew."""
+NO_CORRECTIONS = {"exposures": None, "moved": None}
+"""What stats.json has of photos that are taken as they are."""
 MEASURED = 2000  # Gaussians by which it is measured how far a camera has moved
 GREY = 0.5  # by which it is measured how much brighter a photo is
 
@@ -43,6 +45,8 @@ def train(work: Workspace) -> str:
     start = time.perf_counter()
     run, target, scene = work.run, work.run.root / "splats.ply", work.scene_as_read
     companion = capture = None
+    if run.source.splats and (run.settings.train.exposure or run.settings.train.poses):
+        work.say("note: exposures and poses are learned while splats are trained; given ones take photos as they are")
     if run.trains_features:
         run.source = replace(run.source, masks_hash=work.hash_masks())
         companion = JointFeatures(work.train_id_maps(), run.settings.joint, run.settings.train.steps)
@@ -78,19 +82,17 @@ def train(work: Workspace) -> str:
         said = f"{len(splats):,} Gaussians trained"
         if budget:
             said += f" in {short_time(trained.seconds)} of {short_time(budget)}"
-    photos = {"exposures": None, "moved": None}
+    (run.root / CORRECTIONS).unlink(missing_ok=True)  # of the splats that are there
+    write_ply(target, splats)
+    _save_extras(run, splats.extras)
+    facts = {"gaussians": len(splats), "max_gaussians": cap, "extent": scene.extent, **NO_CORRECTIONS}
     if capture:
         corrections = {scene.views[i].name: found for i, found in capture.found().items()}
         write_corrections(run.root / CORRECTIONS, corrections)
-        photos = _correction_facts(run, scene, corrections, splats.means)
-        said += "".join(f"; {text}" for text in say_corrections(photos))
-    else:
-        (run.root / CORRECTIONS).unlink(missing_ok=True)  # of a training before
-    write_ply(target, splats)
-    _save_extras(run, splats.extras)
+        facts |= _correction_facts(run, scene, corrections, splats.means)
+        said += "".join(f"; {text}" for text in say_corrections(facts))
     work.forget(*OF_TRAINING)
     work.splats = splats
-    facts = {"gaussians": len(splats), "max_gaussians": cap, "extent": scene.extent, **photos}
     run.finish("train", time.perf_counter() - start, **facts)
     shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # what they would resume is done
     return f"{said}: {target}"
@@ -128,9 +130,10 @@ def take_mapped(work: Workspace, given: Path, target: Path) -> str:
             "which blocks do not do; centre the splats and the model, or give --blocks.gaussians 0"
         )
     start, splats = time.perf_counter(), MappedSplats(given)
+    (work.run.root / CORRECTIONS).unlink(missing_ok=True)
     _save_extras(work.run, splats.copy(target))
-    work.forget("splats")
-    facts = {"gaussians": len(splats), "max_gaussians": None, "extent": work.scene.extent}
+    work.forget(*OF_TRAINING)
+    facts = {"gaussians": len(splats), "max_gaussians": None, "extent": work.scene.extent, **NO_CORRECTIONS}
     work.run.finish("train", time.perf_counter() - start, **facts)
     return f"{len(splats):,} Gaussians taken from {given}: {target}"
 

@@ -58,14 +58,14 @@ class Workspace:
 
     @cached_property
     def scene(self) -> Scene:
-        """The scene with its cameras where training has found them, once it has."""
+        """The scene with its cameras where training has found them; ask for it once training is done."""
         return corrected(self.scene_as_read, self.run.corrections())
 
     @cached_property
     def exposures(self) -> dict[int, Correction]:
         """How photos were exposed, by the number of their view, where training has found that out."""
         found = self.run.corrections() if self.run.settings.train.exposure else {}
-        return {i: found[view.name] for i, view in enumerate(self.scene.views) if view.name in found}
+        return {i: found[view.name] for i, view in enumerate(self.scene_as_read.views) if view.name in found}
 
     @cached_property
     def rasterizer(self) -> Rasterizer:
@@ -75,12 +75,12 @@ class Workspace:
     @property
     def train_views(self) -> list[int]:
         """Indices of the views that are learned from."""
-        return self.scene.split(self.run.settings.scene.test_every)[0]
+        return self.scene_as_read.split(self.run.settings.scene.test_every)[0]
 
     @property
     def test_views(self) -> list[int]:
         """Indices of the views held back."""
-        return self.scene.split(self.run.settings.scene.test_every)[1]
+        return self.scene_as_read.split(self.run.settings.scene.test_every)[1]
 
     @cached_property
     def masks(self) -> MaskSet:
@@ -90,7 +90,7 @@ class Workspace:
                 f"{self.run.root} has no masks: features are learned from id maps, one PNG a view; "
                 "give their folder with --masks DIR"
             )
-        return read_mask_folder(Path(self.run.source.masks), self.scene.views)
+        return read_mask_folder(Path(self.run.source.masks), self.scene_as_read.views)
 
     def train_id_maps(self) -> dict[int, np.ndarray]:
         """The id maps [H, W] of the training views that have one."""
@@ -115,7 +115,7 @@ class Workspace:
     @cached_property
     def picture_names(self) -> list[str]:
         """What each view's pictures are called: its stem, or its whole name where two views share a stem."""
-        return picture_names([view.name for view in self.scene.views])
+        return picture_names([view.name for view in self.scene_as_read.views])
 
     @cached_property
     def splats(self) -> Splats:
@@ -187,12 +187,6 @@ class Workspace:
             return Segmentation(self.splats, *load_labels(self.run.root), tree)
         splats, labels, confidences, _ = self.sharpened
         return Segmentation(splats, labels, confidences, follow(self.run.root, tree, self.sharpened))
-
-    def as_photographed(self, view: int, picture: np.ndarray) -> np.ndarray:
-        """Return a view's picture [H, W, 3] as its photo was exposed, where that is known."""
-        if view not in self.exposures:
-            return picture
-        return self.exposures[view].photographed(torch.from_numpy(picture)).numpy()
 
     @property
     def has_levels(self) -> bool:

@@ -31,8 +31,8 @@ def report_pictures(run: Run) -> Report:
     with progress_bar("pictures", len(indices), quiet=work.quiet) as bar:
         for index in indices:
             photo = load_image(run.views[index]).astype(np.float32) / 255
-            shown = render_rgb(work.shown_splats, run.views[index].camera, work.rasterizer, work.background)
-            shown = work.as_photographed(index, shown)
+            camera, exposure = run.views[index].camera, work.exposures.get(index)
+            shown = render_rgb(work.shown_splats, camera, work.rasterizer, work.background, exposure)
             split = "test" if index in run.test_views else "train"
             row = {"view": run.stems[index], "split": split, "psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
             rows.append(row if network is None else row | {"lpips": lpips(shown, photo, network)})

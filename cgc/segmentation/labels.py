@@ -23,6 +23,7 @@ from cgc import kernels
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.kernels import kernel, spread
 from cgc.rasterize.base import Contributions, Rasterizer, device_of, group_contributions
+from cgc.scene.corrections import Correction
 from cgc.scene.types import Camera
 from cgc.segmentation.device_labels import WEIGHED, LabelDrawer, ShownThere, read_rows_there
 from cgc.splats.types import Splats
@@ -247,9 +248,19 @@ def read_blended(blended: Tensor, alphas: Tensor, segments: MeanFeatures) -> Lab
     return LabelPicture(ids, weight)
 
 
-def render_rgb(splats: Splats, camera: Camera, rasterizer: Rasterizer, background: Tensor | None = None) -> np.ndarray:
-    """Render the picture of one camera, [H, W, 3] float32 in 0..1, on `background` [3] (default black)."""
+def render_rgb(
+    splats: Splats,
+    camera: Camera,
+    rasterizer: Rasterizer,
+    background: Tensor | None = None,
+    exposure: Correction | None = None,
+) -> np.ndarray:
+    """Render the picture of one camera, [H, W, 3] float32 in 0..1, on `background` [3] (default black).
+
+    exposure: that of a photo, which the picture is to be like.
+    """
     with torch.no_grad():
         colors = splats.colors(camera.position.to(splats.means.device))
         picture = rasterizer.render(splats, colors, [camera], backgrounds=background).values[0]
+    picture = picture if exposure is None else exposure.photographed(picture)
     return picture.clamp(0, 1).cpu().numpy()

@@ -101,7 +101,7 @@ def sharpen(
     device, views = splats.means.device, scene.split(test_every)[0]
     cameras = [view.camera.to(device) for view in scene.views]
     background = torch.ones(3, device=device) if training.background == "white" else None
-    exposures = exposures or {}
+    exposures = {i: replace(c, color=c.color.to(device)) for i, c in (exposures or {}).items()}
     before = mean_psnr(splats, scene, views, load_image, rasterizer, background, exposures)
     targets = label_targets(splats, labels, cameras, id_maps, rasterizer, quiet=quiet)
     stride = settings.vote_stride
@@ -240,8 +240,7 @@ def mean_psnr(
     for i in views:
         photo = torch.tensor(load_image(scene.views[i])).float() / 255
         camera = scene.views[i].camera.to(splats.means.device)
-        shown = torch.from_numpy(render_rgb(splats, camera, rasterizer, background))
-        if exposures and i in exposures:
-            shown = exposures[i].photographed(shown)
+        exposure = exposures.get(i) if exposures else None
+        shown = torch.from_numpy(render_rgb(splats, camera, rasterizer, background, exposure))
         values.append(psnr(shown, photo))
     return float(np.mean(values))
