@@ -52,12 +52,16 @@ class Benchmark:
     """p: deviation of the cameras, in pixels."""
     rows: tuple[Literal["clean", "exposure", "poses"], ...] = ("clean", "exposure", "poses")
     """What is spoilt."""
+    learned: tuple[bool, ...] = (False, True)
+    """Whether that is learned."""
     preset: str = "short"
     """The preset of training."""
     exposure_lr: float = TrainSettings().exposure_lr
     """Learning rate of exposures."""
     poses_lr: float = TrainSettings().poses_lr
     """Learning rate of poses."""
+    capture_lr_final: float = TrainSettings().capture_lr_final
+    """Their factor at the last step."""
     seed: int = 0
     """Seed of what is spoilt, and of training."""
 
@@ -82,13 +86,13 @@ def spoilt(work: Workspace, e: float, p: float, seed: int) -> tuple[Scene, Calla
 
 
 def row(name: str, work: Workspace, maps: dict[int, np.ndarray], benchmark: Benchmark, e: float, p: float) -> None:
-    """Train once without and once with learning what is spoilt; print a row each."""
+    """Train without and with learning what is spoilt; print a row each."""
     scene, load, gains = spoilt(work, e, p, benchmark.seed)
     true, views = work.scene_as_read, work.train_views
-    for learns in (False, True):
+    for learns in benchmark.learned:
         settings = replace(
             TRAIN_PRESETS[benchmark.preset], seed=benchmark.seed, exposure=learns and not p, poses=learns and not e,
-            exposure_lr=benchmark.exposure_lr, poses_lr=benchmark.poses_lr,
+            exposure_lr=benchmark.exposure_lr, poses_lr=benchmark.poses_lr, capture_lr_final=benchmark.capture_lr_final,
         )  # fmt: skip
         capture, begun = PhotoCapture({i: scene.views[i].camera for i in views}, scene.extent, settings), time.time()
         every = work.run.settings.scene.test_every
