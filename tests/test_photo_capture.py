@@ -88,7 +88,7 @@ def test_what_all_photos_have_in_common_is_nobodys() -> None:
     cameras = make_cameras()
     capture = PhotoCapture(cameras, EXTENT, BOTH)
     J = world_motions(torch.stack([c.viewmat for c in cameras.values()]), EXTENT).float()
-    render = torch.rand(1, 4, 4, 3)
+    render = 0.3 * torch.rand(1, 4, 4, 3)
     with torch.no_grad():
         capture.twists += (J @ (0.01 * torch.randn(7))).reshape(-1, 6)
         capture.colors += 0.1 * torch.randn(3, 4)
@@ -229,8 +229,23 @@ def test_rates_fall_to_their_last() -> None:
     assert rates[-1] == pytest.approx([0.1 * settings.exposure_lr, 0.1 * settings.poses_lr]) and len(rates) == 20
 
 
+def test_what_a_camera_clips_hardly_counts() -> None:
+    """A photo of twice the brightness is white where the splats have 0.8, and says no more of it."""
+    capture = PhotoCapture(make_cameras(2), EXTENT, BOTH)
+    with torch.no_grad():
+        capture.colors[0, :, :3] += 2 * torch.eye(3)  # and the mean of the two is taken off: gains of 2 and 0
+    render = torch.tensor([0.2, 0.5, 0.8]).expand(1, 2, 2, 3).clone().requires_grad_()
+    picture = capture.predict(1, render)
+    torch.testing.assert_close(picture[0, 0], torch.tensor([0.4, 1.0, 1.06]))
+    picture.sum().backward()
+    assert render.grad is not None
+    torch.testing.assert_close(render.grad[0, 0, 0], torch.tensor([2.0, 2.0, 0.2]))
+    known = KnownExposure({1: capture.found()[1]})
+    torch.testing.assert_close(known.predict(1, render), picture)
+
+
 def test_known_exposures_are_those_of_their_photos() -> None:
-    render = torch.rand(1, 3, 3, 3)
+    render = 0.5 * torch.rand(1, 3, 3, 3)
     color = torch.tensor([[1.2, 0, 0, 0.1], [0, 0.9, 0.1, 0], [0, 0, 1, -0.05]])
     known = KnownExposure({4: Correction(color, torch.eye(4))})
     expected = torch.stack(

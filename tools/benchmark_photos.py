@@ -24,7 +24,7 @@ import tyro
 from benchmark_sharpen import true_maps, voted
 from tyro.conf import Positional
 
-from cgc.appearance.photo_capture import PhotoCapture, moved
+from cgc.appearance.photo_capture import PhotoCapture
 from cgc.appearance.trainer import train
 from cgc.evaluation.instances import score_instances
 from cgc.pipeline.train import shift
@@ -70,12 +70,13 @@ def spoilt(work: Workspace, e: float, p: float, seed: int) -> tuple[Scene, Calla
     """Return the scene and photos with spoilt training views, and the gains of these, [V, 3]."""
     scene, g = work.scene_as_read, torch.Generator().manual_seed(seed + 5)
     views, n = list(scene.views), len(work.train_views)
+    noise = PhotoCapture({i: views[i].camera for i in work.train_views}, scene.extent, TrainSettings(poses=True))
     gains = torch.exp(e * torch.randn(n, 1, generator=g) + e / 3 * torch.randn(n, 3, generator=g))
     gains = (gains / gains.mean(0)).numpy()
-    for i in work.train_views:
-        camera = views[i].camera
-        twist = p / float(camera.K[0, 0]) * torch.randn(6, generator=g)
-        views[i] = replace(views[i], camera=replace(camera, viewmat=moved(camera.viewmat, twist, scene.extent)))
+    with torch.no_grad():
+        noise.twists += p / float(views[0].camera.K[0, 0]) * torch.randn(n, 6, generator=g)
+    for i, found in noise.found().items():  # without what moves the world: that is no error
+        views[i] = replace(views[i], camera=replace(views[i].camera, viewmat=found.viewmat))
     by_name = {views[i].name: gain for i, gain in zip(work.train_views, gains)}
 
     def load(view: View) -> np.ndarray:

@@ -26,6 +26,7 @@ from cgc.scene.corrections import Correction
 from cgc.scene.types import Camera
 from cgc.settings import TrainSettings
 
+LEAK = 0.1  # of what is brighter than a photo can be
 LEAST_SINGULAR = 1e-6  # times the largest: under it cameras do not tell, as those of one place of growth
 TINY = 1e-24  # added to a squared angle in radians: it may be 0, its root has a gradient
 
@@ -57,7 +58,7 @@ class PhotoCapture(IdentityCapture):
         if not self._settings.exposure:
             return renders[0]
         own = self._own_colors()[self._place[view]]
-        return renders[0] + (renders[0] @ own[:, :3].T + own[:, 3])
+        return _clipped(renders[0] + (renders[0] @ own[:, :3].T + own[:, 3]))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what is asked for, with its rates."""
@@ -93,7 +94,14 @@ class KnownExposure(IdentityCapture):
 
     def predict(self, view: int, renders: Tensor) -> Tensor:
         """Return the render as the camera exposed it."""
-        return self._corrections[view].photographed(renders[0]) if view in self._corrections else renders[0]
+        if view not in self._corrections:
+            return renders[0]
+        return _clipped(self._corrections[view].photographed(renders[0]))
+
+
+def _clipped(picture: Tensor) -> Tensor:
+    """Return a picture as a camera clips it at 1, but for LEAK, so that what is too bright is still told so."""
+    return torch.where(picture > 1, 1 + LEAK * (picture - 1), picture)
 
 
 def moved(viewmat: Tensor, twist: Tensor, unit: float) -> Tensor:
