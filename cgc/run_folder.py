@@ -31,7 +31,7 @@ FORMAT = 1
 """Version of the folder's layout; a folder of another version is refused, not misread."""
 
 STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report")
-_QUALITY = ("quality", "psnr_train", "psnr_test", "ssim_train", "ssim_test")
+_QUALITY = ("quality", "psnr_train", "psnr_test", "ssim_train", "ssim_test", "uneven")
 _SCORES = ("miou_things", "boundary_iou", "pq", "instances")
 FACTS = {
     "lift": ("blocks",),
@@ -119,6 +119,7 @@ class Stats(TypedDict, total=False):
     psnr_test: float | None
     ssim_train: float | None
     ssim_test: float | None
+    uneven: float | None
     miou_things: float
     boundary_iou: float
     pq: float

@@ -22,6 +22,8 @@ from cgc.appearance.photo_capture import KnownExposure, PhotoCapture, moved, wor
 from cgc.appearance.trainer import train
 from cgc.errors import InputError
 from cgc.pipeline.commands import run_all, run_step
+from cgc.pipeline.facts import UNEVEN, find_warnings
+from cgc.pipeline.quality import brightness
 from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
@@ -297,6 +299,30 @@ def test_a_run_goes_on_with_what_training_found_of_photos(learned: Path) -> None
     assert load_sharpened(learned) is not None and facts["sharpened"]["psnr_before"] == pytest.approx(
         mean_psnr(work.splats, scene, work.train_views, load_image, work.rasterizer, None, work.exposures), abs=1e-3
     )
+
+
+def test_photos_that_were_exposed_differently_are_said(learned: Path, tmp_path: Path) -> None:
+    scene = Path(open_run(learned).source.scene)
+    settings = replace(LEARNS, train=replace(LEARNS.train, exposure=False, poses=False))
+    run = run_all(scene, tmp_path / "run", settings, masks=None, splats=None, quiet=True)
+    assert run.stats["uneven"] > 0.05 > UNEVEN
+    said = [w for w in find_warnings(run.stats) if "--train.exposure" in w]
+    assert len(said) == 1 and "Photos differ in brightness from their pictures, by" in said[0]
+    assert open_run(learned).stats["uneven"] < run.stats["uneven"]
+    assert not any("--train.exposure" in w for w in find_warnings(open_run(learned).stats))
+    assert find_warnings({"uneven": 0.9 * UNEVEN}) == find_warnings({"uneven": None}) == []
+    far = {"psnr_train": 30.0, "psnr_test": 20.0}
+    assert "--train.poses" in find_warnings(far)[0] and "--train.exposure" in find_warnings(far)[0]
+    knows = find_warnings(far | {"exposures": [0.5, 2.0], "moved": [1.0, 2.0]})[0]
+    assert "--train" not in knows and "their own exposures are not known" in knows
+
+
+def test_brightness_is_that_of_most_pixels() -> None:
+    shown = np.random.default_rng(0).uniform(0.1, 0.4, (20, 20, 3)).astype(np.float32)
+    photo = 1.7 * shown
+    photo[:6], shown[15:] = 0.9, 0.01  # something that walked by, and what is too dark to tell
+    assert brightness(shown, photo) == pytest.approx(1.7, rel=1e-5)
+    assert brightness(0 * shown, photo) == 1.0
 
 
 def test_the_api_has_the_cameras_that_training_found(learned: Path, tmp_path: Path) -> None:

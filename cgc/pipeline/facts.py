@@ -6,6 +6,9 @@ from typing import Any
 
 from cgc.view.report import Table
 
+UNEVEN = 0.015
+"""Photos that differ in brightness by more are said to; where all are exposed alike it is a tenth of it."""
+
 
 def headline(stats: dict[str, Any]) -> dict[str, str]:
     """The key numbers of a run, the most telling first."""
@@ -54,6 +57,12 @@ def find_warnings(stats: dict[str, Any]) -> list[str]:
         said.append(
             f"Views that were held back are rendered {train_psnr - test_psnr:.1f} dB worse than those learned from: "
             f"{', '.join(causes)}."
+        )
+    uneven = stats.get("uneven")
+    if uneven and uneven > UNEVEN and not stats.get("exposures"):
+        said.append(
+            f"Photos differ in brightness from their pictures, by {uneven:.1%} in the mean: they were exposed "
+            "differently. Splats that are trained with --train.exposure know how each was."
         )
     sharpened = stats.get("sharpened")
     if sharpened and not sharpened["used"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,33 +18,49 @@ from cgc.splats.types import Splats
 Quality = dict[str, dict[str, float | str]]
 """Of each view, by its name: its split, psnr and ssim."""
 
-
-def view_quality(work: Workspace, index: int, splats: Splats) -> dict[str, float | str]:
-    """Render a view's photo and measure it against the photo."""
-    return quality_of(work, index, *measure_view(work, index, splats))
+DARK = 0.05  # pixels whose picture is darker do not tell how much brighter a photo is
 
 
-def quality_of(work: Workspace, index: int, psnr_of: float, ssim_of: float) -> dict[str, float | str]:
-    """What is kept of a view's measures."""
-    split = "test" if index in set(work.test_views) else "train"
-    return {"split": split, "psnr": psnr_of, "ssim": ssim_of}
+class Measures(NamedTuple):
+    """PSNR and SSIM of a view's picture against its photo, and how many times as bright the photo is."""
+
+    psnr: float
+    ssim: float
+    brightness: float
 
 
-def measure_view(work: Workspace, index: int, splats: Splats) -> tuple[float, float]:
-    """Return PSNR and SSIM of a view's picture against its photo, exposed alike where that was learned."""
+def measure_view(work: Workspace, index: int, splats: Splats) -> Measures:
+    """Measure a view's picture against its photo, exposed alike where that was learned."""
     view = work.scene.views[index]
     photo = load_image(view).astype(np.float32) / 255
     shown = render_rgb(splats, view.camera, work.rasterizer, work.background, work.exposures.get(index))
-    return psnr(shown, photo), ssim(shown, photo)
+    return Measures(psnr(shown, photo), ssim(shown, photo), brightness(shown, photo))
 
 
-def quality_facts(quality: Quality) -> dict[str, Any]:
-    """The views' measures and their means over each split as stats.json has them; None where a split has no view."""
+def brightness(shown: np.ndarray, photo: np.ndarray) -> float:
+    """Return how many times as bright as a picture a photo is, [H, W, 3] each: the median over pixels not too dark."""
+    grey, taken = shown.mean(2), photo.mean(2)
+    lit = grey > DARK
+    return float(np.median(taken[lit] / grey[lit])) if lit.any() else 1.0
+
+
+def quality_facts(work: Workspace, measured: Mapping[int, Measures]) -> dict[str, Any]:
+    """The views' measures and their means over each split as stats.json has them; None where a split has no view.
+
+    `uneven` is by what share the brightness of training photos differs from their pictures', the standard deviation.
+    """
+    tests, names = set(work.test_views), [view.name for view in work.scene.views]
+    quality: Quality = {
+        names[i]: {"split": "test" if i in tests else "train", "psnr": m.psnr, "ssim": m.ssim}
+        for i, m in measured.items()
+    }
     facts: dict[str, Any] = {"quality": quality}
     for split in ("train", "test"):
         for measure in ("psnr", "ssim"):
             values = [float(q[measure]) for q in quality.values() if q["split"] == split]
             facts[f"{measure}_{split}"] = round(float(np.mean(values)), 4) if values else None
+    ratios = [max(m.brightness, DARK) for i, m in measured.items() if i not in tests]
+    facts["uneven"] = round(float(np.log(ratios).std()), 4) if ratios else None
     return facts
 
 

@@ -15,7 +15,7 @@ from cgc.evaluation.instances import score_instances
 from cgc.files import write_beside
 from cgc.masks.id_maps import resize_nearest, write_id_map
 from cgc.pipeline.lift import load_features
-from cgc.pipeline.quality import Quality, measure_view, quality_facts, quality_of, score_facts
+from cgc.pipeline.quality import Measures, measure_view, quality_facts, score_facts
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
 from cgc.rasterize.base import device_of
@@ -35,7 +35,7 @@ def render(work: Workspace) -> str:
     draw, there = label_renderer(work, segmentation), segmentation.splats.to(device_of(work.rasterizer))
     n_ids = int(segmentation.labels.max(initial=0)) + 1
     pixels: dict[str, np.ndarray] = {}
-    quality: Quality = {}
+    qualities: dict[int, Measures] = {}
     predicted: dict[int, np.ndarray] = {}
     tests, names = work.test_views, work.picture_names
 
@@ -49,13 +49,13 @@ def render(work: Workspace) -> str:
             write_id_map(target / f"{name}.png", ids)
             _write_weight(run.root / "weights" / f"{name}.png", weight)
             pixels[view.name] = np.bincount(ids.ravel(), minlength=n_ids)
-            quality[view.name] = quality_of(work, index, *measured.tolist())
+            qualities[index] = Measures(*measured.tolist())
             if index in tests and work.truth is not None:
                 predicted[index] = ids
-            bar.advance(1, psnr=quality[view.name]["psnr"])
+            bar.advance(1, psnr=qualities[index].psnr)
     if not parallel.is_first():
         return ""
-    facts = quality_facts(quality)
+    facts = quality_facts(work, qualities)
     if work.truth is not None:
         pairs = zip([predicted[i] for i in tests], work.truth.maps)
         same_size = [resize_nearest(p, t.shape[1], t.shape[0]) for p, t in pairs]

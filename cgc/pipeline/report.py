@@ -9,7 +9,7 @@ import torch
 
 from cgc.masks.id_maps import disagree, read_id_map
 from cgc.pipeline.facts import find_warnings, headline, truth_table
-from cgc.pipeline.quality import Quality, quality_facts, view_quality
+from cgc.pipeline.quality import Quality, measure_view, quality_facts
 from cgc.pipeline.render import label_renderer
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
@@ -49,8 +49,8 @@ def report(work: Workspace) -> str:
     segmentation = work.segmentation() if labelled else None
     table = load_table(run.root) if labelled else []
     if not labelled:  # nothing was rendered yet
-        names = [view.name for view in work.scene.views]
-        run.stats.update(quality_facts({name: view_quality(work, i, work.splats) for i, name in enumerate(names)}))
+        views = range(len(work.scene.views))
+        run.stats.update(quality_facts(work, {i: measure_view(work, i, work.splats) for i in views}))
     quality = run.stats["quality"]
     views = [_report_view(work, i, segmentation, quality) for i in _report_views(work)]
     data = ReportData(
