@@ -233,12 +233,15 @@ def test_features_are_those_of_one_process(group, n_views):
 
 
 def learn_on_device(settings, n_views: int) -> dict[str, Any]:
-    """What `DeviceLearner` learns of batches in its layout, on the CPU."""
+    """What `DeviceLearner` learns of batches in its layout, on the CPU; on one thread, as torch's sums go by threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     splats, labels = clumps()
     shots = cameras()[:n_views]
     maps = [render_labels(splats, labels, camera, CpuRasterizer()).ids for camera in shots]
     batches = sample_batches(splats, shots, maps, CpuRasterizer(), settings, layout="device", quiet=True)
     features = learn_features(batches, nearest_neighbours(splats.means, 8), settings, quiet=True)
+    torch.set_num_threads(threads)
     return {"features": features, "mass": visible_mass(batches, len(splats)), "held": len(held(batches))}
 
 
