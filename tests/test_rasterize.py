@@ -534,7 +534,7 @@ def test_needles_at_every_angle(rasterizer: Rasterizer, device: torch.device, an
     splats = one((0.0, 0.0, 2.0), scales=(1.5, 1.5e-3, 1.5e-3), quat=quat, opacity=0.95)
     camera = replace(make_camera(150, 130, fx=90.0, fy=90.0), viewmat=torch.eye(4))
     shown = ("means", "log_scales", "values", "means2d")
-    compare(rasterizer, device, splats, [camera], margin=1e-3, gradients=shown, tolerance=5e-5)
+    compare(rasterizer, device, splats, [camera], margin=1e-3, gradients=shown, tolerance=1e-4)
 
 
 def test_a_clamped_alpha_has_no_gradient(rasterizer: Rasterizer, device: torch.device) -> None:
