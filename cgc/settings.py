@@ -154,7 +154,7 @@ class TrainSettings:
     """Learning rate of exposures at the first step."""
     poses: bool = False
     """Learn where the cameras of the photos really were, for models whose cameras are off by more than half a pixel or
-    so. The cameras of views that are held back stay as they are."""
+    so. Those of views that are held back are found by the finished splats."""
     poses_lr: float = 3e-5
     """Learning rate of poses at the first step, in radians and extents of the scene."""
     capture_lr_final: float = 0.05

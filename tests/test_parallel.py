@@ -233,7 +233,7 @@ def test_features_are_those_of_one_process(group, n_views):
 
 
 def learn_on_device(settings, n_views: int) -> dict[str, Any]:
-    """What `DeviceLearner` learns of batches in its layout, on the CPU; on one thread, as torch's sums go by threads."""
+    """What `DeviceLearner` learns of batches in its layout, on one thread: torch adds up by threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     splats, labels = clumps()

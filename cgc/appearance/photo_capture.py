@@ -22,10 +22,17 @@ import torch
 from torch import Tensor
 
 from cgc.appearance.capture import IdentityCapture
+from cgc.appearance.losses import photometric_loss
+from cgc.rasterize.base import Rasterizer
 from cgc.scene.corrections import Correction
 from cgc.scene.types import Camera
 from cgc.settings import TrainSettings
+from cgc.splats.types import Splats
 
+PLACED = 50  # steps to find the camera of a photo that was held back
+PLACING_LR, PLACING_LR_FINAL = 0.2, 0.02  # pixels, of turning and at the distance of an extent; its factor at the last
+WHITE = 0.98  # pixels of a photo that are brighter may be clipped
+PRIOR = 1e-4  # of no change of colours, to the mean over pixels
 LEAK = 0.1  # of what is brighter than a photo can be
 LEAST_SINGULAR = 1e-6  # times the largest: under it cameras do not tell, as those of one place of growth
 TINY = 1e-24  # added to a squared angle in radians: it may be 0, its root has a gradient
@@ -84,6 +91,57 @@ class PhotoCapture(IdentityCapture):
         """x without what moves the world, [V, 6]."""
         common = self._motions @ (self._motions.T @ self.twists.detach().reshape(-1))
         return self.twists - common.reshape(-1, 6)
+
+
+def place(
+    splats: Splats,
+    camera: Camera,
+    photo: Tensor,
+    rasterizer: Rasterizer,
+    extent: float,
+    settings: TrainSettings,
+    background: Tensor | None = None,
+) -> Correction:
+    """Find how a photo [H, W, 3], in 0..1, was exposed and where its camera was, by splats that stay as they are.
+
+    What of it `settings` say is learned. For photos that were held back; nothing is learned from them but this.
+    """
+    splats, there = splats.detach(), camera.viewmat
+    color = torch.eye(3, 4, device=photo.device)
+    twist = torch.zeros(6, device=there.device, requires_grad=True)
+    rate = PLACING_LR / float(camera.K[0, 0])
+    optimizer = torch.optim.Adam([twist], lr=rate)
+
+    def picture() -> Tensor:
+        seen = replace(camera, viewmat=moved(there, twist, extent)) if settings.poses else camera
+        colors = splats.colors(seen.position.detach())
+        return rasterizer.render(splats, colors, [seen], backgrounds=background).values[0]
+
+    def fitted() -> Tensor:
+        with torch.no_grad():
+            return exposure_of(picture(), photo) if settings.exposure else color
+
+    color = fitted()
+    for step in range(PLACED if settings.poses else 0):
+        optimizer.param_groups[0]["lr"] = rate * PLACING_LR_FINAL ** (step / (PLACED - 1))
+        shown = Correction(color, there).photographed(picture())
+        photometric_loss(_clipped(shown) if settings.exposure else shown, photo, settings.ssim_weight).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Correction(fitted().cpu(), moved(there, twist.detach(), extent).cpu())
+
+
+def exposure_of(picture: Tensor, photo: Tensor) -> Tensor:
+    """Return the affine map [3, 4] that makes a photo of its picture [H, W, 3], by least squares where it is not white.
+
+    min |X A^T - Y|^2 / P + PRIOR |A - (I, 0)|^2, over P pixels with X = (picture, 1) and Y = photo.
+    """
+    counts = photo.amax(-1) < WHITE
+    x, y = picture[counts].double(), photo[counts].double()
+    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    prior, pixels = torch.eye(4, dtype=x.dtype, device=x.device), max(len(x), 1)
+    found = torch.linalg.solve(x.T @ x / pixels + PRIOR * prior, x.T @ y / pixels + PRIOR * prior[:, :3])
+    return found.T.float()
 
 
 class KnownExposure(IdentityCapture):

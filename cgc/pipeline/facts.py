@@ -44,19 +44,15 @@ def find_warnings(stats: dict[str, Any]) -> list[str]:
     said = []
     train_psnr, test_psnr = stats.get("psnr_train"), stats.get("psnr_test")
     if train_psnr and test_psnr and test_psnr < train_psnr - 5:
-        causes = [
-            "the cameras may be off (run structure-from-motion again with more features, or learn where they were: "
-            "--train.poses)",
-            "photos may be exposed differently (--train.exposure)",
-            "or there are too few photos",
-        ]
-        if stats.get("moved"):
-            causes[0] = "their own cameras may be off (run structure-from-motion again with more features)"
-        if stats.get("exposures"):
-            causes[1] = "their own exposures are not known"
+        causes = []
+        if not stats.get("moved"):
+            learn = "run structure-from-motion again with more features, or learn where they were: --train.poses"
+            causes.append(f"the cameras may be off ({learn}), ")
+        if not stats.get("exposures"):
+            causes.append("photos may be exposed differently (--train.exposure), ")
         said.append(
             f"Views that were held back are rendered {train_psnr - test_psnr:.1f} dB worse than those learned from: "
-            f"{', '.join(causes)}."
+            f"{''.join(causes)}{'or ' if causes else ''}there are too few photos."
         )
     uneven = stats.get("uneven")
     if uneven and uneven > UNEVEN and not stats.get("exposures"):

@@ -14,20 +14,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cgc import parallel
-from cgc.appearance.photo_capture import PhotoCapture
+from cgc.appearance.photo_capture import PhotoCapture, place
 from cgc.appearance.trainer import train as train_splats
 from cgc.errors import InputError
 from cgc.features.joint import JointFeatures
 from cgc.files import write_beside
 from cgc.pipeline.facts import say_corrections
 from cgc.pipeline.workspace import Workspace
-from cgc.progress import short_time
+from cgc.progress import progress_bar, short_time
 from cgc.run_folder import CORRECTIONS, TRAINED_FEATURES, RunFolder
-from cgc.scene.corrections import Corrections, write_corrections
+from cgc.scene.corrections import Correction, Corrections, write_corrections
 from cgc.scene.images import load_image
 from cgc.scene.types import Camera, Scene
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import read_ply, write_ply
+from cgc.splats.types import Splats
 
 OF_TRAINING = ("splats", "scene", "exposures")
 """What a workspace has loaded that training makes anew."""
@@ -87,7 +88,8 @@ def train(work: Workspace) -> str:
     _save_extras(run, splats.extras)
     facts = {"gaussians": len(splats), "max_gaussians": cap, "extent": scene.extent, **NO_CORRECTIONS}
     if capture:
-        corrections = {scene.views[i].name: found for i, found in capture.found().items()}
+        found = capture.found() | _place(work, splats)
+        corrections = {scene.views[i].name: found[i] for i in sorted(found)}
         write_corrections(run.root / CORRECTIONS, corrections)
         facts |= _correction_facts(run, scene, corrections, splats.means)
         said += "".join(f"; {text}" for text in say_corrections(facts))
@@ -96,6 +98,19 @@ def train(work: Workspace) -> str:
     run.finish("train", time.perf_counter() - start, **facts)
     shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # what they would resume is done
     return f"{said}: {target}"
+
+
+def _place(work: Workspace, splats: Splats) -> dict[int, Correction]:
+    """Find how photos were exposed that training has not seen, and where their cameras were, to measure by them."""
+    scene, settings, found = work.scene_as_read, work.run.settings.train, {}
+    splats = splats.to(work.device)
+    with progress_bar("held back", len(work.test_views), quiet=work.quiet) as bar:
+        for i in work.test_views:
+            photo = torch.tensor(load_image(scene.views[i]), device=work.device) / 255.0
+            camera = scene.views[i].camera.to(work.device)
+            found[i] = place(splats, camera, photo, work.rasterizer, scene.extent, settings, work.background)
+            bar.advance(1)
+    return found
 
 
 def _correction_facts(run: RunFolder, scene: Scene, corrections: Corrections, means: Tensor) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Correction:
 
 
 Corrections = Mapping[str, Correction]
-"""By the names of photos. One that is not in it was held back: it is as its render, its camera as the scene has it."""
+"""By the names of photos. One that is not in it is as its render, and its camera as the scene has it."""
 
 
 def corrected(scene: Scene, corrections: Corrections) -> Scene:
