@@ -90,12 +90,10 @@ class ThingFacts(TypedDict):
 
 
 class SharpenFacts(TypedDict):
-    """What stats.json has of sharpening."""
+    """What is read again of sharpening; stats.json has more, which older runs may lack."""
 
     used: bool
-    rate: float
     split: int
-    gaussians: int
     psnr_before: float
     psnr_after: float
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -289,6 +290,14 @@ def test_the_step_changes_pictures_not_the_files_before_it(own_run, tiny_scene):
     run_step(own_run, "sharpen", quiet=True)  # the same to the bit
     for name in ("sharpened.ply", "sharpened.npz"):
         assert (own_run / name).read_bytes() == again[name]
+
+
+def test_runs_that_know_less_of_sharpening_open(own_run):
+    run_step(own_run, "sharpen", quiet=True, sharpen=replace(SHARPEN, steps=2, max_loss=9.0))
+    stats = json.loads((own_run / "stats.json").read_text())
+    del stats["sharpened"]["rate"], stats["sharpened"]["gaussians"]  # as older versions wrote it
+    (own_run / "stats.json").write_text(json.dumps(stats))
+    assert open_run(own_run).is_done("sharpen")
 
 
 def test_pictures_that_would_get_worse_are_refused_and_that_is_said(own_run, capsys):
