@@ -26,6 +26,7 @@ from cgc.run_folder import CORRECTIONS, TRAINED_FEATURES, RunFolder
 from cgc.scene.corrections import Correction, Corrections, write_corrections
 from cgc.scene.images import load_image
 from cgc.scene.types import Camera, Scene
+from cgc.segmentation.plane import project
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
@@ -128,18 +129,18 @@ def _correction_facts(run: RunFolder, scene: Scene, corrections: Corrections, me
 
 def shift(points: Tensor, before: Camera, after: Camera) -> float:
     """Return by how many pixels points [P, 3] have moved in the picture of a camera, the median; 0 if it sees none."""
-    pixels, inside = [], torch.ones(len(points), dtype=torch.bool)
+    pixels, inside = [], np.ones(len(points), bool)
     for camera in (before, after):
-        x, y, z = (camera.K @ (camera.viewmat[:3, :3] @ points.T + camera.viewmat[:3, 3:])).unbind(0)
-        pixels.append(torch.stack([x / z, y / z], 1))
-        u, v = pixels[-1].unbind(1)
-        inside &= (z > 0) & (u > 0) & (u < camera.width) & (v > 0) & (v < camera.height)
-    return float((pixels[1] - pixels[0])[inside].norm(dim=1).median()) if inside.any() else 0.0
+        x, y, z = project(camera, points.cpu().numpy())
+        inside &= (z > 0) & (x > 0) & (x < camera.width) & (y > 0) & (y < camera.height)
+        pixels.append((x, y))
+    (x, y), (to_x, to_y) = pixels
+    return float(np.median(np.hypot(to_x - x, to_y - y)[inside])) if inside.any() else 0.0
 
 
 def take_mapped(work: Workspace, given: Path, target: Path) -> str:
     """Take splats that were given without holding them; InputError where they would have to be moved."""
-    if any(work.scene.origin):
+    if any(work.scene_as_read.origin):
         raise InputError(
             f"{given} cannot be taken block by block: its scene lies so far from the origin that it is moved there, "
             "which blocks do not do; centre the splats and the model, or give --blocks.gaussians 0"
@@ -148,7 +149,7 @@ def take_mapped(work: Workspace, given: Path, target: Path) -> str:
     (work.run.root / CORRECTIONS).unlink(missing_ok=True)
     _save_extras(work.run, splats.copy(target))
     work.forget(*OF_TRAINING)
-    facts = {"gaussians": len(splats), "max_gaussians": None, "extent": work.scene.extent, **NO_CORRECTIONS}
+    facts = {"gaussians": len(splats), "max_gaussians": None, "extent": work.scene_as_read.extent, **NO_CORRECTIONS}
     work.run.finish("train", time.perf_counter() - start, **facts)
     return f"{len(splats):,} Gaussians taken from {given}: {target}"
 
