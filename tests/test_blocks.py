@@ -616,7 +616,7 @@ def test_the_limits_of_blocks_hold_for_the_usual_ones():
 
 def test_splats_that_would_have_to_be_moved_are_refused(own_run, tmp_path):
     work = Workspace(open_run(own_run), quiet=True)
-    work.scene = replace(work.scene, origin=(1e6, 0.0, 0.0))
+    work.scene_as_read = replace(work.scene_as_read, origin=(1e6, 0.0, 0.0))
     with pytest.raises(InputError, match="far from the origin"):
         take_mapped(work, own_run / "splats.ply", tmp_path / "splats.ply")
     assert not (tmp_path / "splats.ply").exists()
