@@ -32,7 +32,8 @@ class LabelCodes(NoCompanion):
     ) -> None:
         """Pull pictures towards the `targets` [H, W] of each view: a label from 1, or 0 where nobody knows."""
         self._labels, self._targets, self._weight = np.maximum(labels, 0), targets, weight
-        self._wanted: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._locked: dict[int, Tensor] = {}
+        self._there: dict[torch.device, Tensor] = {}
         most = max([int(a.max(initial=0)) for a in (labels, *targets.values())])
         codes = torch.randn(most + 1, dim, generator=torch.Generator().manual_seed(seed))
         self.codes = normalize(codes, dim=1)  # [K + 1, D]
@@ -58,18 +59,21 @@ class LabelCodes(NoCompanion):
         target = self._targets.get(view)
         if target is None:
             return None
-        known, wanted = self._known(view, target, values.device)
-        shown = embedding(known, values.reshape(target.size, -1))
+        if values.device not in self._there:
+            self._there[values.device] = self.codes.to(values.device)
+        label = self._ready(view, target, values.device).to(values.device, non_blocking=True).long()  # [P]
+        shown, wanted = values.reshape(target.size, -1), embedding(label, self._there[values.device])
         distance = ((shown - wanted).square().sum(-1) + SMALLEST).sqrt()
-        return self._weight * (distance - TOLERATED).relu().sum() / target.size
+        return self._weight * ((distance - TOLERATED).relu() * (label > 0)).sum() / target.size
 
-    def _known(self, view: int, target: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the pixels [P] where something is known, and what they should show [P, D]; sent to a GPU once."""
-        if (view, device) in self._wanted:
-            return self._wanted[view, device]
-        known = torch.from_numpy(np.flatnonzero(target))
-        wanted = self.codes[torch.from_numpy(target.ravel()).long()[known]]
-        made = known.to(device), wanted.to(device)
-        if device.type != "cpu":
-            self._wanted[view, device] = made
-        return made
+    def _ready(self, view: int, target: np.ndarray, device: torch.device) -> Tensor:
+        """Return what the pixels of a view should show, [P], on the host, for a GPU in page-locked memory.
+
+        From there it is copied without waiting. All views on a GPU would take as much as photos, which may not fit.
+        """
+        if device.type != "cuda":
+            return torch.from_numpy(target.ravel())
+        if view not in self._locked:
+            label = torch.from_numpy(target.ravel())
+            self._locked[view] = (label.short() if len(self.codes) <= 1 << 15 else label).pin_memory()
+        return self._locked[view]
