@@ -68,7 +68,9 @@ def test_drawn_ids_are_those_of_all_rows(seed, one_hot):
         np.testing.assert_array_equal(ids.numpy().reshape(9, 12), picture.ids)
 
 
-def test_channels_give_the_weights_of_rows(tensors_on):
+@pytest.mark.parametrize("table", [1 << 26, 500])
+def test_channels_give_the_weights_of_rows(table, tensors_on, monkeypatch):
+    monkeypatch.setattr(device_labels, "TABLE", table)
     del tensors_on  # the CPU's rasteriser draws; the reading is what test_rows_... tries on a device
     tree, splats = random_tree(3, 60), cloud(60, 3)
     found = LabelDrawer(splats, tree, LEVELS, CpuRasterizer()).read_one_hot(camera())

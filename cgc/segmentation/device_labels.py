@@ -181,6 +181,11 @@ def read_rows_there(rows: Contributions, shown: ShownThere) -> list[tuple[Tensor
     for begin, end, first, last in zip(begins, begins[1:], ends, ends[1:]):
         entries = of_entry[first:last] - begin, rows.ids[first:last], rows.weights[first:last]
         pieces.append(_read(_Entries(*entries, (end - begin, nodes)), shown))
+    return _joined(pieces)
+
+
+def _joined(pieces: Sequence[list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
+    """Put what pieces of a picture show at each level one behind the other."""
     return [(torch.cat(ids), torch.cat(weight)) for ids, weight in (zip(*of_level) for of_level in zip(*pieces))]
 
 
@@ -219,8 +224,9 @@ class LabelDrawer:
     def read_one_hot(self, camera: Camera) -> list[tuple[Tensor, Tensor]]:
         """Return ids [H * W] and weight [H * W] of each level by a channel for each label. Waits for nothing itself."""
         kinds = torch.arange(1, 1 + max(self.labels, 1), device=self._names.device)
-        picture = self._blend((self._names[:, None] == kinds).float(), camera)
-        return _read(_Channels(picture[:, : self.labels], self._shown.node_of[1:]), self._shown)
+        picture = self._blend((self._names[:, None] == kinds).float(), camera)[:, : self.labels]
+        pieces = picture.split(max(TABLE // len(self._shown.objects), 1))
+        return _joined([_read(_Channels(piece, self._shown.node_of[1:]), self._shown) for piece in pieces])
 
     def find_sure(self, camera: Camera) -> tuple[Tensor, Tensor]:
         """Return of each pixel the label that its bits spell, [H * W] int64, and whether that has over half, [H * W].
