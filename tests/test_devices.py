@@ -297,6 +297,13 @@ def test_what_memory_lacks_in_a_rehearsal_is_no_error(tiny, monkeypatch) -> None
     _, stats = train(*tiny, Full(1000, most=100), settings, test_every=3)  # the bar wants to know 300 Gaussians
     assert stats.gaussians == 60
 
+    def repeated(*_) -> First:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(First, "repeated", repeated)  # nor where so many cannot even be made
+    _, stats = train(*tiny, Full(1000, most=100), settings, test_every=3)
+    assert stats.gaussians == 60
+
 
 # --- time ---
 

@@ -93,6 +93,7 @@ def train(
     pixels = [pyramids[i][0].pixels.numpy() for i in train_views]
     identity = identify(settings, scene, train_views, pixels, companion=companion.identity(), start=start)
     photos = Photos(pyramids, device, settings.photos)
+    del pyramids, pixels  # on a GPU, or page-locked for one, they would be there twice
     splats = (start or first_splats(scene, settings)).detach().to(device)
     first = First(splats, companion.start(splats), scene.extent)
     plan = Plan(
@@ -172,17 +173,17 @@ def _rehearse(
     """
     whole = replace(settings, coarse=0.0)
     for times in {1, max(1, min(settings.max_gaussians // len(first.splats), MANY))}:
-        many = first.repeated(times)
-        run = Run(many, photos, rasterizer, whole, IdentityCapture(), companion, plan)
-        for step in range(REHEARSALS):
-            before = clock()
-            try:
+        try:
+            many = first.repeated(times)
+            run = Run(many, photos, rasterizer, whole, IdentityCapture(), companion, plan)
+            for step in range(REHEARSALS):
+                before = clock()
                 run.learn(step)
-            except RuntimeError as error:
-                if is_full(error):  # training may never have so many
-                    return
-                raise
-            if photos.device.type == "cuda":
-                torch.cuda.synchronize(photos.device)
-            if step > 0:  # the first one compiles
-                plan.rehearsed(photos.mean_pixels(0)[0], len(many.splats), clock() - before)
+                if photos.device.type == "cuda":
+                    torch.cuda.synchronize(photos.device)
+                if step > 0:  # the first one compiles
+                    plan.rehearsed(photos.mean_pixels(0)[0], len(many.splats), clock() - before)
+        except RuntimeError as error:
+            if is_full(error):  # training may never have so many
+                return
+            raise
