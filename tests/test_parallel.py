@@ -31,6 +31,7 @@ from cgc.features.samples import held, sample_batches, visible_mass
 from cgc.masks.regions import PRESETS as REGIONS
 from cgc.masks.sam import PRESETS as SAMS
 from cgc.neighbours import build_tree, nearest_in, nearest_points
+from cgc.parallel import group as group_module
 from cgc.parallel.group import _come as come
 from cgc.pipeline import commands
 from cgc.prepare import draw_preview, masks_command
@@ -187,6 +188,26 @@ def compare(values: list[str]) -> str:
     with pytest.raises(InputError) as caught:
         parallel.check_same(scene="one", settings=values[parallel.here()[0]])
     return str(caught.value)
+
+
+def come_in(folder: Path, hosts: list[str]) -> None:
+    own = group_module._group
+    assert own is not None
+    group_module._group = replace(own, who=tuple({"host": host} for host in hosts))
+    try:
+        with parallel.first_before_others():
+            (folder / str(own.rank)).write_text(" ".join(sorted(path.name for path in folder.iterdir())))
+    finally:
+        group_module._group = own
+
+
+@pytest.mark.parametrize(("hosts", "found"), [("aab", ["", "0 2", "0"]), ("aaa", ["", None, None])])
+def test_the_first_of_each_machine_goes_before_its_others(three, tmp_path, hosts, found):
+    """A process finds what those before it have written; those of one turn may find one another's."""
+    three.call(come_in, tmp_path, list(hosts))
+    for rank, wanted in enumerate(found):
+        seen = (tmp_path / str(rank)).read_text()
+        assert seen.startswith("0") if wanted is None else seen == wanted
 
 
 def test_differences_are_named(three):

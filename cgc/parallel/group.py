@@ -71,6 +71,12 @@ def is_first() -> bool:
     return here()[0] == 0
 
 
+def is_first_here() -> bool:
+    """Say whether no process with a lower number is on this machine."""
+    rank = here()[0]
+    return rank == 0 or _group is None or all(_group.who[i]["host"] != _group.who[rank]["host"] for i in range(rank))
+
+
 def count() -> int:
     """Return how many processes have joined, also while the first one works alone."""
     return _group.size if _group else 1

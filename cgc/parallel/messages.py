@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cgc.errors import InputError
-from cgc.parallel.group import alone, attempt, barrier, compare, here, is_first, machine
+from cgc.parallel.group import alone, attempt, barrier, compare, here, is_first, is_first_here, machine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,11 +30,15 @@ Item = TypeVar("Item")
 
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
-    """Let the others into the block when the first process has come out: what it writes there, they find."""
-    if not is_first():
+    """Let the others into the block when the first process has come out: what it writes there, they find.
+
+    Then comes the first one of each further machine, which may have a disk of its own, and the rest at last.
+    """
+    turn = 0 if is_first() else 1 if is_first_here() else 2
+    for _ in range(turn):
         barrier()
     yield
-    if is_first():
+    for _ in range(2 - turn):
         barrier()
 
 
