@@ -112,11 +112,15 @@ def rasterizer_for(device: torch.device | str, *, near: float = NEAR, check: boo
 
     near: world units; Gaussians nearer to a camera's plane than this are not in its picture.
     check: look for NaN and infinite numbers in every input, which on a GPU can be left out where speed matters.
+    On a GPU torch's products of float32 are whole from then on, not TF32's of 10 bits, which some containers allow:
+    nearest neighbours, pictures of labels and what a camera may see come from such products.
     """
     device = torch.device(device)
     if device.type == "cpu":
         return CpuRasterizer(near=near)
     from cgc.rasterize.cuda import CudaRasterizer
+
+    torch.set_float32_matmul_precision("highest")
 
     limit = torch.cuda.get_device_properties(device).total_memory // WEIGHTS_SHARE
     return CudaRasterizer(device, memory_limit=limit, near=near, check=check)

@@ -53,6 +53,18 @@ def test_the_cpu_can_always_be_had(no_card: None) -> None:
     assert isinstance(rasterizer_for("cpu"), CpuRasterizer)
 
 
+def test_products_on_a_card_are_whole(cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a container allows TF32."""
+    monkeypatch.setattr("cgc.rasterize.cuda.CudaRasterizer", lambda *_, **options: options)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert rasterizer_for("cuda:0", near=0.5)["near"] == 0.5  # pyright: ignore[reportIndexIssue]
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_cards_are_taken_by_number(cards: None) -> None:
     """auto and cuda are the current one; a line names it."""
     line = "device: cuda:0 (NVIDIA H100, 79 GB)"
