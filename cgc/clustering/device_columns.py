@@ -1,10 +1,11 @@
 """W^T M on a device: the columns that masks are, and the two questions that are asked of them again and again.
 
 Notation: N Gaussians, M masks, E entries (Gaussian, mask, weight), A groups, L labels. Weights are summed in float64,
-where sums of float32 weights are exact for any scene there is: so they are added in any order, by atomics, and the
-result is the same. A million Gaussians in 200 views are some 30 million entries, 12 B each: what groups weigh in masks
-(`under`) reads them once, 0.1 ms and about a millisecond of atomics on an H100; an election (`elect`) does as much and
-writes and reads a table [N, L] in pieces, 16 B for each of N x L, 1 ms for 200 labels. Estimated, not measured.
+where sums of float32 weights are exact for any scene there is, and votes, which are products, in whole numbers of
+1 / FINEST: so they are added in any order, by atomics, and the result is the same. A million Gaussians in 200 views are
+some 30 million entries, 12 B each: what groups weigh in masks (`under`) reads them once, 0.1 ms and about a millisecond
+of atomics on an H100; an election (`elect`) does as much and writes and reads a table [N, L] in pieces, 16 B for each of
+N x L, 1 ms for 200 labels. Estimated, not measured.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from cgc.keyed import sum_by_key
 
-TABLE = 1 << 25  # numbers of float64 that are held at once: 256 MB
+TABLE = 1 << 25  # numbers of 8 bytes that are held at once: 256 MB
+FINEST = 1 << 32  # parts of a pixel's weight that votes are counted in; a Gaussian may have those of 2e9 pixels
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,19 @@ class DeviceMatrix:
         begins = torch.arange(0, n + rows, rows, device=device).clamp(max=n)
         places, bounds = begins.tolist(), self.indptr[begins].tolist()
         for begin, end, first, last in zip(places, places[1:], bounds, bounds[1:]):
-            entries, votes = slice(first, last), torch.zeros(end - begin, count, dtype=torch.float64, device=device)
+            entries, votes = slice(first, last), torch.zeros(end - begin, count, dtype=torch.int64, device=device)
             masks = self.masks[entries].long()
             index = (self.gaussians[entries].long() - begin) * count + winner[masks]
-            votes.view(-1).index_add_(0, index, self.weights[entries].double() * value[masks])
-            votes.scatter_add_(1, label[begin:end, None], mine[begin:end, None])
+            votes.view(-1).index_add_(0, index, _whole(self.weights[entries].double() * value[masks]))
+            votes.scatter_add_(1, label[begin:end, None], _whole(mine[begin:end, None]))
             top, which = votes.max(1)  # of equal ones the first
-            best[begin:end], share[begin:end] = which.int(), (top / votes.sum(1).clamp_min(1e-12)).float()
+            best[begin:end], share[begin:end] = which.int(), (top.double() / votes.sum(1).clamp_min(1)).float()
         return best.cpu().numpy(), share.cpu().numpy()
+
+
+def _whole(votes: Tensor) -> Tensor:
+    """Return votes in whole numbers of 1 / FINEST."""
+    return (votes * FINEST).round().long()
 
 
 class Summing:

@@ -159,7 +159,7 @@ class CudaRasterizer:
         check_splats(splats, finite=False)
         check_cameras(cameras, finite=False)
         width, height = cameras[0].width, cameras[0].height
-        if max(len(splats) * CHANNELS, width * height * CHANNELS) * len(cameras) > 2 * MOST:
+        if max(len(splats), width * height) * (CHANNELS + 1) * len(cameras) > 2 * MOST:
             raise InputError(
                 f"{len(cameras)} cameras of {width} x {height} pixels and {len(splats):,} Gaussians are more than "
                 "gsplat counts in one call; render fewer cameras at once, or smaller pictures"
