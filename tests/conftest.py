@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from processes import Group
 
 
+@pytest.fixture(autouse=True)
+def only_gpu_tests_see_a_card(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not marked gpu computes on the CPU, on a machine with a graphics card too."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A CPU generator, seeded."""
@@ -92,7 +99,7 @@ def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     from cgc.pipeline.commands import run_all
 
     out = tmp_path_factory.mktemp("tiny") / "run"
-    run_all(tiny_scene, out, SETTINGS, masks=tiny_scene / "masks", splats=None, quiet=True)
+    run_all(tiny_scene, out, SETTINGS, masks=tiny_scene / "masks", splats=None, quiet=True, device="cpu")
     return out
 
 

@@ -36,7 +36,7 @@ def free_port() -> int:
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {
         "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def launch(script: str, size: int, *arguments: str, torchrun: bool = False) -> l
     """Run a script in several processes, return the exit codes and all they say."""
     path, port = Path(arguments[0]) / "script.py", free_port()
     path.write_text(inspect.cleandoc(script))
-    common = os.environ | {"PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "FATAL"}
+    common = os.environ | {"PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "FATAL", "CUDA_VISIBLE_DEVICES": ""}
     if torchrun:
         commands = [[*["-m", "torch.distributed.run", "--nproc-per-node"], str(size), f"--master-port={port}"]]
     else:
