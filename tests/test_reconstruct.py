@@ -158,6 +158,23 @@ def test_a_scene_that_has_a_model_is_kept(corner, monkeypatch):
     assert any("kept" in line for line in again.lines())
 
 
+def test_a_scene_of_photos_that_have_changed_is_not_passed_off(corner, tmp_path):
+    folder, made, _, _ = corner
+    photos = Path(shutil.copytree(folder, tmp_path / "my photos"))
+    shutil.copytree(made.scene, tmp_path / "my photos_scene")
+    (photos / "broken.jpg").rename(photos / "new.jpg")
+    assert "not made of: new.jpg; to use them, remove" in reconstruct(photos, None, quiet=True).notes[0]
+    name = NAMES[0]
+    data = (photos / name).read_bytes()
+    (photos / name).write_bytes(data + b"more")
+    with pytest.raises(InputError, match=rf"_scene has a model already, of photos .* any more: {name}; remove it"):
+        reconstruct(photos, None, quiet=True)
+    (photos / name).write_bytes(data)
+    (photos / NAMES[1]).unlink()
+    with pytest.raises(InputError, match=f"any more: {NAMES[1]}; remove it"):
+        reconstruct(photos, None, quiet=True)
+
+
 def test_the_same_photos_give_the_same_model_and_images_in_place_are_used(corner, tmp_path):
     _, made, _, _ = corner
     scene = tmp_path / "scene"

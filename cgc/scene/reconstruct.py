@@ -104,7 +104,7 @@ def reconstruct(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} was expected to be the folder of the new scene, but is a file; choose another")
     if kept := _kept(out):
-        return _tell(kept, quiet)
+        return _tell(replace(kept, notes=_unlike(photos, out)), quiet)
     with _stage(out) as stage:
         made = _make(photos, out, stage, settings, quiet)
     return _tell(made, quiet)
@@ -133,6 +133,23 @@ def _kept(out: Path) -> Reconstructed | None:
     if find_transforms(out):
         raise InputError(f"{out} has a transforms.json, so it is a scene already; use it as it is, or choose another")
     return None
+
+
+def _unlike(photos: Path, out: Path) -> tuple[str, ...]:
+    """Say which photos a scene that is kept was not made of; InputError where it has some that are gone, or others."""
+    source = photos / "images" if (photos / "images").is_dir() else photos
+    if not source.is_dir() or not (out / "images").is_dir() or _same_folder(source, out / "images"):
+        return ()
+    now, then = (dict(list_photos(folder)) for folder in (source, out / "images"))
+    other = [name for name, path in then.items() if name not in now or now[name].stat().st_size != path.stat().st_size]
+    if other:
+        raise InputError(
+            f"{out} has a model already, of photos that are not those in {source} any more: {some(other)}; remove it, "
+            "or give the new scene another name with --out"
+        )
+    new = [name for name in now if name not in then]
+    advice = f"to use them, remove {out}, or give the new scene another name with --out"
+    return (f"photos that the scene there was not made of: {some(new)}; {advice}",) if new else ()
 
 
 def _facts(out: Path, model: pycolmap.Reconstruction, names: Sequence[str], notes: Sequence[str]) -> Reconstructed:
