@@ -171,6 +171,11 @@ class RunFolder:
         """Read the scene; InputError where it is not the one that the run was made from."""
         from cgc.scene.read import fingerprint, read_scene  # pycolmap takes half a second to import
 
+        if not Path(self.source.scene).exists():
+            raise InputError(
+                f"{self.root} is a run of the scene {self.source.scene}, which is not there; put it back, or say where "
+                f"it lies now: cgc run SCENE --out {self.root}"
+            )
         scene = read_scene(Path(self.source.scene), self.settings.scene, quiet=quiet)
         now = replace(self.source, fingerprint=fingerprint(scene))
         if now.scene_identity() != self.source.scene_identity():
@@ -294,12 +299,21 @@ def create_run(root: Path, settings: RunSettings, source: Source) -> RunFolder:
             )
         stats = old.stats
         if source.masks is None:
-            source = replace(source, masks=old.source.masks, masks_hash=old.source.masks_hash)
+            masks = moved_masks(old.source.masks, old.source.scene, source.scene)
+            source = replace(source, masks=masks, masks_hash=old.source.masks_hash)
         if source.splats is None:
             source = replace(source, splats=old.source.splats, splats_hash=old.source.splats_hash)
     elif root.exists() and not all(is_unfinished(path) for path in root.iterdir()):
         raise InputError(f"{root} is not empty and not a run folder; choose another --out, so that nothing is lost")
     return RunFolder(root, settings, source, stats)
+
+
+def moved_masks(masks: str | None, old: str, new: str) -> str | None:
+    """Return the folder of masks, which has moved with the scene from `old` to `new` if it lay in there."""
+    if masks and not Path(masks).exists() and Path(masks).is_relative_to(old):
+        there = new / Path(masks).relative_to(old)
+        return str(there) if there.is_dir() else masks
+    return masks
 
 
 def is_unfinished(path: Path) -> bool:

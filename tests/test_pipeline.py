@@ -198,10 +198,31 @@ def test_a_moved_scene_is_the_same_scene(own_scene, own_run, calls):
     run(own_scene, own_run)
     assert calls == [] and open_run(own_run).source.scene == str(own_scene)
     moved = own_scene.rename(own_scene.with_name("moved"))
-    with pytest.raises(InputError, match="scene was expected to be the folder of a scene, but there is no such folder"):
+    with pytest.raises(InputError, match=rf"a run of the scene {own_scene}, which is not there; .*: cgc run SCENE"):
         run_step(own_run, "cluster", quiet=True)
     run(moved, own_run)
     assert calls == ["cluster"]
+
+
+def test_masks_in_a_scene_move_with_it(own_scene, own_run, calls):
+    run(own_scene, own_run)
+    moved = own_scene.rename(own_scene.with_name("moved"))
+    run_step(own_run, "lift", quiet=True, scene=moved)
+    assert calls == ["lift"] and open_run(own_run).source.masks == str(moved / "masks")
+    again = moved.rename(moved.with_name("again"))
+    run_all(again, own_run, SETTINGS, masks=None, splats=None, quiet=True)
+    assert calls == ["lift"] and open_run(own_run).source.masks == str(again / "masks")
+
+
+def test_photos_that_are_newer_than_the_splats_are_said(own_scene, own_run, calls, capsys):
+    run_all(own_scene, own_run, SETTINGS, masks=own_scene / "masks", splats=None)
+    assert "newer than the splats" not in capsys.readouterr().out
+    later = (own_run / "splats.ply").stat().st_mtime + 9
+    photo = sorted((own_scene / "images").rglob("*.*g"))[0]
+    os.utime(photo, (later, later))
+    run_all(own_scene, own_run, SETTINGS, masks=own_scene / "masks", splats=None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"trained on them: {photo.relative_to(own_scene / 'images')}; if they show" in said and calls == []
 
 
 def test_a_deleted_result_is_made_again(tiny_scene, own_run, calls):

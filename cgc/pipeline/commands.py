@@ -10,7 +10,7 @@ from typing import Any
 
 from cgc import parallel
 from cgc.blocks.cut import check_size
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.files import sha256
 from cgc.pipeline.export import export_at
 from cgc.pipeline.facts import find_warnings, headline
@@ -18,7 +18,7 @@ from cgc.pipeline.render import render_at
 from cgc.pipeline.steps import do, meet
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import console
-from cgc.run_folder import STEPS, RunFolder, Source, create_run, open_run
+from cgc.run_folder import STEPS, RunFolder, Source, create_run, moved_masks, open_run
 from cgc.scene.images import check_images
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Scene
@@ -75,6 +75,11 @@ def run_all(
         run.source = replace(run.source, splats_hash=sha256(splats))
     if not run.is_done("train"):
         check_images(scene.views)
+    elif not run.source.splats and (newer := _newer(run, scene)):
+        notes.append(
+            f"photos are newer than the splats that were trained on them: {some(newer)}; if they show something else "
+            f"now, remove {run.root / 'splats.ply'} and run this again"
+        )
     if not (out / "config.json").exists() or not (out / "scene.json").exists():
         run.save_settings()  # a stopped training needs them; later ones are kept once their step has succeeded
     for note in notes:
@@ -114,7 +119,9 @@ def run_step(
         run.source = replace(run.source, masks=os.path.realpath(masks))
     work = Workspace(run, quiet=quiet, device=device)
     if scene is not None:
-        run.source = replace(run.source, scene=os.path.realpath(scene))
+        place = os.path.realpath(scene)
+        kept = moved_masks(run.source.masks, run.source.scene, place)
+        run.source = replace(run.source, scene=place, masks=kept)
         with parallel.first_before_others():
             _ = work.scene_as_read
     meet(work)
@@ -124,6 +131,12 @@ def run_step(
         work.say(f"now out of date: {', '.join(stale)} (run `cgc {stale[0]} {out}`, or `cgc run` for all of them)")
     work.say(f"{step}: {said}")
     return run
+
+
+def _newer(run: RunFolder, scene: Scene) -> list[str]:
+    """Return the photos that were written after the run's splats."""
+    made = (run.root / "splats.ply").stat().st_mtime
+    return [view.name for view in scene.views if view.image_path.stat().st_mtime > made]
 
 
 def _check_splats(path: Path, *, mapped: bool) -> None:
