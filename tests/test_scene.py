@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import struct
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,37 @@ def test_reads_poses_intrinsics_and_points(tmp_path, text):
     assert scene.points.dtype == np.float32 and scene.point_colors.dtype == np.uint8
     assert scene.points[:, 0].tolist() == [0, 1, 2] and scene.point_colors[:, 0].tolist() == [0, 10, 20]
     assert scene.notes == () and scene.model_path == root / "sparse/0"
+
+
+def test_names_with_spaces_are_whole_in_text_too(tmp_path):
+    names = ("my photo 2.png", "my photo 1.png", "sub dir/c.png")
+    root = make_scene(tmp_path, names, text=True)
+    scene = read_scene(root)
+    assert [view.name for view in scene.views] == sorted(names)
+    assert [view.camera.position[0].item() for view in scene.views] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_larger_model_beside_the_one_in_use_is_said(tmp_path, text):
+    root = make_scene(tmp_path, ("a.png", "b.png", "c.png"))
+    for number, names in ((1, [f"{c}.png" for c in "abcd"]), (2, ["a.png", "b.png"])):
+        folder = root / f"sparse/{number}"
+        folder.mkdir()
+        model = make_model(names)
+        (model.write_text if text else model.write_binary)(str(folder))
+    (note,) = read_scene(root).notes
+    assert note == f"{root}/sparse/1 has 4 images where {root}/sparse/0, which is used, has 3: give it as the scene"
+    write_image(root / "images/d.png")
+    larger = read_scene(root / "sparse/1")
+    assert len(larger.views) == 4 and not larger.notes
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_accents_are_found_in_either_code(tmp_path, stored):
+    root = make_scene(tmp_path, ("caf\u00e9.png", "b.png"))
+    given = root / "images/caf\u00e9.png"
+    given.rename(given.with_name(unicodedata.normalize(stored, given.name)))
+    assert read_scene(root).views[1].image_path.is_file()
 
 
 @pytest.mark.parametrize("read", [read_scene, read_cameras])
@@ -481,6 +513,26 @@ def test_transforms_points_and_own_intrinsics_a_frame(tmp_path):
     (root / "points.ply").write_text(header + "1 2 3 4 5 6\n")
     with pytest.raises(InputError, match=r"points.ply, the point cloud that .* cannot be read"):
         read_scene(root)
+
+
+@pytest.mark.parametrize(("values", "color"), [("0.5 0.2 1", [128, 51, 255]), ("7 130.4 255", [7, 130, 255])])
+def test_colours_of_points_may_be_of_floating_point(tmp_path, values, color):
+    root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30, "ply_file_path": ".\\sub\\points.ply"})
+    header = "ply\nformat ascii 1.0\nelement vertex 1\n" + "".join(f"property float {a}\n" for a in "xyz")
+    header += "".join(f"property float {c}\n" for c in ("red", "green", "blue")) + "end_header\n"
+    (root / "sub").mkdir()
+    (root / "sub/points.ply").write_text(f"{header}1 2 3 {values}\n")
+    assert read_scene(root).point_colors.tolist() == [color]
+
+
+def test_names_as_windows_writes_them(tmp_path):
+    root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30})
+    text = (root / "transforms.json").read_text()
+    (root / "transforms.json").write_text(text.replace("images/", ".\\\\images\\\\"))
+    assert [view.name for view in read_scene(root).views] == ["a.png", "b.png"]
+    root = make_scene(tmp_path / "colmap", ("cam/a.png", "b.png"))
+    make_model(("cam\\a.png", "b.png")).write_binary(str(root / "sparse/0"))
+    assert read_scene(root).views[1].image_path == root / "images/cam/a.png"
 
 
 @pytest.mark.parametrize(

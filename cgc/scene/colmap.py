@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ def read_colmap(root: Path, folder: Path) -> Model:
         if binary:
             check_binary_model(folder)
         model = pycolmap.Reconstruction(str(folder))
-        shots = [_shot(image) for image in model.images.values() if image.has_pose]
+        names = {} if binary else _names_in_text(folder / "images.txt")
+        shots = [_shot(image, names) for image in model.images.values() if image.has_pose]
     except (BrokenFile, RuntimeError, ValueError, IndexError, KeyError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
@@ -50,12 +52,49 @@ def read_colmap(root: Path, folder: Path) -> Model:
     return Model(shots, *_points(model), images=images, path=folder)
 
 
-def _shot(image: pycolmap.Image) -> Shot:
+def fuller_model(folder: Path) -> tuple[Path, int, int] | None:
+    """Return the model beside sparse/N, if any, that has more images, their number, and that of those in `folder`.
+
+    COLMAP's mapper numbers models as it makes them: 0 may be the smallest.
+    """
+    if folder.parent.name != "sparse" or not folder.name.isdecimal():
+        return None
+    there = {path: _image_count(path) for path in sorted(folder.parent.iterdir()) if path.name.isdecimal()}
+    best = max(there, key=lambda path: there[path])
+    own = _image_count(folder)
+    return (best, there[best], own) if there[best] > own > 0 else None
+
+
+def _image_count(folder: Path) -> int:
+    """Return how many images a model says it has; 0 where it does not."""
+    try:
+        if (folder / "images.bin").is_file():
+            with open(folder / "images.bin", "rb") as file:
+                return int.from_bytes(file.read(8), "little")
+        return len(_names_in_text(folder / "images.txt"))
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _names_in_text(path: Path) -> dict[int, str]:
+    """Return the names of images.txt by id, with their spaces, at the first of which pycolmap (4.2) cuts them."""
+    names = {}
+    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            cells = line.strip().split(maxsplit=9)
+            names[int(cells[0])] = cells[9]
+            next(lines, None)  # its points
+    return names
+
+
+def _shot(image: pycolmap.Image, names: Mapping[int, str]) -> Shot:
     if image.camera is None:
         raise ValueError(f"the image {image.name} has no camera")
     viewmat = np.eye(4)
     viewmat[:3] = image.cam_from_world().matrix()  # pyright: ignore[reportOptionalMemberAccess]
-    return Shot(image.name, from_colmap(image.camera), viewmat)
+    return Shot(names.get(image.image_id, image.name), from_colmap(image.camera), viewmat)
 
 
 def _points(model: pycolmap.Reconstruction) -> tuple[np.ndarray, np.ndarray]:

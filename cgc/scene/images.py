@@ -7,6 +7,7 @@ which: a photo is turned by its tag only where its turned size fits the camera a
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,24 +34,29 @@ class Header:
 
 
 def find_images(folder: Path, names: Sequence[str]) -> list[Path | None]:
-    """Find every name's file in `folder`: the name itself, or its stem with another image suffix."""
+    """Find every name's file in `folder`: the name itself, or its stem with another image suffix or other codes."""
     exact = [folder / name for name in names]
     found: list[Path | None] = [path if path.is_file() else None for path in exact]
     if all(found):
         return found
     by_stem = _by_stem(folder)
-    for i, name in enumerate(names):
+    for i, name in enumerate(_plain(name) for name in names):
         candidates = by_stem.get(os.path.splitext(name)[0], []) or by_stem.get(name, [])
         if found[i] is None and len(candidates) == 1:
             found[i] = candidates[0]
     return found
 
 
+def _plain(name: str) -> str:
+    """Return a name with slashes as here and accents in one code, whichever system has written it."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
     stems: dict[str, list[Path]] = {}
     for path in files_below(folder):
         if path.suffix.lower() in SUFFIXES:
-            stems.setdefault(path.with_suffix("").relative_to(folder).as_posix(), []).append(path)
+            stems.setdefault(_plain(path.with_suffix("").relative_to(folder).as_posix()), []).append(path)
     return stems
 
 

@@ -14,7 +14,7 @@ import torch
 
 from cgc.errors import InputError
 from cgc.files import sha256
-from cgc.scene.colmap import find_colmap, read_colmap
+from cgc.scene.colmap import find_colmap, fuller_model, read_colmap
 from cgc.scene.images import find_images, read_header
 from cgc.scene.lens import intrinsics, is_pinhole, resized, undistorted
 from cgc.scene.model import Model, Shot, check_model, find_origin, moved
@@ -63,6 +63,9 @@ def read_scene(
     check_model(model)
     model.shots.sort(key=lambda shot: shot.name)
     notes: list[str] = []
+    if fuller := fuller_model(model.path):
+        path, count, own = fuller
+        notes.append(f"{path} has {count} images where {model.path}, which is used, has {own}: give it as the scene")
     if (origin := find_origin(model)).any():
         model = moved(model, origin)
         less = ", ".join(f"{x:.12g}" for x in origin)

@@ -43,7 +43,7 @@ def read_transforms(root: Path, files: list[Path]) -> Model:
         shots += _shots(root, frames, {k: v for k, v in content.items() if k != "frames"}, file)
         if isinstance(content.get("ply_file_path"), str):
             check_name(content["ply_file_path"], file)
-            points = _read_points(file.parent / content["ply_file_path"], file)
+            points = _read_points(file.parent / _with_slashes(content["ply_file_path"], file.parent), file)
     tops = {shot.name.split("/", 1)[0] for shot in shots if "/" in shot.name}
     if len(tops) == 1 and next(iter(tops)).startswith("images") and all("/" in shot.name for shot in shots):
         images = root / tops.pop()  # names start inside the images folder, as COLMAP's do
@@ -59,6 +59,7 @@ def _shots(root: Path, frames: list[dict[str, Any]], shared: dict[str, Any], fil
         name = frame.get("file_path")
         if not isinstance(name, str) or not name:
             raise InputError(f"{file}: frame {i} has no file_path; every frame must name its image")
+        name = _with_slashes(name, root)
         names.append(os.path.normpath(name).replace(os.sep, "/") if ".." not in name else name)
         check_name(names[-1], file)
     shots = []
@@ -68,6 +69,11 @@ def _shots(root: Path, frames: list[dict[str, Any]], shared: dict[str, Any], fil
         except (ValueError, TypeError, OverflowError, ZeroDivisionError, np.linalg.LinAlgError) as error:
             raise InputError(f"{file}: the frame of {name} is bad: {error}; export the scene again") from error
     return shots
+
+
+def _with_slashes(name: str, root: Path) -> str:
+    """Return a path as Windows writes it with slashes, unless a file is called so."""
+    return name if "\\" not in name or (root / name).exists() else name.replace("\\", "/")
 
 
 def _viewmat(frame: dict[str, Any]) -> np.ndarray:
@@ -127,7 +133,11 @@ def _read_points(path: Path, where: Path) -> tuple[np.ndarray, np.ndarray]:
             points = np.stack([vertices[axis] for axis in "xyz"], 1).astype(np.float64)
             colors = np.full((len(points), 3), 128, np.uint8)
             if {"red", "green", "blue"} <= set(vertices.dtype.names or ()):
-                colors = np.stack([vertices[c] for c in ("red", "green", "blue")], 1).astype(np.uint8)
+                found = np.stack([vertices[c] for c in ("red", "green", "blue")], 1)
+                if found.dtype.kind == "f":  # 0 to 1, as a rule
+                    scale = 255.0 if np.nanmax(found, initial=0.0) <= 1.0 else 1.0
+                    found = np.nan_to_num(found * scale).clip(0, 255).round()
+                colors = found.astype(np.uint8)
     except (OSError, ValueError, KeyError, MemoryError) as error:
         raise InputError(
             f"{path}, the point cloud that {where} names, cannot be read: {error}; "
