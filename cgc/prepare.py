@@ -160,9 +160,16 @@ def masks_command(
         if not parallel.is_first():
             return
         foreign = read_foreign(source, scene.views, format=form, resize=resize, tracked=tracked)
-        for decision in foreign.decisions if not quiet else ():
-            console.print(f"note: {decision}")
+        opening = foreign.decisions
+        _say_decisions(opening, quiet)
         made = keep_masks(scene.views, foreign, folder, min_area=settings.min_area, overwrite=overwrite, quiet=quiet)
+        loading = [decision for decision in foreign.decisions if decision not in opening]
+        if made.masks and not any(made.masks.values()):
+            raise InputError(
+                f"{source} has no mask that can be used for any of {len(made.masks)} views; masks of objects were "
+                f"expected, so look at how they were exported{''.join(f' ({text})' for text in loading)}"
+            )
+        _say_decisions(loading, quiet)
     else:
         made = make(scene, folder, settings, sam, regions, overwrite=overwrite, quiet=quiet)
     if preview and made.masks and parallel.is_first():
@@ -170,6 +177,11 @@ def masks_command(
         if not quiet:
             console.print(f"a look at them: {path}")
     say_made(made, folder, quiet)
+
+
+def _say_decisions(decisions: Sequence[str], quiet: bool) -> None:
+    for decision in decisions if not quiet else ():
+        console.print(f"note: {decision}", markup=False)
 
 
 def draw_preview(views: Sequence[View], folder: Path, most: int = PREVIEW_VIEWS) -> Path:

@@ -421,6 +421,28 @@ def test_coco(tmp_path):
     )
 
 
+def test_run_lengths_that_are_all_marked_as_crowds_are_things(tmp_path):
+    """As CVAT writes masks; in COCO's own files outlines are beside them."""
+    value = coco()
+    value["annotations"] = [
+        row | {"iscrowd": 1} for row in value["annotations"] if isinstance(row["segmentation"], dict)
+    ]
+    dump(tmp_path / "instances.json", value)
+    found = read_foreign(tmp_path, VIEWS)
+    a, _, c = stack_of(0)
+    assert pictures(found.load(0)) == wanted([a, c]) and any("marked as crowds" in text for text in found.decisions)
+
+
+def test_linked_folders_are_looked_into(tmp_path):
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    dump(outside / "a1.json", labelme({"points": [[1.0, 1.0], [4.0, 1.0], [4.0, 3.0], [1.0, 3.0]]}))
+    (tmp_path / "masks").mkdir()
+    dump(tmp_path / "masks/b.json", labelme({"points": [[1.0, 1.0], [4.0, 1.0], [4.0, 3.0]]}))
+    (tmp_path / "masks/more").symlink_to(outside, target_is_directory=True)
+    assert len(read_foreign(tmp_path / "masks", VIEWS).load(0)) == 1
+
+
 def test_parts_of_an_object_may_overlap_and_its_runs_are_of_its_image(tmp_path):
     value = coco()
     value["annotations"][1]["segmentation"] = [[1, 1, 5, 1, 5, 4, 1, 4], [3, 2, 8, 2, 8, 6, 3, 6]]
@@ -548,6 +570,7 @@ def test_labelme(tmp_path):
         {"points": [[6.0, 0.0], [9.0, 2.0]], "shape_type": "mask", "mask": png_text(small)},
         {"points": [[0.0, 5.0], [1.0, 5.0], [1.0, 8.0], [0.0, 8.0]], "group_id": 4},
         {"points": [[3.0, 5.0], [4.0, 5.0], [4.0, 8.0], [3.0, 8.0]], "group_id": 4},
+        {"points": [[11.0, 0.0], [12.0, 0.0], [12.0, 2.0], [11.0, 2.0]], "shape_type": "rotation"},
         {"points": [[3.0, 5.0], [4.0, 5.0]], "shape_type": "line"},
         {"points": [[3.0, 5.0], [4.0, 5.0]]},
     )
@@ -555,7 +578,8 @@ def test_labelme(tmp_path):
     Image.new("RGB", (W, H), (1, 2, 3)).save(tmp_path / "a1.png")
     found = read_foreign(tmp_path, VIEWS)
     made = found.load(0)
-    expected = np.zeros((5, H, W), bool)
+    expected = np.zeros((6, H, W), bool)
+    expected[5, :2, 11] = True
     expected[0, 1:3, 1:4] = expected[1, 6:8, 5:8] = expected[3, 1, 7:10] = True
     expected[2] = disc(9, 3, 2, W, H)
     expected[4, 5:8, 0] = expected[4, 5:8, 3] = True
@@ -718,6 +742,10 @@ def test_sizes(tmp_path):
         assert np.array_equal(found.id_map(0), ids[1::2, 1::2])
         assert pictures(found.load(0)) == of_ids(ids[1::2, 1::2])
         assert any("resized from 24x18 to the 12x9" in sentence for sentence in found.decisions)
+    Image.fromarray(ids_of(0, width=2 * H, height=2 * W).astype(np.uint8)).save(tmp_path / "a1.png")
+    for resize in ("error", "nearest"):  # of a photo that its EXIF tag turns
+        with pytest.raises(InputError, match=r"is 12x9 but its mask .* is 18x24, on its side: .* EXIF"):
+            read_foreign(tmp_path, VIEWS, resize=resize).load(0)
     torch.save(torch.from_numpy(np.stack([ids == 1, ids == 2])), tmp_path / "a1.pt")
     (tmp_path / "a1.png").unlink()
     found = read_foreign(tmp_path, VIEWS, resize="nearest")

@@ -109,6 +109,14 @@ def test_matches_by_stem_by_whole_name_and_by_unique_bare_name(tmp_path):
     assert empty.shape == (6, 8) and not empty.any() and empty.dtype == np.int32
 
 
+def test_masks_in_linked_folders_are_found(tmp_path):
+    write_id_map(tmp_path / "elsewhere/a.png", np.ones((6, 8), np.int32))
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    found = read_mask_folder(tmp_path / "masks", [make_view("more/a.jpg")])
+    assert found.paths == (tmp_path / "masks/more/a.png",)
+
+
 def test_no_folder_and_no_name(tmp_path):
     views = [make_view(f"{i}.jpg") for i in range(5)]
     with pytest.raises(InputError, match=r"mask folder .* does not exist"):

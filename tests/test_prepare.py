@@ -98,6 +98,22 @@ def test_masks_of_another_tool(scene, tiny_scene, capsys):
     assert json.loads((scene / "masks" / "masks.json").read_text())["tracked"] is True
 
 
+def test_what_was_left_out_on_import_is_said(scene, tmp_path, capsys):
+    views = {"a_view_00": [3, 3, 30, 3, 30, 30], "sub/view_04": [3, 3, 30, 3]}
+    images = [{"id": i, "width": 64, "height": 48, "file_name": f"{name}.jpg"} for i, name in enumerate(views)]
+    with Image.open(next((scene / "images").rglob("*.*g"))) as photo:
+        images = [image | {"width": photo.width, "height": photo.height} for image in images]
+    rows = [{"id": i, "image_id": i, "segmentation": [xy]} for i, xy in enumerate(views.values())]
+    for used in (rows, rows[1:]):
+        value = {"images": images, "annotations": used, "categories": []}
+        (tmp_path / "coco.json").write_text(json.dumps(value))
+        code = main(["masks", str(scene), "--from", str(tmp_path / "coco.json"), "--overwrite"])
+        said = capsys.readouterr()
+        assert "1 annotations without an outline" in " ".join((said.out + said.err).split())
+        assert code == (0 if used is rows else 2)
+    assert "has no mask that can be used for any of" in " ".join(said.err.split())
+
+
 def test_tracked_masks_are_voted_for(scene, tiny_scene, tmp_path, capsys):
     assert main(["masks", str(scene), "--from", str(tiny_scene / "instance"), "--tracked", "--quiet"]) == 0
     assert main(["run", str(scene), "--out", str(tmp_path / "run"), *TINY]) == 0

@@ -6,6 +6,7 @@ view is resized only by a stated rule, to the nearest id, and a note says so.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from cgc.errors import InputError
-from cgc.files import write_beside
+from cgc.files import files_below, write_beside
 from cgc.masks.image_masks import read_wholes
 from cgc.masks.record import read_record, set_path
 from cgc.scene.images import UNREADABLE
@@ -86,7 +87,7 @@ def read_mask_folder(
     record = read_record(folder)
     if not folder.is_dir():
         raise InputError(f"the mask folder {folder} does not exist; expected a folder with one PNG id map per view")
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _is_png(path)}
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(files_below(folder)) if _is_png(path)}
     paths = match_names(found, views)
     if not any(paths):
         came = ", ".join(list(found)[:3]) or "no PNG at all"
@@ -151,6 +152,12 @@ def fitting(
         return undistort, "are of the photos before undistortion: they were undistorted likewise (nearest id)"
     if size == used:
         return lambda ids: ids, ""
+    if size not in photo_sizes and not of_view and _on_its_side(size, used):
+        raise InputError(
+            f"{view.name} is {_text(view.full_size or used)} but its mask {path} is {_text(size)}, on its side: the "
+            "tool that made it has turned the photo as its EXIF tag says, and the model has not; turn the masks back, "
+            "or make them of photos without the tag"
+        )
     if size in photo_sizes or resize == "nearest" or of_view:
         note = f"were resized from {_text(size)} to the {_text(used)} of their images (nearest id)"
         return lambda ids: resize_nearest(ids, *used), note
@@ -158,6 +165,13 @@ def fitting(
         f"{view.name} is {_text(view.full_size or used)} but its mask {path} is {_text(size)}; "
         "make the mask again from this image, or have it resized to the nearest id"
     )
+
+
+def _on_its_side(size: Size, used: Size) -> bool:
+    """Say whether a size is another one with its sides swapped, but for the scale and a pixel or two."""
+    (width, height), (high, wide) = size, used
+    swapped = math.isclose(width * high, height * wide, rel_tol=0.02)
+    return swapped and wide != high and (width > height) == (wide > high)
 
 
 def resize_nearest(ids: np.ndarray, width: int, height: int) -> np.ndarray:

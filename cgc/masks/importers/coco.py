@@ -78,19 +78,25 @@ def open_instances(listing: Listing) -> Source:
     path, value = _one_json(listing, lambda v: is_coco(v) and not is_panoptic(v), "COCO")
     images = _images(value, path)
     rows = _rows_of(value, images, path)
-    source = Source({})
+    source, crowds = Source({}), True
+    if value["annotations"] and all(
+        row.get("iscrowd") and isinstance(row.get("segmentation"), dict) for row in value["annotations"]
+    ):
+        crowds = False
+        source.decisions.append("All annotations are run lengths and marked as crowds, as CVAT does: they were taken.")
     for key, image in images.items():
         name = image_name(image.get("file_name"), path)
-        source.add(name, Entry(path, lambda frame, i=image, r=rows[key]: _read_instances(frame, i, r)))
+        source.add(name, Entry(path, lambda frame, i=image, r=rows[key]: _read_instances(frame, i, r, crowds)))
     return source
 
 
-def _read_instances(frame: Frame, image: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Found:
+def _read_instances(frame: Frame, image: dict[str, Any], rows: Sequence[dict[str, Any]], crowds: bool) -> Found:
+    """Read the masks of an image; `crowds`: "iscrowd" means that, and not just that a mask is run lengths."""
     width, height = frame.check(image.get("width"), image.get("height"))
     counts, scores = [], []
     skipped: Counter[str] = Counter()
     for row in rows:
-        if row.get("iscrowd"):
+        if crowds and row.get("iscrowd"):
             skipped["crowd regions, which are several objects at once, were left out"] += 1
             continue
         runs = _runs(row.get("segmentation"), width, height, frame)

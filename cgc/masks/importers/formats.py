@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cgc.errors import InputError, some
+from cgc.files import files_below
 from cgc.masks.importers import coco, garfield, labelme, sam, stacks, video
 from cgc.masks.importers.arrays import read_arrays
 from cgc.masks.importers.base import Listing, Source, image_header, read_json, read_pixels
@@ -116,7 +117,7 @@ def list_files(path: Path, format: str) -> tuple[Listing, list[str]]:
     while (inner := _inner(root, pngs)) is not None:
         root = inner
     files = tuple(
-        p for p in sorted(root.rglob("*"))
+        p for p in sorted(files_below(root))
         if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts)
     )  # fmt: skip
     return Listing(root, files), [] if root == path else [f"The masks were taken from {root}."]

@@ -17,7 +17,7 @@ from cgc.masks.importers.base import Found, Frame, Listing, Source, jsons, read_
 from cgc.masks.importers.polygons import disc, fill, read_points
 from cgc.scene.images import UNREADABLE
 
-_CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2, "oriented_rectangle": 4}
+_CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2, "oriented_rectangle": 4, "rotation": 4}
 
 
 def is_labelme(value: Any) -> bool:
