@@ -2,10 +2,10 @@
 
 Notation: N Gaussians, M masks, E entries (Gaussian, mask, weight), A groups, L labels. Weights are summed in float64,
 where sums of float32 weights are exact for any scene there is, and votes, which are products, in whole numbers of
-1 / FINEST: so they are added in any order, by atomics, and the result is the same. A million Gaussians in 200 views are
-some 30 million entries, 12 B each: what groups weigh in masks (`under`) reads them once, 0.1 ms and about a millisecond
-of atomics on an H100; an election (`elect`) does as much and writes and reads a table [N, L] in pieces, 16 B for each of
-N x L, 1 ms for 200 labels. Estimated, not measured.
+1 / FINEST: so they are added in any order, by atomics, and the result is the same. A million Gaussians in 200 views
+are some 30 million entries, 12 B each: what groups weigh in masks (`under`) reads them once, 0.1 ms and about a
+millisecond of atomics on an H100; an election (`elect`) does as much and writes and reads a table [N, L] in pieces,
+16 B for each of N x L, 1 ms for 200 labels. Estimated, not measured.
 """
 
 from __future__ import annotations
