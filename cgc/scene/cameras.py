@@ -14,6 +14,7 @@ from cgc.files import read_json, write_json
 from cgc.scene.types import Camera
 
 FORMAT = 1
+LARGEST_SIDE = 1 << 17  # pixels
 UPRIGHT = 0.1  # of 1: a shorter mean of unit directions has none
 Z = np.array([0.0, 0.0, 1.0])
 """What is up where nothing else is known."""
@@ -48,10 +49,31 @@ def read_camera_file(path: Path) -> dict[str, Camera]:
 
 
 def _camera(row: Mapping[str, Any]) -> Camera:
-    K, viewmat = (torch.tensor(row[name], dtype=torch.float32) for name in ("K", "viewmat"))
-    width, height = row["width"], row["height"]
-    if K.shape != (3, 3) or viewmat.shape != (4, 4) or not (K.isfinite().all() and viewmat.isfinite().all()):
-        raise ValueError(f"the matrices of {row['name']} are not finite ones of 3x3 and 4x4")
-    if not all(isinstance(side, int) and 0 < side < 1 << 17 for side in (width, height)):
-        raise ValueError(f"the image of {row['name']} is {width}x{height}")
-    return Camera(viewmat, K, width, height)
+    made = Camera(row["viewmat"], row["K"], row["width"], row["height"])
+    try:
+        return checked(made)
+    except InputError as error:
+        raise ValueError(f"{row['name']}: {error}") from error
+
+
+def checked(camera: Camera) -> Camera:
+    """Return a camera with float32 tensors; InputError where it is none that a picture could be made by."""
+    try:
+        viewmat, K = (torch.as_tensor(x, dtype=torch.float32) for x in (camera.viewmat, camera.K))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError("a camera's viewmat and K are a 4x4 and a 3x3 matrix of numbers; give such") from error
+    sides = camera.width, camera.height
+    if K.shape != (3, 3) or viewmat.shape != (4, 4):
+        raise InputError(
+            f"a camera's viewmat and K are a 4x4 and a 3x3 matrix, got {list(viewmat.shape)} and {list(K.shape)}"
+        )
+    if not all(isinstance(side, (int, np.integer)) and 0 < side < LARGEST_SIDE for side in sides):
+        raise InputError(f"a picture of {sides[0]}x{sides[1]} cannot be made; each side is a whole number over 0")
+    if K.device.type == viewmat.device.type == "cpu":  # elsewhere that would wait for the device
+        if not (K.isfinite().all() and viewmat.isfinite().all()):
+            raise InputError("a camera's viewmat and K must be finite; correct them")
+        if not (K[0, 0] > 0 and K[1, 1] > 0):
+            raise InputError(f"a camera's focal lengths must be over 0, got {K[0, 0]:g} and {K[1, 1]:g} pixels")
+    if viewmat is camera.viewmat and K is camera.K:
+        return camera
+    return Camera(viewmat, K, int(sides[0]), int(sides[1]))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cgc.errors import InputError
 from cgc.rasterize.base import group_contributions
+from cgc.scene.cameras import checked
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
 from cgc.segmentation.labels import ShownNodes, leaf_groups, read_blended, read_rows, render_blended, render_levels
@@ -40,7 +41,7 @@ FEATURE_RANGE = (2, 98)
 def camera_of(segmentation: Segmentation, view: ViewOrCamera) -> Camera:
     """Return the camera of a view by its name, or the camera itself; InputError where it is neither."""
     if isinstance(view, Camera):
-        return view
+        return checked(view)
     if isinstance(view, str):
         return segmentation.context.camera(view)
     raise InputError(f"expected a Camera or the name of a view, got {type(view).__name__}")
@@ -51,10 +52,10 @@ def camera_of(segmentation: Segmentation, view: ViewOrCamera) -> Camera:
 
 def finest_map(segmentation: Segmentation, camera: Camera) -> np.ndarray:
     """The finest node that each pixel shows, int32 [H, W], 0 = none; kept for the cameras that came last."""
-    kept = segmentation.kept_maps  # id(camera) -> (camera, map): the camera is held, so that its id stays its own
-    if found := kept.pop(id(camera), None):
-        kept[id(camera)] = found
-        return found[1]
+    kept, key = segmentation.kept_maps, _key(camera)
+    if (found := kept.pop(key, None)) is not None:
+        kept[key] = found
+        return found
     context, tree = segmentation.context, segmentation.hierarchy
     if context.blended:
         features = segmentation.features
@@ -63,16 +64,22 @@ def finest_map(segmentation: Segmentation, camera: Camera) -> np.ndarray:
         ids = segmentation.drawer.ids(camera)[0].cpu().numpy().reshape(camera.height, camera.width)
     else:
         ids = render_levels(segmentation.splats, tree, [1.0], camera, context.rasterizer)[0].ids
-    kept[id(camera)] = camera, ids
+    kept[key] = ids
     while len(kept) > KEPT_MAPS:
         kept.pop(next(iter(kept)))
     return ids
 
 
+def _key(camera: Camera) -> bytes:
+    """Return what tells a camera from others: its numbers, which its owner may change."""
+    arrays = (camera.viewmat, camera.K, torch.tensor([camera.width, camera.height]))
+    return b"".join(x.detach().cpu().numpy().tobytes() for x in arrays)
+
+
 def finest_ids(segmentation: Segmentation, camera: Camera, pixels: np.ndarray) -> np.ndarray:
     """The finest node that some pixels show, int32 [P], as `finest_map` has them; pixels [P] are y * width + x."""
-    if found := segmentation.kept_maps.get(id(camera)):
-        return found[1].ravel()[pixels]
+    if (found := segmentation.kept_maps.get(_key(camera))) is not None:
+        return found.ravel()[pixels]
     context, tree = segmentation.context, segmentation.hierarchy
     splats, rasterizer, wanted = segmentation.splats, context.rasterizer, torch.from_numpy(pixels)
     if not context.blended:
@@ -100,6 +107,8 @@ def masks(segmentation: Segmentation, views: Sequence[ViewOrCamera]) -> list[np.
     """The id maps of some views or cameras, int32 [H, W] each, of any sizes."""
     if isinstance(views, (str, Camera)):
         raise InputError("id maps are made of several views at a time; give a list, of one where it is one: [view]")
+    if not isinstance(views, Iterable):
+        raise InputError(f"a list of views or cameras was expected, got {views!r}")
     return [id_map(segmentation, view) for view in views]
 
 
@@ -124,7 +133,7 @@ def render(segmentation: Segmentation, views: ViewOrCamera | Sequence[ViewOrCame
     rgb, segments and features are uint8 [H, W, 3]; depth is float32 [H, W], the mean distance along the camera's axis,
     0 where nothing is; so is confidence, the Gaussians' confidences blended as colours are, 0 for noise.
     """
-    if what not in DRAW:
+    if not isinstance(what, str) or what not in DRAW:
         raise InputError(f"what={what!r} cannot be rendered; expected one of {', '.join(DRAW)}")
     if isinstance(views, (str, Camera)):
         return DRAW[what](segmentation, [camera_of(segmentation, views)])[0]
