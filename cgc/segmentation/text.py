@@ -94,9 +94,12 @@ def object_embeddings(segmentation: Segmentation, model: TextImageModel) -> tupl
 
 
 def crops(segmentation: Segmentation, view: str, ids: list[int]) -> dict[int, np.ndarray | None]:
-    """Cut objects out of a view's photo (its render, where that is gone), uint8 [h, w, 3]; None: not seen there."""
+    """Cut objects out of a view's photo, uint8 [h, w, 3]; None: not seen there.
+
+    Of its render, where the photo is gone or no longer shows the scene, which was edited.
+    """
     shown = id_map(segmentation, view)
-    read = segmentation.context.read_photo
+    read = segmentation.context.read_photo if segmentation.photos_hold else None
     photo = read(view) if read else None
     if photo is None or photo.shape[:2] != shown.shape:
         photo = render(segmentation, view)
@@ -138,7 +141,10 @@ def _cache(segmentation: Segmentation, model: TextImageModel) -> Path | None:
 def _key(segmentation: Segmentation, model: TextImageModel) -> str:
     digest = hashlib.sha256(model.name.encode())
     digest.update(segmentation.labels.tobytes())
-    digest.update(segmentation.splats.means.detach().cpu().numpy().tobytes())
+    splats = segmentation.splats
+    looks = [] if segmentation.photos_hold else [splats.sh, splats.log_scales, splats.quats, splats.logit_opacities]
+    for tensor in (splats.means, *looks):
+        digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
