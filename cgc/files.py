@@ -143,6 +143,17 @@ def read_arrays(path: Path | str, *names: str) -> dict[str, np.ndarray]:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def folder_at(folder: Path | str) -> Path:
+    """Return the path of a folder that may be there or not; InputError where there can be none of that name."""
+    try:
+        os.stat(Path(folder))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{str(folder)[:80]!r} cannot be a folder ({error}); choose another") from error
+    return Path(folder)
+
+
 def files_below(folder: Path) -> Iterator[Path]:
     """Find every file below a folder but in hidden ones. Links are followed, into each folder once: they may circle."""
     seen = set()

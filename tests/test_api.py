@@ -252,6 +252,25 @@ def test_a_batch_is_its_cameras_one_by_one(seg, monkeypatch, what):
         np.testing.assert_array_equal(picture, seg.render(view, what))
 
 
+def test_a_camera_that_was_moved_is_another_one():
+    """Its tensors are the user's: a loop may step them in place."""
+    seg = family()
+    camera = Camera.look_at((0, -4, 2), (0, 0, 0), width=40, height=30)
+    before = seg.masks([camera])[0]
+    camera.viewmat[0, 3] += 1.0
+    after, pixel = seg.masks([camera])[0], seg.at_pixel(camera, 20, 15)
+    anew = replace(camera, viewmat=camera.viewmat.clone())
+    np.testing.assert_array_equal(after, family().masks([anew])[0])
+    assert (after != before).any() and (pixel.id if pixel else 0) == after[15, 20]
+    assert len(seg.kept_maps) == 2
+
+
+def test_cameras_may_be_of_numpy(seg):
+    camera = seg.camera(NAMES[0])
+    given = Camera(camera.viewmat.numpy().astype(float), camera.K.numpy(), np.int64(48), 36)  # pyright: ignore
+    np.testing.assert_array_equal(seg.masks([given])[0], seg.masks([camera])[0])
+
+
 def test_only_the_last_id_maps_are_kept():
     seg = family()
     first = seg.masks([NAMES[0]])[0]
@@ -504,6 +523,18 @@ def test_words_find_what_they_mean(tmp_path, photos):
     assert 2 * len(seg) < model.images <= 3 * len(seg)
 
 
+def test_words_look_at_what_an_edit_has_left(tmp_path):
+    """Photos do not show it any more, and what was found out about them does not hold."""
+    grey = family()
+    photos = {view: grey.render(view) for view in NAMES}
+    seg, model = family(folder=tmp_path, read_photo=photos.get), Colors()
+    assert seg.find("red", k=1, model=model)[0].object.id == 1
+    dyed = seg.recolor(1, (0.1, 0.1, 0.9)).recolor(4, (0.9, 0.1, 0.1))
+    assert dyed.find("red", k=1, model=model)[0].object.id == 4
+    again = dyed.recolor(4, (0.1, 0.9, 0.1)).recolor(5, (0.9, 0.1, 0.1))
+    assert again.find("red", k=1, model=model)[0].object.id == 5
+
+
 def test_embeddings_are_kept_until_the_objects_change(tmp_path):
     seg, model = family(folder=tmp_path), Colors("a/b c")
     first = seg.find("green", model=model)
@@ -650,6 +681,17 @@ def test_cameras_outlive_the_photos(tiny_run, tiny_scene, tmp_path):
     assert gone.masks([wanted[NAMES[0]]])[0].any() and len(cgc.orbit(gone, 3)) == 3
     with pytest.raises(InputError, match=r"have no cameras any more .*restore the scene, or give a Camera"):
         gone.at_pixel(NAMES[0], 3, 3)
+    assert gone[1].best_view in (*NAMES, "") and gone.transform(1, translation=(0, 0, 1))[1].best_view == ""
+    assert gone.remove(2).export(tmp_path / "taken", "ply", 1)
+    with pytest.raises(InputError, match="it needs the scene's cameras; export from a run whose scene is there"):
+        gone.export(tmp_path / "taken", "masks")
+    cameras_kept = Path(shutil.copytree(tiny_run, tmp_path / "other"))  # clustered since: rendering is out of date
+    facts = json.loads((cameras_kept / "scene.json").read_text())
+    (cameras_kept / "scene.json").write_text(json.dumps({**facts, "scene": str(bare)}))
+    stats = json.loads((cameras_kept / "stats.json").read_text())
+    del stats["steps"]["render"]
+    (cameras_kept / "stats.json").write_text(json.dumps(stats))
+    same(cgc.load(cameras_kept).context.cameras)
 
 
 def test_views_that_no_run_has_rendered_are_counted(seg):
@@ -829,6 +871,24 @@ def look_from(eye, to=(0, 0, 0), width=8, **more):
     (lambda s: replace(s, splats=replace(s.splats, features=None)).render(NAMES[0], "features"), "has no features"),
     (lambda s: Segmentation(s.splats, s.labels, s.confidences).views, "has no views of its own; give a Camera"),
     (lambda s: cgc.cameras("/nowhere/at/all"), "there is no such folder"),
+    (lambda s: s.split([1, 2]), r"whole numbers as ids, got \[1, 2\]"),
+    (lambda s: s.rename([1, 2], "x"), r"whole numbers as ids, got \[1, 2\]"),
+    (lambda s: s.paint(NAMES[0], np.ones((36, 48)), [1, 2]), r"whole numbers as ids, got \[1, 2\]"),
+    (lambda s: s.at_level(1.0).paint(NAMES[0], np.ones((36, 48)), 3), "3 cannot be painted: it is not shown at this"),
+    (lambda s: s.export("out", "labels", 3.0), "whole numbers as ids, got 3.0"),
+    (lambda s: s.export("x" * 300, "labels"), "cannot be a folder .*too long"),
+    (lambda s: s.save("x" * 300), "cannot be a folder .*too long"),
+    (lambda s: s.save("a\0b"), "cannot be a folder .*null"),
+    (lambda s: s.masks(5), "a list of views or cameras was expected, got 5"),
+    (lambda s: s.render(NAMES[0], ["rgb"]), r"what=\['rgb'\] cannot be rendered"),
+    (lambda s: s.at_pixels(NAMES[0], None), "clicks are lists of pixels"),
+    (lambda s: cgc.orbit(s[1], focal="wide"), "focal length are numbers, got 'wide'"),
+    (lambda s: s.masks([Camera(torch.eye(4)[:3], torch.eye(3), 4, 3)]), r"a 3x3 matrix, got \[3, 4\] and \[3, 3\]"),
+    (lambda s: s.masks([Camera("a", torch.eye(3), 4, 3)]), "a 4x4 and a 3x3 matrix of numbers"),  # pyright: ignore
+    (lambda s: s.masks([Camera(torch.eye(4), torch.eye(3), 0, 3)]), "a picture of 0x3 cannot be made"),
+    (lambda s: s.masks([Camera(torch.eye(4), torch.eye(3), 10**9, 3)]), "a picture of 1000000000x3 cannot be made"),
+    (lambda s: s.masks([Camera(torch.eye(4), 0 * torch.eye(3), 4, 3)]), "focal lengths must be over 0, got 0 and 0"),
+    (lambda s: s.masks([Camera(NAN * torch.eye(4), torch.eye(3), 4, 3)]), "must be finite"),
     (lambda s: cgc.orbit(7), "an orbit goes around an object, a selection or a segmentation, got 7"),
     (lambda _: look_from((1, 2, 3), to=(1, 2, 3)), "give two places"),
     (lambda _: look_from((1, 2, 3), up=(0, 0, 0)), "an up that is not 0"),
@@ -848,7 +908,8 @@ def test_bad_input_is_said_in_a_sentence(seg, call, said):
 
 
 def test_one_format_of_one_object_needs_no_list(seg, tmp_path):
-    for which in (2, seg[2]):
+    assert [1, 2] not in seg
+    for which in (2, seg[2], seg.ids[1]):
         assert seg.export(tmp_path, "labels", which) == [tmp_path / "labels.npy"]
         assert set(np.load(tmp_path / "labels.npy").tolist()) == {-1, 2}
 

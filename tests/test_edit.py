@@ -517,6 +517,18 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     save(tiny(), tmp_path / "empty")
 
 
+def test_the_folder_one_is_in_is_not_pulled_away(tmp_path, monkeypatch):
+    save(tiny(), tmp_path / "out")
+    (tmp_path / "out/inside").mkdir()
+    for place in ("out", "out/inside"):
+        monkeypatch.chdir(tmp_path / place)
+        with pytest.raises(InputError, match="out is where you are, and saving puts a new folder in its place"):
+            save(tiny(), tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    save(tiny(), "out")
+    assert load_saved("out")
+
+
 def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     save(tiny(), tmp_path / "out")
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}

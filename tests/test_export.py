@@ -315,6 +315,17 @@ def test_hostile_views_stay_inside(job, tmp_path):
     assert len(list((tmp_path / "in/masks").rglob("*.png"))) == 4
 
 
+def test_views_whose_names_no_file_may_have_get_files_of_their_own(job, tmp_path):
+    names = ("a:b.png", "a_b.png", "q?.png", "a_b_2.png")
+    views = tuple(replace(v, name=name) for v, name in zip(job.views, names))
+    export(replace(job, views=views), tmp_path, ["masks", "coco"])
+    stems = ["a_b", "a_b_2", "q_", "a_b_2_2"]
+    for stem, ids in zip(stems, job.id_maps):
+        np.testing.assert_array_equal(read_id_map(tmp_path / f"masks/{stem}.png"), ids)
+    panoptic = json.loads((tmp_path / "coco/panoptic.json").read_text())
+    assert [row["file_name"] for row in panoptic["annotations"]] == [f"{stem}.png" for stem in stems]
+
+
 # ---- turntables
 
 

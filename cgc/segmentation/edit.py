@@ -149,7 +149,7 @@ def split(
     lie and, where given, `features` [N, D]; the largest keeps the id. A mask [H, W] with its camera and a rasteriser:
     what lies under the mask becomes a new segment; what the camera does not see goes with what is nearest.
     """
-    [segment] = _known(segmentation, segment)
+    segment = _known_one(segmentation, segment)
     own = np.flatnonzero(segmentation.labels == segment)
     if not len(own):
         raise InputError(f"segment {segment} cannot be split: it is not shown at this level; give one that is")
@@ -182,8 +182,8 @@ def paint(
 ) -> Segmentation:
     """Give the Gaussians that show under a mask [H, W] of a camera to a segment; None: a new one; 0: to none."""
     if segment:
-        [segment] = _known(segmentation, segment, empty=True)
-        if segment not in segmentation.ids and segment not in segmentation.hierarchy.objects:
+        segment, tree = _known_one(segmentation, segment, empty=True), segmentation.hierarchy
+        if segment not in tree.shown(tree.base if segmentation.level is None else segmentation.level):
             raise InputError(f"segment {segment} cannot be painted: it is not shown at this level; give one that is")
     share, mass = _shares(segmentation.splats, camera, mask, rasterizer)
     under = np.flatnonzero((share >= MIN_SHARE) & (mass > 0))
@@ -195,7 +195,7 @@ def paint(
 
 def relabel(segmentation: Segmentation, segment: int, name: str | None) -> Segmentation:
     """Name a segment; None or nothing takes its name away."""
-    [segment] = _known(segmentation, segment)
+    segment = _known_one(segmentation, segment)
     wanted = f"a name of up to {MAX_NAME} printable characters was expected, got"
     if not isinstance(name, str | None):
         raise InputError(f"{wanted} {name!r}")
@@ -318,6 +318,11 @@ def whole_ids(given: Iterable[Any]) -> list[int]:
             "selection's with a star: *them"
         )
     return list(dict.fromkeys(int(i) for i in given))
+
+
+def _known_one(segmentation: Segmentation, segment: int, *, empty: bool = False) -> int:
+    """Return the id of one segment, likewise."""
+    return _known(segmentation, whole_ids([segment]), empty=empty)[0]
 
 
 def _known(segmentation: Segmentation, ids: Ids, *, empty: bool = False) -> list[int]:

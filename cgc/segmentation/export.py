@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from cgc.errors import InputError
-from cgc.files import write_beside, write_csv, write_json
+from cgc.files import folder_at, write_beside, write_csv, write_json
 from cgc.geometry import sh_dc_to_rgb
 from cgc.masks.id_maps import write_id_map
 from cgc.masks.image_masks import bounding_box, encode
@@ -81,7 +81,9 @@ class Export:
     def id_maps(self) -> list[np.ndarray]:
         """The id map [H, W] of each view, the chosen ids only."""
         if not self.views or self.rasterizer is None:
-            raise InputError("this format is made of pictures: it needs the scene's cameras; export from a run")
+            raise InputError(
+                "this format is made of pictures: it needs the scene's cameras; export from a run whose scene is there"
+            )
         if hidden := [i for i in self.chosen if i not in self.segmentation.ids]:
             raise InputError(f"segment {hidden[0]} is not shown at this level, so no picture has it; choose a level")
         splats, tree = self.segmentation.splats, self.segmentation.hierarchy
@@ -95,7 +97,13 @@ class Export:
     @cached_property
     def stems(self) -> list[str]:
         """What each view's files are called; never a path that leaves the folder."""
-        return [safe_path(name) for name in picture_names([view.name for view in self.views])]
+        stems: dict[str, None] = {}
+        for name in map(safe_path, picture_names([view.name for view in self.views])):
+            number, stem = 2, name
+            while stem in stems:  # names that differ in what files may not be called
+                stem, number = f"{name}_{number}", number + 1
+            stems[stem] = None
+        return list(stems)
 
     @cached_property
     def table(self) -> list[Segment]:
@@ -417,21 +425,17 @@ _NOT_INTO = ("sparse", "images", "transforms.json", "config.json", "segmentation
 """What says that a folder is something else than a place for exports."""
 
 
-_SEEN = ("keep", "remove", "transform", "recolor")
-"""Edits after which photos no longer show the scene: cut-outs are then made of its pictures."""
-
-
 def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Export:
     """Return what is needed to export some ids (None: all that are shown), with the views it knows of.
 
     Cut-outs are of the photos; of pictures of the splats where an edit has changed what is seen.
     """
     context = segmentation.context
-    cameras = {} if context.read_cameras is None else context.cameras
+    cameras = context.cameras if context.known_cameras else {}
     views = [View(name, camera, Path(name)) for name, camera in cameras.items()]
 
     def photo(view: View) -> np.ndarray:
-        if any(edit["edit"] in _SEEN for edit in segmentation.edits):
+        if not segmentation.photos_hold:
             return segmentation.render(view.camera, "rgb")
         found = context.read_photo(view.name) if context.read_photo else None
         if found is None:
@@ -452,7 +456,8 @@ def check_formats(formats: Sequence[str]) -> None:
 def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path]:
     """Write some formats into a folder; unknown ones and unknown ids are refused before anything is written."""
     check_formats(formats)
-    if taken := [name for name in _NOT_INTO if (Path(folder) / name).exists()]:
+    folder = folder_at(folder)
+    if taken := [name for name in _NOT_INTO if (folder / name).exists()]:
         raise InputError(
             f"{folder} holds {taken[0]}: it is a scene, a run or a saved segmentation, whose own files an export might "
             "replace; choose another folder"
@@ -460,4 +465,4 @@ def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path
     _ = job.chosen
     if any(name in ("masks", "coco", "cutouts") for name in formats):
         _ = job.id_maps
-    return [path for name in formats for path in FORMATS[name](job, Path(folder))]
+    return [path for name in formats for path in FORMATS[name](job, folder)]

@@ -45,6 +45,8 @@ def orbit(
         raise InputError(
             f"an orbit of {n} cameras of {width}x{height} cannot be made; each must be a whole number over 0"
         )
+    if wrong := [x for x in (elevation, distance, focal) if not isinstance(x, (int, float, np.number, type(None)))]:
+        raise InputError(f"an orbit's elevation, distance and focal length are numbers, got {wrong[0]!r}")
     context, means, reach = _extents(around)
     box = oriented_box(means)
     f = float(max(width, height)) if focal is None else focal

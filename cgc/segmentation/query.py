@@ -85,6 +85,8 @@ def at_pixels(
     are in one smallest part, which nothing can separate.
     """
     camera, tree = camera_of(segmentation, view), segmentation.hierarchy
+    if not all(isinstance(clicks, (Sequence, np.ndarray)) for clicks in (positive, negative)):
+        raise InputError("clicks are lists of pixels, [(x, y), ...]; give such")
     if not len(positive):
         raise InputError("a selection needs at least one positive click; got none")
     pixels = _pixels(camera, [*positive, *negative])

@@ -26,7 +26,7 @@ import torch
 
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
-from cgc.files import read_arrays, read_json, sha256, write_beside, write_json
+from cgc.files import folder_at, read_arrays, read_json, sha256, write_beside, write_json
 from cgc.leftovers import clear_folders
 from cgc.segmentation.segments import Segmentation, describe, describe_nodes, save_labels, save_table
 from cgc.splats.ply import read_ply, write_ply
@@ -60,11 +60,13 @@ def save(
     A saved segmentation in `folder` is replaced; other files beside it stay. InputError where something else lies
     there, and for a full disk.
     """
-    folder = Path(folder).absolute()
+    folder = folder_at(folder).absolute()
     _mend(folder)
     clear_folders(folder.parent, folder.name)
     if _is_taken(folder):
         raise InputError(f"{folder} holds something else than a saved segmentation; choose another folder")
+    if folder.exists() and Path.cwd().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder} is where you are, and saving puts a new folder in its place; go elsewhere first")
     level = shown_level(segmentation)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")

@@ -32,6 +32,9 @@ from cgc.segmentation.query import Hit, Match, Pixel
 from cgc.segmentation.text import TextImageModel
 from cgc.splats.types import Splats
 
+SEEN = ("keep", "remove", "transform", "recolor")
+"""Edits after which photos no longer show the scene."""
+
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
@@ -95,7 +98,8 @@ class Segmentation:
 
     def __contains__(self, which: int | Object) -> bool:
         """Say whether an object is shown."""
-        return bool(np.isin(which.id if isinstance(which, Object) else which, self.ids))
+        number = which.id if isinstance(which, Object) else which
+        return isinstance(number, (int, np.integer)) and bool(np.isin(number, self.ids))
 
     def select(self, *which: int | Object) -> Selection:
         """Select some objects, parts or wholes, to have them together."""
@@ -278,7 +282,7 @@ class Segmentation:
             raise InputError("this segmentation is of no run; say which folder to save it in")
         if folder is None and own is not None:
             folder = own if (own / FACTS).is_file() else own / "edited"
-        return save(self, Path(folder or ""), self.context.source)
+        return save(self, folder or "", self.context.source)
 
     def export(
         self,
@@ -289,12 +293,17 @@ class Segmentation:
         """Write some formats of some objects (None: all that are shown) into a folder. See `export.FORMATS`."""
         from cgc.segmentation.export import export, job_of
 
-        ids = None if which is None else _ids([which] if isinstance(which, (int, Object)) else which)
+        ids = None if which is None else _ids(which if isinstance(which, Iterable) else [which])
         return export(job_of(self, ids), folder, [formats] if isinstance(formats, str) else formats)
+
+    @property
+    def photos_hold(self) -> bool:
+        """Say whether photos still show the scene: no edit has changed what is seen."""
+        return not any(edit["edit"] in SEEN for edit in self.edits)
 
     def _cameras(self) -> list[Camera]:
         """The views' cameras, as far as they are known."""
-        return [] if self.context.read_cameras is None else list(self.context.cameras.values())
+        return self.context.known_cameras
 
     # --- what is worked out once ----------------------------------------------------------------------------
 
@@ -326,7 +335,7 @@ class Segmentation:
         return pictures.feature_colors(self.features)
 
     @cached_property
-    def kept_maps(self) -> dict[int, tuple[Camera, np.ndarray]]:
+    def kept_maps(self) -> dict[bytes, np.ndarray]:
         """Id maps of the last cameras; see `pictures.finest_map`."""
         return {}
 
@@ -351,7 +360,7 @@ class Segmentation:
         """The name of the view that shows most of a node; empty where none does, or where there are no views."""
         if node in (known := self.known_best_views()):
             return known[node]
-        if self.context.read_cameras is None:
+        if not self.context.known_cameras:
             return ""
         counts = self.pixels_of_views[:, node]
         return self.views[int(counts.argmax())] if counts.any() else ""
