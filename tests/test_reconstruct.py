@@ -175,6 +175,16 @@ def test_a_scene_of_photos_that_have_changed_is_not_passed_off(corner, tmp_path)
         reconstruct(photos, None, quiet=True)
 
 
+def test_a_disk_that_is_nearly_full_is_said_before_colmap_starts(corner, tmp_path, monkeypatch):
+    """It aborts the process where its database cannot grow."""
+    folder, _, _, _ = corner
+    monkeypatch.setattr(sfm.Session, "find_features", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 1_000_000))
+    with pytest.raises(InputError, match=r"placing 7 photos takes up to \d+ MB .*, where 1 MB are free; make room, or"):
+        reconstruct(folder, tmp_path / "scene", QUICK, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_photos_give_the_same_model_and_images_in_place_are_used(corner, tmp_path):
     _, made, _, _ = corner
     scene = tmp_path / "scene"

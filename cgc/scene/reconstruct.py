@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 ENOUGH = 0.9
 """With a smaller share of the photos placed, mapping is tried again in other ways."""
+
+FEATURE_BYTES, PAIR_BYTES = 160, 16_000
+"""What a feature takes in COLMAP's database, with its journal, and a pair of photos with some hundred matches."""
+PIXELS_OF_FEATURE = 40
+"""A photo has a feature in so many pixels at most."""
 
 _COLMAP_READS = {"JPEG", "PNG", "BMP", "TIFF", "MPO"}  # the rest is handed over as PNG
 _OTHERS = (".heic", ".heif", ".avif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2")
@@ -263,6 +269,7 @@ def _solve(
     groups = [[names[i] for i in group] for group in group_photos(photos, settings.camera)]
     session = Session(work, work / "photos", names, settings, quiet)
     pairs = choose_pairs(len(names), settings.matching)
+    _check_room(photos, len(pairs), work, settings)
     best, rich = None, None
     with silenced():
         for attempt in ATTEMPTS:
@@ -283,6 +290,17 @@ def _solve(
         for image in best.images.values():
             best.images[image.image_id].name = photos[names.index(image.name)].name
     return best
+
+
+def _check_room(photos: Sequence[_Photo], pairs: int, work: Path, settings: ReconstructSettings) -> None:
+    """Raise InputError where COLMAP's database may not fit on the disk: it aborts the process then."""
+    features = sum(min(settings.max_features, math.prod(p.size) // PIXELS_OF_FEATURE) for p in photos)
+    wanted, free = features * FEATURE_BYTES + pairs * PAIR_BYTES, shutil.disk_usage(work).free
+    if wanted > free:
+        raise InputError(
+            f"placing {len(photos)} photos takes up to {wanted / 1e6:,.0f} MB beside the new scene, where "
+            f"{free / 1e6:,.0f} MB are free; make room, or choose a place on another disk with --out"
+        )
 
 
 def _placed(model: pycolmap.Reconstruction | None, names: Sequence[str]) -> set[int]:
