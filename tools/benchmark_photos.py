@@ -21,19 +21,17 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
-from benchmark_sharpen import true_maps, voted
+from benchmark_sharpen import scored, true_maps, voted
 from tyro.conf import Positional
 
 from cgc.appearance.photo_capture import PhotoCapture
 from cgc.appearance.trainer import train
-from cgc.evaluation.instances import score_instances
 from cgc.pipeline.train import shift
 from cgc.pipeline.workspace import Workspace
 from cgc.run_folder import open_run
 from cgc.scene.corrections import Correction, corrected
 from cgc.scene.images import load_image
 from cgc.scene.types import Scene, View
-from cgc.segmentation.labels import render_labels
 from cgc.segmentation.sharpen import mean_psnr
 from cgc.settings import TRAIN_PRESETS, TrainSettings
 
@@ -101,14 +99,7 @@ def row(name: str, work: Workspace, maps: dict[int, np.ndarray], benchmark: Benc
         seconds, found = time.time() - begun, capture.found()
         work.scene = corrected(scene, {scene.views[i].name: c for i, c in found.items()})
         cells = [name, "yes" if learns else "no", f"{len(splats):,}"]
-        drawn = [
-            render_labels(splats, labels, work.scene.views[i].camera, work.rasterizer).ids
-            for labels in [voted(work, splats, maps)]
-            for i in work.test_views
-        ]
-        assert work.truth is not None
-        scores = score_instances(work.truth.maps, drawn, work.truth.stuff_ids)
-        cells += [f"{scores.miou_things:.4f}", f"{scores.boundary_iou:.4f}"]
+        cells += scored(work, splats, voted(work, splats, maps))
         for some in (work.test_views, views):
             quality = mean_psnr(splats, work.scene, some, load, work.rasterizer, work.background, found)
             cells.append(f"{quality:.2f}")

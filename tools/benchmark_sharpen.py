@@ -56,15 +56,20 @@ def voted(work: Workspace, splats: Splats, maps: dict[int, np.ndarray]) -> np.nd
     return cluster_ids(*vote_ids(splats, cameras, maps, work.rasterizer, MIN_WEIGHT, quiet=True)).labels
 
 
+def scored(work: Workspace, splats: Splats, labels: np.ndarray) -> list[str]:
+    """Things mIoU and boundary IoU of labels over the test views, as cells."""
+    assert work.truth is not None
+    cameras = [work.scene.views[i].camera for i in work.test_views]
+    drawn = [render_labels(splats, labels, camera, work.rasterizer).ids for camera in cameras]
+    scores = score_instances(work.truth.maps, drawn, work.truth.stuff_ids)
+    return [f"{scores.miou_things:.4f}", f"{scores.boundary_iou:.4f}"]
+
+
 def show(name: str, work: Workspace, splats: Splats, labels: np.ndarray, maps: dict[int, np.ndarray], s: float) -> None:
     """Print a row."""
-    assert work.truth is not None
     cells = [name, f"{len(splats):,}"]
     for of_splats in (voted(work, splats, maps), labels):
-        cameras = [work.scene.views[i].camera for i in work.test_views]
-        drawn = [render_labels(splats, of_splats, camera, work.rasterizer).ids for camera in cameras]
-        scores = score_instances(work.truth.maps, drawn, work.truth.stuff_ids)
-        cells += [f"{scores.miou_things:.4f}", f"{scores.boundary_iou:.4f}"]
+        cells += scored(work, splats, of_splats)
     for views in (work.test_views, work.train_views):
         cells.append(f"{mean_psnr(splats, work.scene, views, load_image, work.rasterizer, work.background):.3f}")
     print("| " + " | ".join([*cells, f"{s:.1f}"]) + " |", flush=True)
