@@ -160,10 +160,9 @@ def masks_command(
         if not parallel.is_first():
             return
         foreign = read_foreign(source, scene.views, format=form, resize=resize, tracked=tracked)
-        opening = foreign.decisions
-        _say_decisions(opening, quiet)
+        _say_decisions(foreign.opening, quiet)
         made = keep_masks(scene.views, foreign, folder, min_area=settings.min_area, overwrite=overwrite, quiet=quiet)
-        loading = [decision for decision in foreign.decisions if decision not in opening]
+        loading = foreign.decisions[len(foreign.opening) :]
         if made.masks and not any(made.masks.values()):
             raise InputError(
                 f"{source} has no mask that can be used for any of {len(made.masks)} views; masks of objects were "

@@ -59,10 +59,11 @@ def fuller_model(folder: Path) -> tuple[Path, int, int] | None:
     """
     if folder.parent.name != "sparse" or not folder.name.isdecimal():
         return None
-    there = {path: _image_count(path) for path in sorted(folder.parent.iterdir()) if path.name.isdecimal()}
-    best = max(there, key=lambda path: there[path])
-    own = _image_count(folder)
-    return (best, there[best], own) if there[best] > own > 0 else None
+    beside = [path for path in sorted(folder.parent.iterdir()) if path.name.isdecimal() and path.name != folder.name]
+    counts = {path: _image_count(path) for path in beside}
+    best = max(beside, key=lambda path: counts[path], default=None)
+    own = _image_count(folder) if best else 0
+    return (best, counts[best], own) if best and counts[best] > own > 0 else None
 
 
 def _image_count(folder: Path) -> int:

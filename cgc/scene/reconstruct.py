@@ -143,7 +143,7 @@ def _kept(out: Path) -> Reconstructed | None:
 
 def _unlike(photos: Path, out: Path) -> tuple[str, ...]:
     """Say which photos a scene that is kept was not made of; InputError where it has some that are gone, or others."""
-    source = photos / "images" if (photos / "images").is_dir() else photos
+    source = _images_of(photos)
     if not source.is_dir() or not (out / "images").is_dir() or _same_folder(source, out / "images"):
         return ()
     now, then = (dict(list_photos(folder)) for folder in (source, out / "images"))
@@ -156,6 +156,11 @@ def _unlike(photos: Path, out: Path) -> tuple[str, ...]:
     new = [name for name in now if name not in then]
     advice = f"to use them, remove {out}, or give the new scene another name with --out"
     return (f"photos that the scene there was not made of: {some(new)}; {advice}",) if new else ()
+
+
+def _images_of(photos: Path) -> Path:
+    """Return the folder that holds the photos: the one given, or images/ in it."""
+    return photos / "images" if (photos / "images").is_dir() else photos
 
 
 def _facts(out: Path, model: pycolmap.Reconstruction, names: Sequence[str], notes: Sequence[str]) -> Reconstructed:
@@ -179,7 +184,7 @@ def _make(photos: Path, out: Path, stage: Path, settings: ReconstructSettings, q
         source = stage / "images"
         extract_frames(photos, source, settings.frames, quiet=quiet)
     else:
-        source = photos / "images" if (photos / "images").is_dir() else photos
+        source = _images_of(photos)
     found, notes = read_photos(source, quiet)
     if len(found) < 3:
         raise InputError(_too_few(source, len(found), notes))
