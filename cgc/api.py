@@ -129,8 +129,8 @@ class _Beside:
         try:
             return {view.name: view.camera for view in self.scene.views}
         except InputError as gone:
-            if self.run.is_done("train") and kept.exists():  # labels have changed since, cameras have not
-                return read_camera_file(kept)
+            if self.run.is_done("train") and not self.run.corrects_photos and kept.exists():
+                return read_camera_file(kept)  # labels have changed since, cameras have not
             return self._cameras_of_model(gone)
 
     def _cameras_of_model(self, gone: InputError) -> dict[str, Camera]:

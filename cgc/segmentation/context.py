@@ -56,7 +56,7 @@ class Context:
         """The view that shows most of an object, as the run has found."""
         return self.read_best_views() if self.read_best_views else {}
 
-    @property
+    @cached_property
     def known_cameras(self) -> list[Camera]:
         """The views' cameras; none where there are none, or they are gone with the scene."""
         try:

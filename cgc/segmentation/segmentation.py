@@ -217,7 +217,7 @@ class Segmentation:
 
         return edit.remove(
             self, _ids(which), halo=halo, fill=fill, rasterizer=self.context.rasterizer,
-            cameras=self._cameras() if halo else (),
+            cameras=self.context.known_cameras if halo else (),
         )  # fmt: skip
 
     def merge(self, *which: int | Object) -> Segmentation:
@@ -268,7 +268,7 @@ class Segmentation:
 
         return edit.transform(
             self, _ids([which]), translation=translation, rotation=rotation, scale=scale, about=about,
-            rasterizer=self.context.rasterizer, cameras=self._cameras(),
+            rasterizer=self.context.rasterizer, cameras=self.context.known_cameras,
         )  # fmt: skip
 
     # --- taken away -----------------------------------------------------------------------------------------
@@ -300,10 +300,6 @@ class Segmentation:
     def photos_hold(self) -> bool:
         """Say whether photos still show the scene: no edit has changed what is seen."""
         return not any(edit["edit"] in SEEN for edit in self.edits)
-
-    def _cameras(self) -> list[Camera]:
-        """The views' cameras, as far as they are known."""
-        return self.context.known_cameras
 
     # --- what is worked out once ----------------------------------------------------------------------------
 
