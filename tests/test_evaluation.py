@@ -160,18 +160,18 @@ def check_against_loops(truth, predicted, stuff, ignore_id, min_pixels) -> Insta
         assert r.iou == pytest.approx(overlap(seen[r.id], drawn.get(r.predicted, set())))
         edges = border(truth, r.id, ignore), border(guess, r.predicted, ignore) if r.predicted else set()
         assert r.boundary_iou == pytest.approx(overlap(*edges))
-    good = [r for r in scores.rows if r.iou > 0.5]
+    good = {(t, p): x for t in things for p in pred_ids if (x := overlap(seen[t], drawn[p])) > 0.5}
     on_things = set().union(*(seen[t] for t in things))
     wrong = [
         p
         for p in pred_ids
-        if p not in {r.predicted for r in good}
+        if p not in {p for _, p in good}
         and len(drawn[p]) >= min_pixels
         and len(drawn[p] & on_things) > len(drawn[p]) / 2
     ]
     counts = scores.true_positives, scores.false_positives, scores.false_negatives
     assert counts == (len(good), len(wrong), len(things) - len(good))
-    quality = sum(r.iou for r in good) / max(len(good) + 0.5 * len(wrong) + 0.5 * (len(things) - len(good)), 1e-9)
+    quality = sum(good.values()) / max(len(good) + 0.5 * len(wrong) + 0.5 * (len(things) - len(good)), 1e-9)
     assert scores.pq == pytest.approx(quality) == pytest.approx(scores.sq * scores.rq)
     assert scores.boundary_iou == pytest.approx(np.mean([r.boundary_iou for r in scores.rows]))
     assert scores.recall_iou50 == pytest.approx(len(good) / len(things))

@@ -14,7 +14,7 @@ from PIL import Image
 from cgc.errors import InputError
 from cgc.evaluation.benchmarks import means, score_masks
 from cgc.evaluation.protocols import lerf_mask, nvos, ovs3d, spin_nerf
-from cgc.evaluation.protocols.base import find_view, read_mask, scenes_of
+from cgc.evaluation.protocols.base import find_view, find_views, read_mask, scenes_of
 
 READERS = (lerf_mask.read, ovs3d.read, nvos.read, spin_nerf.read)
 
@@ -115,8 +115,14 @@ def test_nvos_is_read(nvos_labels):
         assert found.scenes == ("fern", "horns_center")
         assert [(m.view, m.prompt) for m in found.masks] == [("IMG_2", "fern"), ("IMG_2", "horns_center")]
         reference = found.references[1]
-        assert (reference.view, reference.positive.name) == ("IMG_1", "pos_0_horns_center.png")
-        assert reference.negative is not None and read_mask(reference.negative).any()
+        assert (reference.view, [p.name for p in reference.positive]) == ("IMG_1", ["pos_0_horns_center.png"])
+        assert len(reference.negative) == 1 and read_mask(reference.negative[0]).any()
+    folder = nvos_labels / "labels/llff"
+    save(folder / "scribbles/fern/pos_1_fern.png", disc(5, 5, 2))
+    assert len(nvos.read(folder).references[0].positive) == 2
+    photo(folder / "reference_image/fern/IMG_7.JPG")
+    with pytest.raises(InputError, match=r"holds IMG_1.JPG, IMG_7.JPG, but scribbles are of one picture"):
+        nvos.read(folder)
 
 
 def test_spin_nerf_is_read(spin):
@@ -171,6 +177,18 @@ def test_masks_of_every_kind_are_read(tmp_path):
     Image.fromarray(mask).save(tmp_path / "e.png")
     for name in "abcde":
         np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), mask)
+    colours = Image.fromarray(mask.astype(np.uint8), "P")
+    colours.putpalette([0, 0, 0, 128, 0, 0])
+    colours.save(tmp_path / "palette.png")
+    Image.fromarray(mask[..., None] * np.array([255, 0, 0], np.uint8)).save(tmp_path / "red.png")
+    save(tmp_path / "half.png", mask, scale=128)
+    Image.fromarray((mask * 1000).astype(np.uint16)).save(tmp_path / "sixteen.png")
+    white = np.full((*mask.shape, 3), 255, np.uint8)
+    Image.fromarray(np.dstack([white, mask * np.uint8(255)])).save(tmp_path / "cut.png")
+    for name in ("palette", "red", "half", "sixteen", "cut"):
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), mask, name)
+    save(tmp_path / "none.png", np.zeros((3, 4)))
+    assert not read_mask(tmp_path / "none.png").any()
     save(tmp_path / "grey.png", np.array([[0, 128, 129, 255]]), scale=1)
     assert read_mask(tmp_path / "grey.png").tolist() == [[False, False, True, True]]
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
@@ -187,6 +205,17 @@ def test_views_are_found_by_name_number_or_part():
     assert find_view("1", stems, ["frame_1", "frame_2"]) == 1
     assert find_view("03", stems, ["a", "b", "c", "frame_1"]) == 2  # a name goes before a number
     assert find_view("llff_IMG_4026", stems, (), contained=True) == 3
+    assert find_view("view_03_mask", stems, (), contained=True) == 2
+    for token in ("20220035", "img_1037", "IMG_40267", "03_or_frame_1_IMG_4026_frame_7x"):
+        if token.endswith("x"):
+            assert find_view(token, stems, (), contained=True) == 3  # the longest
+            continue
+        with pytest.raises(InputError, match=f"the truth has a view '{token}'"):
+            find_view(token, stems, (), contained=True)
+    with pytest.raises(InputError, match=r"a view '1_and_2', but"):
+        find_view("1_and_2", ["1", "2"], (), contained=True)
+    with pytest.raises(InputError, match=r"the truth's views 03, img_03 would all be the run's view '03'"):
+        find_views(["03", "frame_1", "img_03"], stems, (), contained=True)
     for token, order in (("frame_9", ()), ("7", ["frame_1"]), ("0", ["frame_7"]), ("0", ["0"])):
         with pytest.raises(InputError, match="but the views of the run are frame_1, sub/frame_2, 03, IMG_4026"):
             find_view(token, stems, order)

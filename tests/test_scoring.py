@@ -223,6 +223,14 @@ def test_id_maps_of_another_system(own_run, drawn, tiny_scene, tmp_path, evaluat
     stats = json.loads((own_run / "stats.json").read_text())
     assert summary(tmp_path / "out/instances")["miou_things"] == pytest.approx(stats["miou_things"], abs=1e-4)
     assert not (tmp_path / "out/pictures").exists()
+    assert "all 6 views of the truth are scored" in evaluate(
+        "--predictions", theirs, "--truth", tiny_scene, "--out", tmp_path / "out"
+    )
+    ids = true_map(tiny_scene, STEMS[0])
+    write_id_map(theirs / f"{STEMS[0]}.png", ids.T)
+    words = ("--predictions", theirs, "--truth", drawn, "--out", tmp_path / "out")
+    assert f"is {ids.shape[0]}x{ids.shape[1]} where the truth is" in refused(*words)
+    assert "is a file where a folder" in refused(*words[:1], theirs / f"{STEMS[0]}.png", *words[2:])
     assert "give it with --truth" in refused("--predictions", theirs, "--out", tmp_path / "out")
     assert "--out DIR" in refused("--predictions", theirs, "--truth", drawn)
 
@@ -284,6 +292,8 @@ def test_text_prompts_take_a_stored_selection(own_run, texts, tmp_path, evaluate
     said = evaluate(*words, "--selection", chosen)
     stored = summary(folder)
     assert "UPPER BOUND" not in said and not stored["upper_bound"] and stored["miou"] == best["miou"]
+    chosen.write_text(json.dumps({**best["selected"]["scene"], "two clumps": []}))
+    assert "2 predictions are empty and count as 0" in evaluate(*words, "--selection", chosen)
     chosen.write_text(json.dumps({"red clump": best["selected"]["scene"]["red clump"]}))
     said = evaluate(*words, "--selection", chosen)
     assert "nothing is selected for two clumps" in said and "2 predictions are missing and count as 0" in said

@@ -43,8 +43,9 @@ class InstanceScores:
     """Scores over a set of views, all in 0..1.
 
     miou_things, boundary_iou: means over true things of their one-to-one match, 0 where there is none;
-    miou_all: the same over things and stuff, matched together; pq = sq * rq: panoptic quality over things
-    (arXiv 1801.00868; a match is true above IoU 0.5); recall_iou50: share of things above IoU 0.5.
+    miou_all: the same over things and stuff, matched together; pq = sq * rq: panoptic quality over things (arXiv
+    1801.00868: every pair above IoU 0.5 is a true positive, whatever else is matched); recall_iou50: share of things
+    in such a pair.
     `skipped` true ids had too few pixels; `missing_views` had no prediction, which counts as all zeros.
     """
 
@@ -87,8 +88,8 @@ def score_instances(
     is_thing = ~np.isin(true_ids, list(stuff_ids))
     if not is_thing.any():
         raise InputError(
-            f"the true id maps of {len(views)} views hold no thing of at least {min_pixels} pixels; "
-            "check the views, the stuff flags and min_pixels"
+            f"the true id maps of {len(views)} views hold no thing of at least {min_pixels} pixels, so nothing can be "
+            "scored; check which views they are, and what is marked as stuff"
         )
     iou = pooled.iou()[kept]  # [T, P], stuff too
     thing_iou = iou[is_thing]
@@ -97,12 +98,14 @@ def score_instances(
     boundary, matched = np.zeros(len(match)), match >= 0
     boundary[matched] = bands[matched, match[matched]]
 
-    true_match = scores > 0.5
+    padded = np.pad(thing_iou, ((0, 0), (0, 1)))  # there may be no segment at all
+    best, best_iou = padded.argmax(axis=1), padded.max(axis=1)  # above 0.5 no segment is the best of two things
+    hit = best_iou > 0.5
     on_things = pooled.overlap[kept][is_thing].sum(axis=0)  # [P] pixels
     countable = (on_things > 0.5 * pooled.predicted_area) & (pooled.predicted_area >= min_pixels)
-    countable[match[true_match]] = False
-    tp, fp, fn = int(true_match.sum()), int(countable.sum()), int((~true_match).sum())
-    sq = float(scores[true_match].mean()) if tp else 0.0
+    countable[best[hit]] = False
+    tp, fp, fn = int(hit.sum()), int(countable.sum()), int((~hit).sum())
+    sq = float(best_iou[hit].mean()) if tp else 0.0
     rq = tp / (tp + 0.5 * fp + 0.5 * fn)
 
     names = [int(predicted_ids[m]) if m >= 0 else 0 for m in match]
@@ -115,7 +118,7 @@ def score_instances(
         pq=sq * rq,
         sq=sq,
         rq=rq,
-        recall_iou50=tp / len(scores),
+        recall_iou50=tp / len(hit),
         true_positives=tp,
         false_positives=fp,
         false_negatives=fn,

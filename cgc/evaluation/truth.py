@@ -13,7 +13,7 @@ from PIL import Image
 
 from cgc.errors import InputError
 from cgc.evaluation.instances import position_in
-from cgc.files import read_json
+from cgc.files import files_below, read_json
 from cgc.masks.id_maps import MAX_ID, read_id_map
 from cgc.scene.images import UNREADABLE
 
@@ -76,9 +76,16 @@ def merge_parts(scene_dir: Path, ids: np.ndarray) -> NDArray[np.int64]:
 def _read_instances(path: Path) -> dict[int, dict[str, Any]]:
     value = read_json(path, "the table of true instances")
     try:
-        instances = {int(x["id"]): x for x in value["instances"]}
-        for x in instances.values():
-            _ = x["name"], x["stuff"], int(x.get("parent") or 0)
+        instances: dict[int, dict[str, Any]] = {}
+        for x in value["instances"]:
+            ids = [x["id"], x.get("parent") or 0]
+            if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+                raise ValueError(f"id {x['id']!r} or its parent {x.get('parent')!r} is no whole number")
+            if not isinstance(x["stuff"], bool) or x["id"] in instances:
+                fault = "stuff is not true or false" if x["id"] not in instances else "it is there twice"
+                raise ValueError(f"id {x['id']}: {fault}")
+            instances[x["id"]] = x
+            _ = x["name"]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f'{path} needs "instances", a list with id, name, stuff and parent each ({error!r}); correct it'
@@ -127,10 +134,12 @@ def read_drawn(folder: Path, unlabelled: Literal["ignore", "background"] = "igno
     Id 0 is unlabelled: nothing is known there ("ignore"), or nothing that is scored is there ("background"). Id
     `ignored` is ignored unless names.json names it. InputError where there is no map, or one is broken.
     """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file where a folder of id maps was expected, named like views; give that")
     if not folder.is_dir():
         raise InputError(f"the truth folder {folder} does not exist; expected id maps (PNG) named like views")
     names = _read_names(folder / "names.json") if (folder / "names.json").exists() else {}
-    paths = [p for p in sorted(folder.rglob("*.png")) if not p.name.startswith(".")]
+    paths = [p for p in sorted(files_below(folder)) if p.suffix.lower() == ".png" and not p.name.startswith(".")]
     if not paths:
         raise InputError(f"{folder} holds no PNG; expected id maps named like views, or instances.json and instance/")
     maps = {}

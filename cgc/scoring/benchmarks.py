@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,21 @@ import numpy as np
 
 from cgc.errors import InputError, some
 from cgc.evaluation.benchmarks import BenchmarkScores, means, score_masks
-from cgc.evaluation.binary import count
+from cgc.evaluation.binary import Counts, count
 from cgc.evaluation.prompts import Level, mask_ids, scribble_ids
 from cgc.evaluation.protocols import lerf_mask, nvos, ovs3d, spin_nerf
-from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, find_view, read_mask, scenes_of
+from cgc.evaluation.protocols.base import (
+    Benchmark,
+    Reference,
+    TrueMask,
+    find_view,
+    find_views,
+    read_mask,
+    scenes_of,
+)
 from cgc.evaluation.selection import Selection, best_ids, read_selection, write_selection
 from cgc.masks.id_maps import resize_nearest
-from cgc.scoring.report import Report, rounded, size_text
+from cgc.scoring.report import Report, check_shape, rounded, size_text
 from cgc.scoring.runs import Run, learned_from
 from cgc.settings import EvalSettings
 
@@ -35,7 +43,7 @@ MEASURES = {
     "accuracy": "accuracy",
     "iou_pooled": "pooled IoU",
 }
-UPPER_BOUND = "UPPER BOUND (the truth chose the segments)"
+UPPER_BOUND = "UPPER BOUND (the truth chose the level and the segments, by their IoU over all views)"
 
 
 def report_benchmark(runs: list[Run], settings: EvalSettings) -> Report:
@@ -76,6 +84,8 @@ def report_benchmark(runs: list[Run], settings: EvalSettings) -> Report:
             notes.append(f"{scene}: left out, empty truth: {some(f'{m.view}/{m.prompt}' for m in scores.empty)}")
         if missing := [f"{r.view}/{r.prompt}" for r in scores.rows if r.missing]:
             notes.append(f"{scene}: {len(missing)} predictions are missing and count as 0: {some(missing)}")
+        if nothing := [f"{r.view}/{r.prompt}" for r in scores.rows if not r.missing and not r.pixels.predicted]:
+            notes.append(f"{scene}: {len(nothing)} predictions are empty and count as 0: {some(nothing)}")
         if absent := [p for p in benchmark.prompts(scene) if p not in {r.prompt for r in scores.rows}]:
             notes.append(f"{scene}: left out, no view shows it: {some(absent)}")
     if settings.write_selection is not None:
@@ -145,24 +155,24 @@ def _score_run(
     order = benchmark.orders.get(scene, ())
     if not order and benchmark.protocol == "3d-ovs":  # the truth came without its images: they are the run's
         order = sorted(run.stems)
-    index = {v: find_view(v, run.stems, order, contained=benchmark.protocol == "spin-nerf") for v in _names(masks)}
+    index = find_views(_names(masks), run.stems, order, contained=benchmark.protocol == "spin-nerf")
     notes += [f"{scene}: {note}" for note in learned_from(run, index)]
     levels: dict[str, Level] = {}
+    why = "whose segments fit it best"
 
     def shown(mask: TrueMask, true: np.ndarray) -> np.ndarray:
         return run.at_size(index[mask.view], true.shape, levels.get(mask.prompt))
 
-    prompts = benchmark.prompts(scene)
+    prompts, chosen = benchmark.prompts(scene), {}
     if settings.selection is not None:
-        chosen = read_selection(settings.selection, scene, prompts, run.ids)
+        chosen, why = read_selection(settings.selection, scene, prompts, run.ids), "which shows all that is selected"
         levels = {prompt: run.level_of(ids) for prompt, ids in chosen.items()}
     elif settings.select == "oracle":
-        chosen = {}
+        run.prepare(list(index.values()), run.levels)
         for prompt in prompts:
-            pairs = [(true, shown(m, true)) for m in masks if m.prompt == prompt for true in [m.load()]]
-            chosen[prompt] = best_ids([t for t, _ in pairs], [g for _, g in pairs])
+            own = [(index[m.view], m.load()) for m in masks if m.prompt == prompt]
+            levels[prompt], chosen[prompt] = _best(run, own)
     elif benchmark.references:
-        chosen = {}
         for r in (r for r in benchmark.references if r.scene == scene):
             view = find_view(r.view, run.stems, order, contained=True)
             levels[r.prompt], chosen[r.prompt] = _pointed(r, run, view)
@@ -173,7 +183,7 @@ def _score_run(
         )
     run.prepare(list(index.values()), list(dict.fromkeys([None, *levels.values()])))
     selections[scene] = chosen
-    notes += [f"{scene}: {p} is at level {x:g}, whose segments fit it best" for p, x in levels.items() if x is not None]
+    notes += [f"{scene}: {p} is at level {x:g}, {why}" for p, x in levels.items() if x is not None]
     if lacking := [p for p in prompts if p not in chosen]:
         notes.append(f"{scene}: nothing is selected for {some(lacking)}")
     return score_masks(
@@ -185,16 +195,28 @@ def _names(masks: Iterable[TrueMask]) -> list[str]:
     return list(dict.fromkeys(m.view for m in masks))
 
 
+def _best(run: Run, masks: list[tuple[int, np.ndarray]]) -> tuple[Level, list[int]]:
+    """The level and the segments with the best IoU with true masks (view, [H, W] bool), pooled over their views."""
+    found: dict[Level, tuple[float, list[int]]] = {}
+    for level in run.levels:
+        ids = [np.maximum(run.at_size(view, true.shape, level), 0) for view, true in masks]
+        picked = best_ids([true for _, true in masks], ids)
+        pooled = sum((count(true, np.isin(i, picked)) for (_, true), i in zip(masks, ids)), Counts(0, 0, 0))
+        found[level] = pooled.iou, picked
+    best = max(found, key=lambda level: found[level][0])  # ties: the objects, which come first
+    return best, found[best][1]
+
+
 def _pointed(reference: Reference, run: Run, view: int) -> tuple[Level, list[int]]:
     """The level and the segments that a benchmark's reference points at.
 
     Of a mask the level is that whose segments fit it best, in its own view alone. Scribbles do not say how far the
     object goes: they point at objects.
     """
-    positive = read_mask(reference.positive)
+    positive = _united(reference.positive)
     if not positive.any():
-        raise InputError(f"{reference.positive} is empty, so it points at nothing; restore it")
-    if reference.negative is None:
+        raise InputError(f"{some(reference.positive)}: empty, so it points at nothing; restore it")
+    if not reference.negative:
         run.prepare([view], run.levels)
         found: dict[Level, tuple[float, list[int]]] = {}
         for level in run.levels:
@@ -204,13 +226,18 @@ def _pointed(reference: Reference, run: Run, view: int) -> tuple[Level, list[int
         best = max(found, key=lambda level: found[level][0])  # ties: the objects, which come first
         return best, found[best][1]
     ids = np.maximum(run.at_size(view, positive.shape), 0)
-    negative = read_mask(reference.negative)
-    if negative.shape != positive.shape:
-        raise InputError(
-            f"{reference.negative} is {size_text(negative)} where {reference.positive.name} is {size_text(positive)}; "
-            "restore both"
-        )
+    negative = _united([reference.positive[0], *reference.negative], of=reference.negative)
     return None, scribble_ids(positive, negative, ids)
+
+
+def _united(paths: Sequence[Path], of: Sequence[Path] | None = None) -> np.ndarray:
+    """The union of masks `of` some of the files, [H, W] bool; InputError where the files are not of one size."""
+    masks = {path: read_mask(path) for path in paths}
+    first = masks[paths[0]]
+    for path, mask in masks.items():
+        if mask.shape != first.shape:
+            raise InputError(f"{path} is {size_text(mask)} where {paths[0].name} is {size_text(first)}; restore both")
+    return np.any([masks[path] for path in of or paths], axis=0)
 
 
 def _score_folder(benchmark: Benchmark, scene: str, folder: Path, notes: list[str]) -> BenchmarkScores:
@@ -234,6 +261,7 @@ def _score_folder(benchmark: Benchmark, scene: str, folder: Path, notes: list[st
         found = read_mask(path(mask))
         if found.shape == true.shape:
             return found
+        check_shape(path(mask), found, true)
         note = f"{scene}: predictions of {size_text(found)} were resized to the truth's {size_text(true)} (nearest)"
         notes.extend([] if note in notes else [note])
         return resize_nearest(found, true.shape[1], true.shape[0])

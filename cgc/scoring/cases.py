@@ -12,7 +12,7 @@ from cgc.errors import InputError, some
 from cgc.evaluation.prompts import Level, Parts
 from cgc.evaluation.truth import IGNORE, Truth, read_drawn, read_truth
 from cgc.masks.id_maps import read_id_map, resize_nearest
-from cgc.scoring.report import size_text
+from cgc.scoring.report import check_shape, size_text
 from cgc.scoring.runs import UNSEEN, Run, learned_from
 from cgc.settings import EvalSettings
 
@@ -44,6 +44,10 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
         if run is None:
             folder = root / "instance"
             stems = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.png"))
+            notes.append(
+                f"all {len(stems)} views of the truth are scored; `cgc eval RUN --predictions DIR` scores those that "
+                "RUN has held back"
+            )
         else:
             held_back = run.test_views if settings.views == "test" else []
             stems = [run.stems[i] for i in held_back or range(len(run.stems))]
@@ -97,11 +101,14 @@ def _indices(run: Run, stems: Sequence[str], root: Path) -> list[int]:
 
 def _stored_maps(folder: Path, stems: Sequence[str], truth: Truth, notes: list[str]) -> list[np.ndarray | None]:
     """Read predicted id maps, STEM.png, at the truth's size; None for those that are missing."""
+    if folder.is_file():
+        raise InputError(f"{folder} is a file where a folder of id maps was expected, named like views; give that")
     maps: list[np.ndarray | None] = []
     for stem, true in zip(stems, truth.maps):
-        path = folder / f"{stem}.png"
-        ids = read_id_map(path) if path.is_file() else None
-        if ids is not None and ids.shape != true.shape:
+        path = next((p for s in (".png", ".PNG") if (p := folder / f"{stem}{s}").is_file()), None)
+        ids = read_id_map(path) if path else None
+        if path and ids is not None and ids.shape != true.shape:
+            check_shape(path, ids, true)
             note = f"{size_text(ids)} predictions were resized to the truth's {size_text(true)} (nearest id)"
             notes += [] if note in notes else [note]
             ids = resize_nearest(ids, true.shape[1], true.shape[0])

@@ -17,6 +17,7 @@ from cgc.pipeline.render import label_renderer
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
 from cgc.scene.types import View, picture_names
+from cgc.scoring.report import alike
 from cgc.segmentation.segments import load_hierarchy, load_labels
 
 UNSEEN = -1
@@ -138,7 +139,13 @@ class Run:
         levels = [level for level in dict.fromkeys(levels) if any((i, level) not in self._maps for i in views)]
         missing = [i for i in dict.fromkeys(views) if any((i, level) not in self._maps for level in levels)]
         if missing and self.stored:
-            made = {None: [read_id_map(self.root / "masks" / f"{self.stems[i]}.png") for i in missing]}
+            kept = [self.root / "masks" / f"{self.stems[i]}.png" for i in missing]
+            if lost := [path.name for path in kept if not path.is_file()]:
+                raise InputError(
+                    f"{self.scene} has no photos, and {self.root / 'masks'} lacks {some(lost)}: nothing says what the "
+                    "run has there; restore the photos, then run `cgc render`"
+                )
+            made = {None: [read_id_map(path) for path in kept]}
         else:
             made = predicted_maps(self.work, missing, levels) if missing else {}
         self._maps.update({(i, level): m for level, maps in made.items() for i, m in zip(missing, maps)})
@@ -159,7 +166,7 @@ class Run:
         full = (lens.width, lens.height) if lens else (ids.shape[1], ids.shape[0])
         if (height, width) == ids.shape and (lens is None or full != (width, height)):
             return ids
-        if abs(height - width * full[1] / full[0]) > max(2.0, 0.01 * height):
+        if not alike((full[1], full[0]), shape):
             raise InputError(
                 f"the truth of {self.stems[index]} is {width}x{height} but the view is {full[0]}x{full[1]}, which has "
                 "another shape: it is the truth of another picture; give the truth of this one"

@@ -36,8 +36,8 @@ class Reference:
     scene: str
     view: str
     prompt: str
-    positive: Path
-    negative: Path | None = None
+    positive: tuple[Path, ...]
+    negative: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,28 @@ class Benchmark:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a binary mask, [H, W] bool: above half of the range, or above 0 where the file holds 0 and 1 only."""
+    """Read a binary mask, [H, W] bool: what is not black where the file holds one other value, else above half.
+
+    Colours count by their strongest channel, and what is transparent is not set.
+    """
     try:
         with Image.open(path) as image:
-            values = np.asarray(image.convert("L") if image.mode not in ("L", "I;16", "I") else image)
+            values, shown = _strength(image)
     except UNREADABLE as error:
         raise InputError(f"the mask {path} cannot be read ({error}); restore it") from error
-    if values.max(initial=0) <= 1:
+    values = np.where(shown, values, 0)
+    if len(np.unique(values[values > 0])) <= 1:
         return values > 0
     return values > (128 if values.max() <= 255 else 128 * 257)
+
+
+def _strength(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Return the strongest channel of an image and whether anything is shown, [H, W] each."""
+    if image.mode in ("L", "I;16", "I"):
+        values = np.asarray(image)
+        return values, np.ones(values.shape, bool)
+    colours = np.asarray(image.convert("RGBA"))
+    return colours[..., :3].max(axis=2), colours[..., 3] > 0
 
 
 def folders(root: Path) -> list[Path]:
@@ -112,7 +125,8 @@ def find_view(token: str, stems: Sequence[str], order: Sequence[str], *, contain
     """The index in `stems` of the view that a benchmark calls `token`.
 
     That is its stem, or its last part where this is unique; or a number, the place of its image in `order`; or, where
-    names may be `contained`, the longest stem that `token` holds. InputError where there is no such view.
+    names may be `contained`, the longest stem that `token` holds as a word of its own. InputError where there is no
+    such view, or where there are several.
     """
     last = [s.rsplit("/", 1)[-1] for s in stems]
     for names in (list(stems), last):
@@ -121,11 +135,30 @@ def find_view(token: str, stems: Sequence[str], order: Sequence[str], *, contain
     if token.isdecimal() and int(token) < len(order) and order[int(token)] != token:
         return find_view(order[int(token)], stems, ())
     if contained:
-        held = [s for s in last if s in token]
-        longest = max(held, key=len, default="")
-        if held and last.count(longest) == 1:
-            return last.index(longest)
+        held = [s for s in last if _holds(token, s)]
+        longest = [s for s in held if len(s) == max(map(len, held))]
+        if len(longest) == 1:
+            return last.index(longest[0])
     raise InputError(f"the truth has a view {token!r}, but the views of the run are {some(stems)}")
+
+
+def find_views(tokens: Sequence[str], stems: Sequence[str], order: Sequence[str], *, contained: bool) -> dict[str, int]:
+    """The views that a benchmark calls `tokens`, as `find_view` finds them; InputError where two are one view."""
+    index = {token: find_view(token, stems, order, contained=contained) for token in tokens}
+    for view in set(index.values()):
+        if len(same := [token for token, i in index.items() if i == view]) > 1:
+            raise InputError(
+                f"the truth's views {some(same)} would all be the run's view {stems[view]!r}; name them like the "
+                f"run's views, {some(stems)}"
+            )
+    return index
+
+
+def _holds(token: str, stem: str) -> bool:
+    """Whether a stem is in a token, but not inside a longer number or word."""
+    alike = {True: "[0-9]", False: "[^\\W\\d_]"}
+    before, after = (alike[c.isdecimal()] if c.isalnum() else "(?!)" for c in (stem[:1], stem[-1:]))
+    return re.search(rf"(?<!{before}){re.escape(stem)}(?!{after})", token) is not None
 
 
 def scenes_of(names: Iterable[str], scenes: Sequence[str]) -> list[str]:

@@ -38,6 +38,11 @@ def read(root: Path) -> Benchmark:
         }
         if lacking := [name for name, files in parts.items() if not files]:
             raise InputError(f"{place} lacks {some(lacking)}; expected {LAYOUT}: download that part again")
+        if len(shown) > 1:
+            raise InputError(
+                f"{place / 'reference_image' / target} holds {some(p.name for p in shown)}, but scribbles are of one "
+                "picture; leave that one there"
+            )
         masks += [TrueMask(target, p.stem.removesuffix("_mask"), target, p) for p in found]
-        references.append(Reference(target, shown[0].stem, target, positive[0], negative[0]))
+        references.append(Reference(target, shown[0].stem, target, tuple(positive), tuple(negative)))
     return Benchmark("nvos", DEFINITION, tuple(masks), tuple(references))

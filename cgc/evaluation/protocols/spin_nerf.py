@@ -26,7 +26,7 @@ def read(root: Path) -> Benchmark:
             empty.append(f"{scene} ({len(found)})")
             continue
         masks += [TrueMask(scene, p.stem, scene, p) for p in found]
-        references.append(Reference(scene, found[0].stem, scene, found[0]))
+        references.append(Reference(scene, found[0].stem, scene, (found[0],)))
     if empty or not masks:
         raise InputError(
             f"{root} was expected to hold two masks or more of every scene, but these have fewer: {some(empty)}; "
