@@ -13,7 +13,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -154,13 +154,16 @@ def folder_at(folder: Path | str) -> Path:
     return Path(folder)
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Find every file below a folder but in hidden ones. Links are followed, into each folder once: they may circle."""
+def files_below(folder: Path, but: Callable[[set[str]], bool] | None = None) -> Iterator[Path]:
+    """Find every file below a folder but in hidden ones. Links are followed, into each folder once: they may circle.
+
+    Folders in it of whose files' names `but` holds are left out.
+    """
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         here = os.stat(parent)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if (here.st_dev, here.st_ino) in seen:
+        if (here.st_dev, here.st_ino) in seen or (but and Path(parent) != folder and but(set(files))):
             folders.clear()
         else:
             yield from (Path(parent, file) for file in files)

@@ -48,7 +48,7 @@ class Quarters:
         with open(self.log, "a") as file:
             file.write(f"{os.getpid()} {image[0, 1, 0]}\n")
         if image[0, 0].max() < 5:
-            raise ValueError("a black corner")
+            raise ValueError("a black\n corner" + "!" * 1000)
         time.sleep(self.pause)
         half = np.zeros(image.shape[:2], bool)
         half[:, : image.shape[1] // 2] = True
@@ -108,10 +108,23 @@ def test_a_failure_loses_nothing_else(views, tmp_path):
     views[3].image_path.write_bytes(b"no image")
     recipe, folder = Quarters(str(tmp_path / "log")), tmp_path / "masks"
     made = make_masks(views, recipe, folder, quiet=True)
-    assert set(made.failed) == {"v1.png", "v3.png"} and "black corner" in made.failed["v1.png"]
+    assert set(made.failed) == {"v1.png", "v3.png"} and "ValueError: a black corner!" in made.failed["v1.png"]
+    assert len(made.failed["v1.png"]) < 400 and "\n" not in made.failed["v1.png"]
     assert "cannot be read as an image" in made.failed["v3.png"]
     assert set(made.masks) == {"v0.png", "v2.png", "v4.png"}
     assert not (folder / "v1.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(MemoryError(), "MemoryError: it did not say why"), (SystemExit(3), "SystemExit: 3")]
+)
+def test_whatever_a_generator_throws_is_told(views, tmp_path, monkeypatch, error, said):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Quarters, "__call__", fail)
+    made = make_masks(views, Quarters(str(tmp_path / "log")), tmp_path / "masks", quiet=True)
+    assert set(made.failed.values()) == {said}
 
 
 def test_processes_and_shards_make_the_same(views, tmp_path):

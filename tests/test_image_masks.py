@@ -146,6 +146,13 @@ def test_a_thousand_masks(tmp_path):
     assert time.perf_counter() - start < 60
 
 
+def test_a_mask_a_pixel_is_no_matter():
+    ids = np.arange(1, 30_001, dtype=np.int32).reshape(150, 200)
+    made = ImageMasks.from_id_maps([ids])
+    assert len(made) == 30_000 and (made.areas == 1).all() and (made.parents == -1).all()
+    assert not made.flat(min_area=2).any()
+
+
 def test_file(tmp_path):
     made = nested()
     made.save(tmp_path / "a.npz", generator="by hand", key="7")

@@ -11,6 +11,7 @@ from tiny import snapshot
 
 from cgc import prepare
 from cgc.cli import main
+from cgc.masks.generators import Sam
 from cgc.masks.id_maps import read_id_map, read_mask_folder, write_id_map
 from cgc.masks.regions import RegionMerging
 from cgc.masks.sam import SegmentAnything
@@ -47,6 +48,19 @@ def test_masks_of_a_scene(scene, capsys):
     assert main(["masks", str(scene), "--generator", "regions", *ONE]) == 0
     assert "10 of them kept" in capsys.readouterr().out
     assert snapshot(scene / "masks") == before
+
+
+def test_weights_are_told_apart_by_what_they_hold(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"one")
+    first = Sam(SegmentAnything(checkpoint=path)).facts
+    path.write_bytes(b"two!")
+    other = Sam(SegmentAnything(checkpoint=path, model="vit_b")).facts
+    assert first["checkpoint"]["sha256"] != other["checkpoint"]["sha256"] and first["model"] is other["model"] is None
+    (tmp_path / "b").mkdir()
+    path.rename(tmp_path / "b/weights.pth")
+    assert Sam(SegmentAnything(checkpoint=tmp_path / "b/weights.pth")).facts == other
+    assert Sam(SegmentAnything(checkpoint=path)).facts["checkpoint"] is None  # loading it says that it is not there
 
 
 def test_auto_says_what_it_takes_and_what_would_be_better(scene, capsys, monkeypatch, tmp_path):

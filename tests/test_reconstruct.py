@@ -163,6 +163,14 @@ def test_a_scene_of_photos_that_have_changed_is_not_passed_off(corner, tmp_path)
     photos = Path(shutil.copytree(folder, tmp_path / "my photos"))
     shutil.copytree(made.scene, tmp_path / "my photos_scene")
     (photos / "broken.jpg").rename(photos / "new.jpg")
+    for name, path in list_photos(photos):  # copies, of other contents and the same size
+        if name == NAMES[2]:
+            data = path.read_bytes()
+            path.unlink()
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+            with pytest.raises(InputError, match=f"any more: {NAMES[2]}; remove it"):
+                reconstruct(photos, None, quiet=True)
+            path.write_bytes(data)
     assert "not made of: new.jpg; to use them, remove" in reconstruct(photos, None, quiet=True).notes[0]
     name = NAMES[0]
     data = (photos / name).read_bytes()
@@ -173,6 +181,34 @@ def test_a_scene_of_photos_that_have_changed_is_not_passed_off(corner, tmp_path)
     (photos / NAMES[1]).unlink()
     with pytest.raises(InputError, match=f"any more: {NAMES[1]}; remove it"):
         reconstruct(photos, None, quiet=True)
+
+
+def test_what_was_made_here_is_no_photo(tmp_path):
+    photos = tmp_path / "photos"
+    for name in ("a.png", "sub/b.png", "runs/x/masks/a.png", "runs/x/weights/a.png", "masks/a.png"):
+        save(np.zeros((4, 4, 3), np.uint8), photos / name)
+    for name in ("runs/x/config.json", "runs/x/scene.json", "masks/masks.json"):
+        (photos / name).write_text("{}")
+    assert [name for name, _ in list_photos(photos)] == ["a.png", "sub/b.png"]
+
+
+def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path):
+    save(np.zeros((4, 4, 3), np.uint8), tmp_path / "a.png")
+    for name in ("b.HEIC", "sub/c.heic", "d.mov", "._e.heic", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found, notes = module.read_photos(tmp_path, quiet=True)
+    assert [p.name for p in found] == ["a.png"]
+    assert notes == ["LEFT OUT: 2 .heic and 1 .mov files, which are not read; convert them to JPEG to use them"]
+
+
+def test_a_folder_of_a_model_that_holds_none_is_said_at_once(corner, tmp_path, monkeypatch):
+    folder, _, _, _ = corner
+    monkeypatch.setattr(module, "_solve", lambda *a: pytest.fail("it was started"))
+    (tmp_path / "scene/sparse/0").mkdir(parents=True)
+    (tmp_path / "scene/sparse/0/project.ini").write_text("x")
+    with pytest.raises(InputError, match=r"0 holds project.ini, which is no model .*; move it away"):
+        reconstruct(folder, tmp_path / "scene", QUICK, quiet=True)
 
 
 def test_a_disk_that_is_nearly_full_is_said_before_colmap_starts(corner, tmp_path, monkeypatch):
@@ -482,3 +518,14 @@ def test_a_video_becomes_a_scene(tmp_path):
     assert made.photos == 6 and made.registered >= 5
     assert len(read_scene(made.scene, quiet=True).views) == made.registered
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mp4", "clip_scene"]
+    assert reconstruct(clip, None, replace(QUICK, frames=6), quiet=True).notes == ()
+    (note,) = reconstruct(clip, None, replace(QUICK, frames=7), quiet=True).notes
+    assert note.startswith("the scene there was made with --frames 6; for 7, remove")
+    (made.scene / "sparse").rename(tmp_path / "away")
+    with pytest.raises(InputError, match="holds other pictures than those that are to be reconstructed"):
+        reconstruct(clip, None, replace(QUICK, frames=5), quiet=True)
+    (tmp_path / "away").rename(made.scene / "sparse")
+    with open(clip, "ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match="has a model already, of another video than"):
+        reconstruct(clip, None, replace(QUICK, frames=6), quiet=True)

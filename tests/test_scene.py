@@ -21,7 +21,7 @@ from cgc.errors import InputError
 from cgc.scene import lens as lenses
 from cgc.scene.binary import _PARAMETERS
 from cgc.scene.cameras import up_of
-from cgc.scene.images import check_images, load_image
+from cgc.scene.images import check_images, load_image, load_photo
 from cgc.scene.read import fingerprint, read_cameras, read_scene
 from cgc.scene.types import Camera, Lens
 from cgc.settings import SceneSettings
@@ -447,6 +447,21 @@ def test_other_kinds_of_images_become_rgb(tmp_path, mode):
     assert mode == "1" or abs(int(pixels[5, 5, 0]) - 200) < 10
 
 
+@pytest.mark.parametrize(
+    "grey",
+    [
+        np.float32([[0.0, 0.5, 1.0]]),
+        np.int32([[0, 128, 255]]),
+        np.int32([[0, 32896, 65535]]),
+        np.float32([[0, 1e6, 2e6]]),
+    ],
+)
+def test_grey_pictures_of_any_range_are_no_black_ones(tmp_path, grey):
+    Image.fromarray(grey.repeat(2, 0)).save(tmp_path / "a.tif")
+    shown = load_photo(tmp_path / "a.tif", exif_rotated=False)
+    assert np.abs(shown[0, :, 0].astype(int) - [0, 128, 255]).max() <= 1 and shown.shape == (2, 3, 3)
+
+
 # ---- transforms.json
 
 
@@ -509,6 +524,7 @@ def test_transforms_points_and_own_intrinsics_a_frame(tmp_path):
     (root / "points.ply").write_text(header + "1 2 3 4 5 6\nnan 2 3 4 5 6\n")
     scene = read_scene(root)
     assert scene.points.tolist() == [[1, 2, 3]] and scene.point_colors.tolist() == [[4, 5, 6]]
+    assert any(note.startswith("1 of 2 points of") and "NaN" in note for note in scene.notes)
     assert [v.camera.K[0, 0].item() for v in scene.views] == [50, 60]
     (root / "points.ply").write_text(header + "1 2 3 4 5 6\n")
     with pytest.raises(InputError, match=r"points.ply, the point cloud that .* cannot be read"):

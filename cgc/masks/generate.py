@@ -32,6 +32,9 @@ from cgc.progress import progress_bar
 from cgc.scene.images import load_image
 from cgc.scene.types import View
 
+LONGEST = 300
+"""Characters that are said of why a generator failed."""
+
 
 class Recipe(Protocol):
     """Settings of a generator, light enough to be sent to another process; `load` makes it ready once."""
@@ -260,7 +263,7 @@ def _work(jobs: list[_Job], recipe: Recipe, workers: int, quiet: bool) -> Iterat
         except BrokenProcessPool as error:
             raise InputError(
                 "a process that made masks was ended from outside, most likely for want of memory; what is done is "
-                "kept: run the same command again with --workers 1"
+                "kept: run `cgc masks` with --workers 1, then the same command again"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -286,8 +289,8 @@ def _attempt(job: _Job, generator: Callable[[np.ndarray], ImageMasks]) -> int | 
         flat, painted = made.paint(min_area=round(job.min_area * made.height * made.width))
     except InputError as error:
         return str(error)
-    except Exception as error:  # a generator is anybody's code
-        return f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # a generator is anybody's code
+        return ": ".join([type(error).__name__, *[" ".join(str(error).split())[:LONGEST] or "it did not say why"]])
     write_id_map(job.flat, flat)  # the set has the key that says both are done
     made.save(job.set, painted, key=job.key, made=job.made, masks=str(len(made)))
     return len(made)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from scipy import ndimage
+from scipy.sparse import csc_array
 
 from cgc.errors import InputError
 from cgc.files import read_arrays, write_beside
@@ -115,8 +116,9 @@ class ImageMasks:
             return np.zeros((self.height, self.width), np.int32), np.array([-1], np.int32)
         atoms, inside = _atoms([self.counts[i] for i in chosen], self.height, self.width)
         # the masks are sorted by size, so the smallest of an atom is its last
-        last = np.where(inside.any(1), inside.shape[1] - np.argmax(inside[:, ::-1], axis=1), 0)  # [R]
-        ids = last.astype(np.int32)[atoms]
+        last, member = np.zeros(int(atoms.max()) + 1, np.int32), inside.tocoo()  # [R]
+        np.maximum.at(last, member.row, member.col + 1)
+        ids = last[atoms]
         ids = _clear_slivers(ids, np.append(0, self.areas[chosen]))
         present = np.bincount(ids.ravel(), minlength=len(chosen) + 1) > 0
         present[0] = False
@@ -242,8 +244,8 @@ def _encode_ids(ids: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _atoms(counts: Sequence[np.ndarray], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the atom of every pixel, [H, W], and which masks have each atom, [R, M] bool.
+def _atoms(counts: Sequence[np.ndarray], height: int, width: int) -> tuple[np.ndarray, csc_array]:
+    """Return the atom of every pixel, [H, W], and which masks have each atom, sparse [R, M] of ones.
 
     Every mask has a random number of 64 bits; a pixel's is the exclusive or of those of its masks. Two sets of masks
     with one number have a chance of about R^2 / 2^65.
@@ -258,8 +260,19 @@ def _atoms(counts: Sequence[np.ndarray], height: int, width: int) -> tuple[np.nd
         change[edges[edges < size]] ^= key
     number = np.bitwise_xor.accumulate(change[:size])
     _, first, atoms = np.unique(number, return_index=True, return_inverse=True)
-    inside = np.stack([np.searchsorted(b, first, side="right") % 2 == 1 for b in bounds], 1)
+    order = np.argsort(first)
+    found = [_between(np.searchsorted(first[order], b)) for b in bounds]  # an atom is where its first pixel is
+    ends = np.concatenate([[0], np.cumsum([len(f) for f in found])])
+    ones = np.ones(ends[-1])
+    inside = csc_array((ones, order[np.concatenate(found)], ends), shape=(len(first), len(bounds)))
     return atoms.reshape(width, height).T, inside
+
+
+def _between(bounds: np.ndarray) -> np.ndarray:
+    """Return the whole numbers from bounds[0] up to bounds[1], from bounds[2] up to bounds[3], and so on."""
+    starts, ends = bounds[0::2][: len(bounds) // 2], bounds[1::2]
+    lengths = ends - starts
+    return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
 
 
 def _nest(counts: Sequence[np.ndarray], areas: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -268,11 +281,11 @@ def _nest(counts: Sequence[np.ndarray], areas: np.ndarray, height: int, width: i
     if not n:
         return np.zeros(0, np.int32), np.zeros(0, np.int32)
     atoms, inside = _atoms(counts, height, width)
-    pixels = np.bincount(atoms.ravel(), minlength=len(inside)).astype(np.float32)
-    member = inside.astype(np.float32)
-    shared = member.T @ (member * pixels[:, None])  # [M, M] pixels in both
-    contains = (shared >= INSIDE * areas[None, :]) & (areas[:, None] >= LARGER * areas[None, :])
-    parents = np.where(contains.any(0), n - 1 - np.argmax(contains[::-1], axis=0), -1).astype(np.int32)
+    pixels = np.bincount(atoms.ravel()).astype(float)
+    shared = (inside.T @ inside.multiply(pixels[:, None])).tocoo()  # [M, M] pixels in both
+    contains = (shared.data >= INSIDE * areas[shared.col]) & (areas[shared.row] >= LARGER * areas[shared.col])
+    parents = np.full(n, -1, np.int32)
+    np.maximum.at(parents, shared.col[contains], shared.row[contains])  # the smallest comes last
     levels = np.zeros(n, np.int32)
     for i, parent in enumerate(parents):  # parents come first
         levels[i] = levels[parent] + 1 if parent >= 0 else 0

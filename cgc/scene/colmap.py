@@ -108,5 +108,4 @@ def _points(model: pycolmap.Reconstruction) -> tuple[np.ndarray, np.ndarray]:
     kept = [point for _, point in by_id if point.track.length() >= least]
     points = np.array([p.xyz for p in kept], np.float64).reshape(-1, 3)
     colors = np.array([p.color for p in kept], np.uint8).reshape(-1, 3)
-    finite = np.isfinite(points).all(1) & (np.abs(points).max(1, initial=0) < np.finfo(np.float32).max)
-    return points[finite], colors[finite]
+    return points, colors

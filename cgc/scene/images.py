@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from cgc.errors import InputError
 from cgc.files import files_below
 from cgc.scene.types import View
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", *((".avif",) if features.check("avif") else ()))
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What PIL raises for files that are no images, or broken ones."""
@@ -81,8 +81,8 @@ def load_photo(path: Path, exif_rotated: bool, size: tuple[int, int] | None = No
         with Image.open(path) as file:
             file.load()
             image = ImageOps.exif_transpose(file) if exif_rotated else file
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # which convert() would clip
+                image = Image.fromarray(_as_bytes(np.asarray(image)))
             if image.mode == "P":
                 image = image.convert("RGBA")
             image = image.convert("RGB")
@@ -92,6 +92,16 @@ def load_photo(path: Path, exif_rotated: bool, size: tuple[int, int] | None = No
         smaller = size[0] <= image.width and size[1] <= image.height
         image = image.resize(size, Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
     return np.array(image, np.uint8)
+
+
+def _as_bytes(grey: np.ndarray) -> np.ndarray:
+    """Bring a grey picture [H, W] of 0..1, 0..255 or 16 bits to bytes: which it is, its type or largest value says."""
+    if grey.dtype == np.uint16:
+        return (grey // 257).astype(np.uint8)
+    grey = np.nan_to_num(grey.astype(float))
+    most = grey.max(initial=0)
+    scale = 255 if most <= 1 else 1 if most <= 255 else 1 / 257 if most <= 65535 else 255 / most
+    return (np.clip(grey, 0, None) * scale).astype(np.uint8)
 
 
 def load_image(view: View) -> np.ndarray:

@@ -63,6 +63,10 @@ def read_scene(
     check_model(model)
     model.shots.sort(key=lambda shot: shot.name)
     notes: list[str] = []
+    finite = np.isfinite(model.points).all(1) & (np.abs(model.points).max(1, initial=0) < np.finfo(np.float32).max)
+    if lost := int((~finite).sum()):
+        notes.append(f"{lost:,} of {len(finite):,} points of {model.path} are NaN, infinite or too far, and left out")
+        model = replace(model, points=model.points[finite], point_colors=model.point_colors[finite])
     if fuller := fuller_model(model.path):
         path, count, own = fuller
         notes.append(f"{path} has {count} images where {model.path}, which is used, has {own}: give it as the scene")

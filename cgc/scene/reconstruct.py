@@ -10,15 +10,16 @@ import filecmp
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from cgc.errors import InputError, some
-from cgc.files import files_below
+from cgc.files import files_below, read_json, sha256, write_json
 from cgc.leftovers import clear_folders
 from cgc.progress import console, progress_bar
 from cgc.scene.images import SUFFIXES, load_photo, read_header
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 ENOUGH = 0.9
 """With a smaller share of the photos placed, mapping is tried again in other ways."""
+
+VIDEO_RECORD = "video.json"
+"""Which video a scene was made of, and with how many frames."""
 
 FEATURE_BYTES, PAIR_BYTES = 160, 16_000
 """What a feature takes in COLMAP's database, with its journal, and a pair of photos with some hundred matches."""
@@ -110,7 +114,12 @@ def reconstruct(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} was expected to be the folder of the new scene, but is a file; choose another")
     if kept := _kept(out):
-        return _tell(replace(kept, notes=_unlike(photos, out)), quiet)
+        return _tell(replace(kept, notes=_unlike(photos, out, settings.frames)), quiet)
+    if (model := out / "sparse" / "0").is_dir() and any(model.iterdir()):
+        raise InputError(
+            f"{model} holds {some(p.name for p in model.iterdir())}, which is no model (cameras, images and points3D); "
+            "move it away or give the new scene another name with --out, and run the same command again"
+        )
     with _stage(out) as stage:
         made = _make(photos, out, stage, settings, quiet)
     return _tell(made, quiet)
@@ -141,13 +150,15 @@ def _kept(out: Path) -> Reconstructed | None:
     return None
 
 
-def _unlike(photos: Path, out: Path) -> tuple[str, ...]:
+def _unlike(photos: Path, out: Path, frames: int) -> tuple[str, ...]:
     """Say which photos a scene that is kept was not made of; InputError where it has some that are gone, or others."""
+    if photos.is_file():
+        return _unlike_video(photos, out, frames)
     source = _images_of(photos)
     if not source.is_dir() or not (out / "images").is_dir() or _same_folder(source, out / "images"):
         return ()
     now, then = (dict(list_photos(folder)) for folder in (source, out / "images"))
-    other = [name for name, path in then.items() if name not in now or now[name].stat().st_size != path.stat().st_size]
+    other = [name for name, path in then.items() if name not in now or not _same_file(now[name], path)]
     if other:
         raise InputError(
             f"{out} has a model already, of photos that are not those in {source} any more: {some(other)}; remove it, "
@@ -156,6 +167,24 @@ def _unlike(photos: Path, out: Path) -> tuple[str, ...]:
     new = [name for name in now if name not in then]
     advice = f"to use them, remove {out}, or give the new scene another name with --out"
     return (f"photos that the scene there was not made of: {some(new)}; {advice}",) if new else ()
+
+
+def _unlike_video(video: Path, out: Path, frames: int) -> tuple[str, ...]:
+    """Say that a scene that is kept has another number of frames; InputError where it is of another video."""
+    if not (out / VIDEO_RECORD).is_file():
+        return ()
+    made, now = read_json(out / VIDEO_RECORD, "the record of the video"), _video_record(video, frames)
+    advice = f"remove {out}, or give the new scene another name with --out"
+    if not isinstance(made, dict) or made.get("sha256") != now["sha256"]:
+        raise InputError(f"{out} has a model already, of another video than {video} is now; {advice}")
+    if made.get("frames") != frames:
+        return (f"the scene there was made with --frames {made.get('frames')}; for {frames}, {advice}",)
+    return ()
+
+
+def _video_record(video: Path, frames: int) -> dict[str, Any]:
+    """Return what a scene says of the video it was made of."""
+    return {"video": video.name, "sha256": sha256(video), "frames": frames}
 
 
 def _images_of(photos: Path) -> Path:
@@ -183,11 +212,14 @@ def _make(photos: Path, out: Path, stage: Path, settings: ReconstructSettings, q
             raise InputError(f"{photos} is one photo; give the folder of photos, or a video")
         source = stage / "images"
         extract_frames(photos, source, settings.frames, quiet=quiet)
+        write_json(stage / VIDEO_RECORD, _video_record(photos, settings.frames))
     else:
         source = _images_of(photos)
     found, notes = read_photos(source, quiet)
     if len(found) < 3:
         raise InputError(_too_few(source, len(found), notes))
+    if not _same_folder(source, out / "images"):
+        _check_images(found, out / "images")
     work = stage / "work"
     model = _solve(found, work, settings, quiet)
     if model is None:
@@ -208,9 +240,18 @@ def _make(photos: Path, out: Path, stage: Path, settings: ReconstructSettings, q
 
 
 def list_photos(folder: Path) -> list[tuple[str, Path]]:
-    """Return (name, path) of every image below `folder`, sorted; hidden folders and files are left out."""
-    found = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    """Return (name, path) of every image below `folder`, sorted, without hidden folders and files, and what we made."""
+    found = [
+        path
+        for path in files_below(folder, _is_ours)
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ]
     return sorted((path.relative_to(folder).as_posix(), path) for path in found)
+
+
+def _is_ours(names: set[str]) -> bool:
+    """Whether a folder with files of these names is a run or holds masks: no photos lie there."""
+    return {"scene.json", "config.json"} <= names or "masks.json" in names
 
 
 def read_photos(folder: Path, quiet: bool) -> tuple[list[_Photo], list[str]]:
@@ -230,17 +271,26 @@ def read_photos(folder: Path, quiet: bool) -> tuple[list[_Photo], list[str]]:
                 notes.append(f"LEFT OUT: {error}")
             except UnicodeEncodeError:
                 notes.append(f"LEFT OUT: {name!a}, whose name is not UTF-8; rename it")
+    if photos and (others := _others(folder)):
+        said = " and ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        notes.append(f"LEFT OUT: {said} files, which are not read; convert them to JPEG to use them")
     return photos, notes
+
+
+def _others(folder: Path) -> Counter[str]:
+    """Count the pictures and videos below a folder that are not read, by suffix."""
+    found = Counter(p.suffix.lower() for p in files_below(folder, _is_ours) if not p.name.startswith("."))
+    return Counter({s: n for s, n in found.items() if s in (*_OTHERS, *VIDEO_SUFFIXES) and s not in SUFFIXES})
 
 
 def _too_few(folder: Path, count: int, notes: Sequence[str]) -> str:
     text = f"{folder} has {count} photos that can be read, and at least 3 are needed (20 and more are better)"
     if notes:
         return f"{text}; {len(notes)} more cannot be read, the first: {notes[0].removeprefix('LEFT OUT: ')}"
-    others = sorted({p.suffix.lower() for p in folder.rglob("*") if p.suffix.lower() in _OTHERS})
+    others = _others(folder)
+    if pictures := sorted(set(others) - set(VIDEO_SUFFIXES)):
+        return f"{text}; convert the {' and '.join(pictures)} files to JPEG first"
     if others:
-        return f"{text}; convert the {' and '.join(others)} files to JPEG first"
-    if any(p.suffix.lower() in VIDEO_SUFFIXES for p in folder.glob("*")):
         return f"{text}; to use a video, give its file and not its folder"
     return f"{text}; give the folder that holds them ({', '.join(SUFFIXES)})"
 
@@ -344,15 +394,26 @@ def _same_folder(a: Path, b: Path) -> bool:
     return b.is_dir() and os.path.samefile(a, b)
 
 
+def _same_file(a: Path, b: Path) -> bool:
+    """Whether two files hold the same."""
+    return os.path.samefile(a, b) or filecmp.cmp(a, b, shallow=False)
+
+
+def _check_images(photos: Sequence[_Photo], final: Path) -> None:
+    """Raise InputError where there is a folder `final` that has other pictures than these."""
+    if not final.exists():
+        return
+    there = dict(list_photos(final)) if final.is_dir() else {}
+    same = all(p.name in there and _same_file(p.path, there[p.name]) for p in photos)
+    if not same or len(there) != len(photos):
+        raise InputError(
+            f"{final} holds other pictures than those that are to be reconstructed; remove it or choose another --out"
+        )
+
+
 def _bring_images(photos: Sequence[_Photo], staged: Path, final: Path) -> None:
-    """Link the photos into `staged`, unless `final` has these very photos; InputError where it has others."""
+    """Link the photos into `staged`, unless `final` has these very photos."""
     if final.exists():
-        there = dict(list_photos(final)) if final.is_dir() else {}
-        same = all(p.name in there and filecmp.cmp(p.path, there[p.name], shallow=False) for p in photos)
-        if not same or len(there) != len(photos):
-            raise InputError(
-                f"{final} holds other pictures than those that were reconstructed; remove it or choose another --out"
-            )
         shutil.rmtree(staged, ignore_errors=True)
         return
     for photo in photos:
@@ -390,5 +451,7 @@ def _publish(stage: Path, out: Path) -> None:
         return
     if (stage / "images").is_dir():
         (stage / "images").rename(out / "images")
+    if (stage / VIDEO_RECORD).is_file():
+        (stage / VIDEO_RECORD).replace(out / VIDEO_RECORD)
     (out / "sparse").mkdir(exist_ok=True)
     (stage / "sparse" / "0").rename(out / "sparse" / "0")

@@ -143,5 +143,4 @@ def _read_points(path: Path, where: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}, the point cloud that {where} names, cannot be read: {error}; "
             "restore it, or remove ply_file_path from the transforms file to start without points"
         ) from error
-    finite = np.isfinite(points).all(1)
-    return points[finite], colors[finite]
+    return points, colors
