@@ -259,7 +259,7 @@ class Edit:
     split: tuple[int, ...] = ()
     """Split these into their parts."""
     scale: tuple[str, ...] = ()
-    """ID=FACTOR"""
+    """ID=FACTOR; what is scaled, turned and moved does so in this order, about its centre."""
     rotate: tuple[str, ...] = ()
     """ID=X,Y,Z: turn about this axis, by as many degrees as it is long."""
     move: tuple[str, ...] = ()
@@ -269,7 +269,7 @@ class Edit:
     remove: tuple[int, ...] = ()
     """Remove these."""
     halo: bool = True
-    """Remove what else shows that they were there, and colour what they hid like what is beside it."""
+    """Remove (or move along) what else shows that they were there, and colour what they hid like what is beside it."""
     fill: bool = True
     """Continue flat surfaces under them with new Gaussians, and take their shade away; needs --halo."""
     device: Device = "auto"

@@ -249,6 +249,8 @@ def edit(
 ) -> None:
     """Change a segmentation in the order of the arguments, save it in `out`, and say what was done."""
     seg = start = _open(folder, device)
+    if out.exists() and out.samefile(folder):
+        raise InputError(f"{out} is what is edited; give another folder with --out, so that nothing of it is lost")
     for word in rename:
         which, name = _assignment(word, "--rename", "ID=NAME")
         seg = seg.rename(which, name)
@@ -259,15 +261,8 @@ def edit(
         seg = seg.merge(*merge)
     for which in split:
         seg = seg.split(which)
-    for word in scale:
-        which, value = _assignment(word, "--scale", "ID=FACTOR")
-        seg = seg.transform(which, scale=_numbers(value, 1, word)[0])
-    for word in rotate:
-        which, value = _assignment(word, "--rotate", "ID=X,Y,Z")
-        seg = seg.transform(which, rotation=_turn(_numbers(value, 3, word)))
-    for word in move:
-        which, value = _assignment(word, "--move", "ID=X,Y,Z")
-        seg = seg.transform(which, translation=_numbers(value, 3, word))
+    for which, how in _motions(scale, rotate, move).items():
+        seg = seg.transform(which, **how, halo=halo)
     if keep:
         seg = seg.keep(*keep)
     if remove:
@@ -277,11 +272,32 @@ def edit(
             "nothing to do: give one of --remove, --keep, --merge, --split, --rename, --recolor, --move, --rotate and "
             "--scale"
         )
+    before = out.exists()
     saved = seg.save(out)
+    if before:
+        console.print(f"what was saved there before is replaced: {saved}")
     for record in seg.edits[len(start.edits) :]:
         facts = ", ".join(f"{k} {_brief(v)}" for k, v in record.items() if k != "edit" and v not in ([], ""))
         console.print(f"{record['edit']}: {facts}")
     console.print(f"{len(seg)} objects, {len(seg.splats):,} Gaussians: {saved}")
+
+
+def _motions(scale: Sequence[str], rotate: Sequence[str], move: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """Return what `transform` takes, by id: all that is done to one is one motion, scaled, then turned, then moved."""
+    found: dict[int, dict[str, Any]] = {}
+    for word in scale:
+        which, value = _assignment(word, "--scale", "ID=FACTOR")
+        how = found.setdefault(which, {})
+        how["scale"] = how.get("scale", 1.0) * _numbers(value, 1, word)[0]
+    for word in rotate:
+        which, value = _assignment(word, "--rotate", "ID=X,Y,Z")
+        how = found.setdefault(which, {})
+        how["rotation"] = _turn(_numbers(value, 3, word)) @ how.get("rotation", np.eye(3))
+    for word in move:
+        which, value = _assignment(word, "--move", "ID=X,Y,Z")
+        how = found.setdefault(which, {})
+        how["translation"] = np.add(how.get("translation", np.zeros(3)), _numbers(value, 3, word))
+    return found
 
 
 def _brief(value: Any) -> str:

@@ -7,7 +7,9 @@ command line replaces them.
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         name, rest = arguments[0], arguments[1:]
         if name in STEPS and rest and not rest[0].startswith("-"):
             rest = ["--out", *rest]
+        _check_repeats(rest)
         with parallel.hushed():
             config = _parse(name, _in_seconds(rest))
         if name in TOGETHER:
@@ -90,6 +93,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         _complain(str(stop) or "stopped; run the same command again to go on where it was")
         return 130
+
+
+def _check_repeats(words: list[str]) -> None:
+    """Raise InputError for an option that is given twice: only the last one's values would count."""
+    options = Counter(word.partition("=")[0].replace("_", "-") for word in words if re.match("--[a-z]", word))
+    if twice := [option for option, times in options.items() if times > 1]:
+        raise InputError(f"{twice[0]} is given {options[twice[0]]} times; give it once, with all its values after it")
 
 
 def _complain(text: str) -> None:

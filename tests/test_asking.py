@@ -102,6 +102,27 @@ def test_edits_are_saved_elsewhere_and_chain(run, tmp_path, capsys):
     assert [e["edit"] for e in cgc.load(again).edits][-1] == "recolor" and len(cgc.load(again).edits) == 4
 
 
+def test_all_that_is_done_to_one_object_is_one_motion(run, tmp_path, capsys):
+    seg, out = cgc.load(run), tmp_path / "moved"
+    first = int(seg.ids[0])
+    words = [
+        "--scale",
+        f"{first}=2",
+        "--rotate",
+        f"{first}=0,0,90",
+        "--move",
+        f"{first}=0,0,1",
+        f"{first}=1,0,0",
+    ]
+    assert main(["edit", str(run), "--out", str(out), *words, "--no-halo"]) == 0
+    assert capsys.readouterr().out.count("transform") == 1
+    made = cgc.load(out)
+    assert [e["edit"] for e in made.edits] == ["transform"] and made.edits[0]["halo"] == made.edits[0]["healed"] == 0
+    assert made.edits[0]["scale"] == 2 and made.edits[0]["translation"] == [1, 0, 1]
+    assert main(["edit", str(out), "--out", str(out), "--rename", f"{first}=it"]) == 2
+    assert "is what is edited" in capsys.readouterr().err
+
+
 def test_methods_are_the_edits(run, tmp_path):
     seg = cgc.load(run)
     a, b = seg.ids.tolist()[:2]
@@ -155,6 +176,7 @@ def test_taking_out(run, tmp_path, capsys):
         (["query", "RUN", "--click", f"{VIEW},1,1", "a_view_01.png,2,2"], "of one view"),
         (["query", "RUN", "--not-click", f"{VIEW},1,1"], "say where it is"),
         (["query", "RUN", "--click", f"{VIEW},1,1", "--similar", "1"], "one question at a time"),
+        (["query", "RUN", "--click", f"{VIEW},1,1", "--click", f"{VIEW},2,2"], "--click is given 2 times"),
         (["query", "RUN", "--mask", VIEW], "VIEW,FILE.png was expected"),
         (["query", "RUN", "--mask", f"{VIEW},nowhere.png"], "nowhere.png, which is not there; give VIEW,FILE.png"),
         (["query", "RUN", "--similar", "999"], "no segment 999"),
@@ -167,7 +189,7 @@ def test_taking_out(run, tmp_path, capsys):
         (["edit", "RUN", "--out", "OUT", "--move", "1=2,3"], "3 numbers"),
         (["edit", "RUN", "--out", "OUT", "--rename", "mug"], "ID=NAME was expected"),
         (["edit", "RUN", "--out", "OUT", "--scale", "1=0"], "over 0"),
-        (["edit", "RUN", "--out", "RUN", "--keep", "1"], "something else than a saved segmentation"),
+        (["edit", "RUN", "--out", "RUN", "--keep", "1"], "is what is edited; give another folder"),
         (["export", "RUN", "--format", "nope"], "no format 'nope'"),
         (["export", "RUN", "--objects", "999"], "segment 999"),
     ],

@@ -369,7 +369,9 @@ def test_an_object_that_is_moved_leaves_the_others_and_comes_back():
     np.testing.assert_allclose(centre, np.median(before["means"][own], axis=0), atol=0.02)
     back = transform(made, 2, rotation=(0.5, -0.5, 0.5, -0.5), scale=2, translation=(0, 0, -1),
                      about=np.add(centre, (0, 0, 1)))  # fmt: skip
-    for name, values in copied(back).items():
+    kept = copied(back)
+    np.testing.assert_array_equal(kept.pop("extra moved"), own)
+    for name, values in kept.items():
         np.testing.assert_allclose(values, before[name], atol=2e-5, err_msg=name)
     moved = transform(old, 2, translation=(0, 0, 1))
     for name in ("quats", "sh", "log_scales"):
@@ -443,6 +445,35 @@ def test_a_moved_object_takes_its_halo_with_it_and_leaves_no_dark():
     shown = made.splats.sh[torch.from_numpy(hidden), 0] * SH_C0 + 0.5
     torch.testing.assert_close(shown, wall, atol=0.02, rtol=0)
     assert made.edits[-1]["healed"] >= len(hidden) and torch.equal(made.splats.sh[moved], scene.splats.sh[moved])
+
+
+def test_what_was_moved_once_hides_what_photos_have_seen():
+    scene, _, shots = wall_and_ball(black=True)
+    sight = {"rasterizer": RASTERIZER, "cameras": shots}
+    away = transform(scene, 2, translation=(0, 1.2, 0), **sight)
+    assert (away.labels == 2).sum() == 500 + away.edits[-1]["halo"] >= 538  # the halo is its own now
+    assert (away.hierarchy.leaves == away.labels)[away.labels > 0].all()
+    again = transform(away, 2, translation=(0, -2.4, 0), **sight)
+    assert (again.edits[-1]["halo"], again.edits[-1]["healed"]) == (0, 0)
+    assert torch.equal(again.splats.sh, away.splats.sh)  # what it covers there was plainly seen
+    back = transform(again, 2, translation=(0, 1.2, 0), **sight)
+    torch.testing.assert_close(back.splats.means, scene.splats.means, atol=1e-6, rtol=0)
+    gone = remove(again, 2, **sight)
+    assert (gone.edits[-1]["healed"], gone.edits[-1]["filled"]) == (0, 0)
+    assert torch.equal(gone.splats.sh, again.splats.sh[torch.from_numpy(again.labels != 2)])
+
+
+def test_a_motion_that_is_none_changes_nothing_and_a_bare_one_moves_its_own_alone():
+    scene, _, shots = wall_and_ball(black=True)
+    sight = {"rasterizer": RASTERIZER, "cameras": shots}
+    still = transform(scene, 2, **sight)
+    assert still.edits[-1]["edit"] == "transform" and still.edits[-1]["healed"] == 0
+    for name, values in copied(scene).items():
+        np.testing.assert_array_equal(copied(still)[name], values, err_msg=name)
+    bare = transform(scene, 2, translation=(0, 5, 0), halo=False, **sight)
+    moved = (bare.splats.means != scene.splats.means).any(1).numpy()
+    np.testing.assert_array_equal(moved, scene.labels == 2)
+    assert torch.equal(bare.splats.sh, scene.splats.sh)
 
 
 def test_without_cameras_what_is_uncertain_or_has_the_objects_colour_among_its_gaussians_goes():

@@ -28,6 +28,9 @@ from cgc.splats.types import PARAMETERS, Splats
 
 ORIGIN = "origin_row"
 """The attribute in `Splats.extras` that says which row of the file each Gaussian came of (see `track`)."""
+MOVED = "moved"
+"""The attribute that says, with a 1, which Gaussians are no longer where photos show them: what they hide now was seen,
+and nothing of theirs was left behind there."""
 MIN_SHOWN = 0.05
 """A stroke reaches what has at least this blending weight in a pixel: what is seen there, not what lies behind it."""
 MIN_SHARE = 0.5
@@ -91,8 +94,7 @@ def remove(
     if gone.all():
         raise InputError(f"removing {_text(chosen)} would leave no Gaussian; keep at least one segment")
     healed, fresh = 0, None
-    if halo:
-        found = find_halo(splats, segmentation.labels, segmentation.confidences, gone, rasterizer, cameras, fill)
+    if halo and (found := _halo_of(segmentation, gone, rasterizer, cameras, fill)):
         if not (gone | found.spill).all():
             gone, fresh = gone | found.spill, found
         splats, healed = replace(splats, sh=found.sh), int((found.healed & ~gone).sum())
@@ -254,13 +256,15 @@ def transform(
     rotation: ArrayLike | None = None,
     scale: float = 1.0,
     about: ArrayLike | None = None,
+    halo: bool = True,
     rasterizer: Rasterizer | None = None,
     cameras: Sequence[Camera] = (),
 ) -> Segmentation:
     """Scale, turn and move some ids (None: the whole scene), in this order, `about` their centre or a given point.
 
-    `rotation` is a quaternion wxyz or a matrix [3, 3]. What each Gaussian shows turns with it (its SH). With a
-    rasteriser and cameras the halo of the ids goes with them, and what they hid is coloured as by `remove`.
+    `rotation` is a quaternion wxyz or a matrix [3, 3]. What each Gaussian shows turns with it (its SH). With `halo`, a
+    rasteriser and cameras the halo of the ids goes with them and becomes theirs, and what they hid is coloured as by
+    `remove`: once, where photos show them. What they hide later was seen, and stays as it is.
     """
     everything = ids is None
     chosen = [] if ids is None else _known(segmentation, ids)
@@ -269,12 +273,16 @@ def transform(
     turn, quat = _rotation(rotation)
     if not isinstance(scale, (int, float, np.number)) or not math.isfinite(scale) or scale <= 0:
         raise InputError(f"a scale over 0 was expected, got {scale!r}")
-    splats, healed = segmentation.splats, 0
+    splats, tree, labels, healed, joined = segmentation.splats, segmentation.hierarchy, segmentation.labels, 0, 0
     middle = np.median(splats.means[torch.from_numpy(own)].detach().cpu().double().numpy(), axis=0)
     centre = middle if about is None else vector(about, 3, "a point (x, y, z)")
-    if rasterizer is not None and len(cameras) and not own.all():
-        found = find_halo(splats, segmentation.labels, segmentation.confidences, own, rasterizer, cameras, fill=False)
-        own = own | found.spill
+    stays = not move.any() and np.array_equal(turn, np.eye(3)) and scale == 1
+    found = None
+    if halo and rasterizer is not None and len(cameras) and not own.all() and not stays:
+        found = _halo_of(segmentation, own, rasterizer, cameras, fill=False)
+    if found:
+        tree, labels = _joined_to(segmentation, own, found.spill)
+        joined, own = int((found.spill & ~own).sum()), own | found.spill
         splats, healed = replace(splats, sh=found.sh), int((found.healed & ~own).sum())
     rows = torch.from_numpy(np.flatnonzero(own))
     means = splats.means[rows].detach().double()
@@ -290,14 +298,18 @@ def transform(
     for name, values in changed.items():
         columns[name] = getattr(splats, name).detach().clone()
         columns[name][rows] = values.to(columns[name].dtype)
+    if not stays:
+        marks = _moved(splats).astype(np.uint8)
+        marks[own] = 1
+        columns["extras"] = splats.extras | {MOVED: marks}
     moved = replace(splats, **columns)
     if not all(bool(values.isfinite().all()) for values in (moved.means, moved.quats, moved.scales, moved.sh)):
         raise InputError("the Gaussians would leave what numbers can hold; give a smaller translation or scale")
-    tree = replace(segmentation.hierarchy)  # another one: what views knew of it is of before
-    made = replace(segmentation, splats=moved, hierarchy=tree)
+    tree = replace(tree)  # another one: what views knew of it is of before
+    made = replace(segmentation, splats=moved, labels=labels, hierarchy=tree)
     return _recorded(
         made, "transform", ids=chosen, translation=move.tolist(), rotation=quat.tolist(), scale=float(scale),
-        about=centre.tolist(), healed=healed,
+        about=centre.tolist(), halo=joined, healed=healed,
     )  # fmt: skip
 
 
@@ -341,6 +353,46 @@ def _known(segmentation: Segmentation, ids: Ids, *, empty: bool = False) -> list
 def _members(segmentation: Segmentation, ids: Sequence[int]) -> np.ndarray:
     """Say which Gaussians are in any of the ids, [N] bool."""
     return np.logical_or.reduce([segmentation.hierarchy.members(i) for i in ids])
+
+
+def _moved(splats: Splats) -> np.ndarray:
+    """Say which Gaussians are no longer where photos show them, [N] bool."""
+    marks = splats.extras.get(MOVED)
+    return np.zeros(len(splats), bool) if marks is None else np.asarray(marks) != 0
+
+
+def _halo_of(
+    segmentation: Segmentation,
+    own: np.ndarray,
+    rasterizer: Rasterizer | None,
+    cameras: Sequence[Camera],
+    fill: bool,
+) -> Halo | None:
+    """Find the halo of those of `own` [N] bool that are where photos show them; None where none is.
+
+    What was moved itself belongs to nobody's halo, and was seen before.
+    """
+    splats, moved = segmentation.splats, _moved(segmentation.splats)
+    if not (own & ~moved).any():
+        return None
+    found = find_halo(splats, segmentation.labels, segmentation.confidences, own & ~moved, rasterizer, cameras, fill)
+    sh = torch.where(torch.from_numpy(moved).to(found.sh.device)[:, None, None], splats.sh.detach(), found.sh)
+    return found._replace(spill=found.spill & ~moved, sh=sh, healed=found.healed & ~moved)
+
+
+def _joined_to(segmentation: Segmentation, own: np.ndarray, spill: np.ndarray) -> tuple[Hierarchy, np.ndarray]:
+    """Give Gaussians `spill` [N] bool to the segments of those of `own` [N] that are nearest; the tree and labels."""
+    from scipy.spatial import KDTree
+
+    tree, labels = segmentation.hierarchy, segmentation.labels.astype(np.int32)
+    means = segmentation.splats.means.detach().cpu().numpy().astype(float)
+    theirs, to = np.flatnonzero(own), np.flatnonzero(spill & ~own)
+    if len(to):
+        nearest = theirs[KDTree(means[theirs]).query(means[to])[1]]
+        leaves = tree.leaves.copy()
+        leaves[to], labels[to] = leaves[nearest], labels[nearest]
+        tree = replace(tree, leaves=leaves)
+    return tree, labels
 
 
 def _with_fresh(segmentation: Segmentation, kept: np.ndarray, found: Halo) -> Segmentation:

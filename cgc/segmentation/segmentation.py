@@ -261,14 +261,14 @@ class Segmentation:
 
     def transform(
         self, which: int | Object, *, translation: ArrayLike = (0, 0, 0), rotation: ArrayLike | None = None,
-        scale: float = 1.0, about: ArrayLike | None = None,
+        scale: float = 1.0, about: ArrayLike | None = None, halo: bool = True,
     ) -> Segmentation:  # fmt: skip
-        """Move, turn (a quaternion wxyz or a matrix) and scale an object. See `edit.transform`."""
+        """Move, turn (a quaternion wxyz or a matrix) and scale an object, with `halo` what it left. See `transform`."""
         from cgc.segmentation import edit
 
         return edit.transform(
-            self, _ids([which]), translation=translation, rotation=rotation, scale=scale, about=about,
-            rasterizer=self.context.rasterizer, cameras=self.context.known_cameras,
+            self, _ids([which]), translation=translation, rotation=rotation, scale=scale, about=about, halo=halo,
+            rasterizer=self.context.rasterizer, cameras=self.context.known_cameras if halo else (),
         )  # fmt: skip
 
     # --- taken away -----------------------------------------------------------------------------------------
