@@ -29,9 +29,11 @@ def headline(stats: dict[str, Any]) -> dict[str, str]:
         facts["Exposures"] = "{:.2f} to {:.2f}".format(*stats["exposures"])
     if stats.get("moved"):
         facts["Cameras moved"] = "{:.2f} px".format(stats["moved"][0])
-    for name, label in (("segments", "Segments"), ("gaussians", "Gaussians")):
-        if stats.get(name) is not None:
-            facts[label] = f"{stats[name]:,}"
+    sharpened = stats.get("sharpened") or {}
+    gaussians = sharpened.get("gaussians") if sharpened.get("used") else stats.get("gaussians")
+    for label, count in (("Segments", stats.get("segments")), ("Gaussians", gaussians)):
+        if count is not None:
+            facts[label] = f"{count:,}"
     if stats.get("seconds"):
         facts["Time"] = f"{sum(stats['seconds'].values()):.0f} s"
     if stats.get("peak_rss_bytes"):

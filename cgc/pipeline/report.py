@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.images import load_image
 from cgc.scene.types import Camera
+from cgc.segmentation.colors import segment_colors
 from cgc.segmentation.labels import render_rgb
 from cgc.segmentation.segments import Segment, Segmentation, load_table
 from cgc.settings import to_json
 from cgc.splats.types import Splats
-from cgc.view.pictures import mark, overlay
+from cgc.view.pictures import mark, number, overlay
 from cgc.view.report import (
     ReportData,
     ReportDispute,
@@ -36,6 +38,8 @@ REPORT_VIEWS = 8
 """Views shown in the report, test views first."""
 REPORT_DISPUTES = 3
 """Views shown in which masks and result disagree most."""
+BEYOND = 0.3
+"""How far beyond its best view an object is rendered, times the view's sides."""
 REPORT_OBJECTS = 80
 """Objects rendered alone in the report, largest first."""
 
@@ -90,7 +94,8 @@ def _report_objects(work: Workspace, segmentation: Segmentation, table: list[Seg
 
 
 def _segment_row(s: Segment) -> SegmentRow:
-    return SegmentRow(s.id, s.gaussians, s.size, s.centre, s.views, s.confidence, s.color, s.children)
+    red, green, blue = segment_colors(np.array([s.id]))[0].tolist()
+    return SegmentRow(s.id, s.gaussians, s.size, s.centre, s.views, s.confidence, (red, green, blue), s.children)
 
 
 def _report_levels(work: Workspace, segmentation: Segmentation, table: list[Segment]) -> list[ReportLevel]:
@@ -113,7 +118,7 @@ def _report_levels(work: Workspace, segmentation: Segmentation, table: list[Segm
     pictures = label_renderer(work, segmentation)(view.camera, list(chosen.values()))
     photo = load_image(view)
     return [
-        ReportLevel(f"{name}: level {level:.2g}", view.name, overlay(photo, picture.ids))
+        ReportLevel(f"{name}: level {level:.2g}", view.name, number(overlay(photo, picture.ids), picture.ids))
         for (name, level), picture in zip(chosen.items(), pictures)
     ]
 
@@ -138,7 +143,8 @@ def _report_view(work: Workspace, index: int, segmentation: Segmentation | None,
     shown = (255 * render_rgb(splats, view.camera, work.rasterizer, work.background)).round().astype(np.uint8)
     colored = masks = None
     if segmentation is not None:
-        colored = overlay(photo, _result(work, index))
+        ids = _result(work, index)
+        colored = number(overlay(photo, ids), ids)
         masks = overlay(photo, work.masks.load(index)) if work.masks.paths[index] else None
     split = "test" if index in set(work.test_views) else "train"
     score = quality.get(view.name, {}).get("psnr")
@@ -162,12 +168,21 @@ def _report_disputes(work: Workspace) -> list[ReportDispute]:
         view, masks, ids = work.scene.views[i], work.masks.load(i), _result(work, i)
         photo = load_image(view)
         marked = mark(photo, disagree(masks, ids))
-        shown.append(ReportDispute(view.name, shares[i], overlay(photo, masks), overlay(photo, ids), marked))
+        result = number(overlay(photo, ids), ids)
+        shown.append(ReportDispute(view.name, shares[i], overlay(photo, masks), result, marked))
     return [d for d in shown if d.share > 0]
 
 
 def _render_object(splats: Splats, camera: Camera, rasterizer: Rasterizer) -> np.ndarray:
-    """Render Gaussians alone, cut to where they show, uint8 [h, w, 4], see-through elsewhere."""
+    """Render Gaussians alone, cut to where they show, uint8 [h, w, 4], see-through elsewhere.
+
+    The picture is larger than the camera's, so that what its edge cuts is shown whole.
+    """
+    wide, high = (round(BEYOND * side) for side in (camera.width, camera.height))
+    K = camera.K.clone()
+    K[0, 2] += wide
+    K[1, 2] += high
+    camera = replace(camera, K=K, width=camera.width + 2 * wide, height=camera.height + 2 * high)
     with torch.no_grad():
         picture = rasterizer.render(splats, splats.colors(camera.position), [camera])
     alpha = picture.alphas[0].cpu().numpy()

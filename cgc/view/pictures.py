@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from cgc.errors import InputError
 from cgc.segmentation.colors import NOISE_COLOR as NOISE_COLOR
 from cgc.segmentation.colors import segment_colors
+
+NUMBER = 0.026
+"""Height of an id that is written on a picture, times its diagonal ..."""
+ROOM = 0.4
+"""... and, times that height, how far all else must be from the middle of it."""
 
 
 def overlay(photo: NDArray[np.uint8], ids: NDArray[np.integer], alpha: float = 0.55) -> NDArray[np.uint8]:
@@ -27,6 +35,25 @@ def overlay(photo: NDArray[np.uint8], ids: NDArray[np.integer], alpha: float = 0
     mixed[dark] *= 0.45
     mixed[light] = 0.2 * mixed[light] + 0.8 * 255.0
     return mixed.round().astype(np.uint8)
+
+
+def number(picture: NDArray[np.uint8], ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Write the id of each segment of `ids` [H, W] on a picture, in the middle of its largest part, where it has room.
+
+    That is the pixel which is farthest from everything else.
+    """
+    drawn = Image.fromarray(picture)
+    pen, size = ImageDraw.Draw(drawn), max(9.0, NUMBER * math.hypot(*ids.shape))
+    font = ImageFont.load_default(size)
+    for segment, box in enumerate(ndimage.find_objects(np.maximum(ids, 0).astype(np.int32)), 1):
+        if box is None:
+            continue
+        depth = np.asarray(ndimage.distance_transform_edt(np.pad(ids[box] == segment, 1)))
+        y, x = np.unravel_index(int(np.argmax(depth)), depth.shape)
+        if depth[y, x] >= ROOM * size:
+            at = (box[1].start + int(x) - 0.5, box[0].start + int(y) - 0.5)
+            pen.text(at, str(segment), "white", font, "mm", stroke_width=max(1, round(size / 8)), stroke_fill="black")
+    return np.array(drawn)
 
 
 def mark(photo: NDArray[np.uint8], pixels: NDArray[np.bool_]) -> NDArray[np.uint8]:

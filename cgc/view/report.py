@@ -74,7 +74,7 @@ class ReportDispute:
 
 @dataclass(frozen=True)
 class SegmentRow:
-    """What is known of a segment; lengths in world units, `color` RGB 0..255, `parts` the ids of its parts."""
+    """What is known of a segment; lengths in world units, `color` its RGB 0..255 in pictures, `parts` their ids."""
 
     id: int
     gaussians: int
@@ -242,7 +242,9 @@ def _objects(objects: Sequence[ReportObject], segments: Sequence[SegmentRow]) ->
         count = f'<span class="quiet">{row.gaussians:,}</span>' if row else ""
         cells.append(_figure(o.image, f"Segment {o.id} alone", f"{swatch}<span>{o.id}</span>{count}"))
     shown = "Every segment" if len(objects) >= len(segments) else f"{len(objects)} of {len(segments)} segments"
-    note = f'<p class="note">{shown} rendered alone: id and number of Gaussians.</p>'
+    unseen = [s.id for s in segments if not s.views]
+    hidden = f" No view shows {', '.join(map(str, unseen))}." if unseen else ""
+    note = f'<p class="note">{shown} rendered alone: colour in the pictures, id and number of Gaussians.{hidden}</p>'
     return _section("Objects", f'{note}<div class="sheet">{"".join(cells)}</div>' if cells else "", len(cells))
 
 

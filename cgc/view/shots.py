@@ -68,7 +68,7 @@ def camera_named(segmentation: Segmentation, name: ViewOrCamera, size: Size | No
         camera = _view(segmentation, name)
         return camera if size is None else fit(camera, size)
     try:
-        turn = float(found[1] or 0)
+        turn = float(0 if found[1] is None else found[1])
     except ValueError:
         turn = math.nan
     if not math.isfinite(turn):
