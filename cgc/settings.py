@@ -117,6 +117,9 @@ class TrainSettings:
     """Opacity of the first Gaussians."""
     init_random: int = 20_000
     """Random Gaussians to start from where the model has no points."""
+    backdrop: int = 4000
+    """Directions, evenly spread, in which a Gaussian is put far away at first, where photos show what no point of the
+    model is near: sky, and what is too far off; 0: none."""
     strategy: Literal["split", "default", "mcmc"] = "split"
     """How Gaussians are added. split: cut in two along their longest axis where image-plane gradients are large by
     magnitude, the faint pruned (arXiv 2404.10484 and 2508.12313). default, 3DGS as published: cloned, or split at
@@ -191,7 +194,7 @@ TRAIN_PRESETS: dict[str, TrainSettings] = {
 _STANDARD = replace(
     TRAIN_PRESETS["full"], steps=30_000, max_gaussians=4_000_000, sh_ramp=4000 / 30_000, coarse=0.0, lr_final=1.0,
     refine_start=500 / 30_000, refine_stop=0.5, checkpoint_every=2000, background="black",
-    max_length=0.0, strategy="default",
+    max_length=0.0, strategy="default", backdrop=0,
 )  # fmt: skip
 TRAIN_PRESETS |= {
     "fast": replace(_STANDARD, steps=7000, max_gaussians=2_000_000, sh_ramp=0.4, coarse=0.2, refine_start=500 / 7000,
@@ -403,6 +406,8 @@ class RunSettings:
 
 Limit = float | tuple[float, float]
 """The least value of a setting, or its least and its largest."""
+SEEDS = (0, 2**32 - 1)
+"""What every generator of random numbers takes."""
 
 LIMITS: dict[str, dict[str, Limit]] = {
     "scene": {"downscale": 1, "max_side": 0, "test_every": 0},
@@ -410,28 +415,28 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "steps": 1, "views_per_step": 1, "max_gaussians": 1, "budget": 0, "sh_degree": (0, 3), "sh_ramp": (0, 1),
         "coarse": (0, 1), "coarse_levels": (0, 8), "ssim_weight": (0, 1), "means_lr": 0, "means_lr_final": 0,
         "log_scales_lr": 0, "quats_lr": 0, "logit_opacities_lr": 0, "sh_dc_lr": 0, "sh_rest_lr": 0, "lr_final": 0,
-        "init_opacity": (0.001, 0.999), "init_random": 1, "refine_start": (0, 1), "refine_stop": (0, 1),
+        "init_opacity": (0.001, 0.999), "init_random": 1, "backdrop": 0, "refine_start": (0, 1), "refine_stop": (0, 1),
         "refine_every": 1, "grow_grad2d": 0, "prune_opacity": (0, 1), "prune_scale": 0, "max_length": 0,
         "reset_every": 0, "mcmc_growth": 0, "mcmc_noise": 0, "mcmc_opacity": 0, "mcmc_scale": 0, "exposure_lr": 0,
         "poses_lr": 0, "capture_lr_final": (0, 1), "checkpoint_every": 0,
-        "seed": 0,
+        "seed": SEEDS,
     },
     "lift": {
         "dim": 1, "steps": 1, "pixels_per_view": 1, "pixels_per_step": 1, "views_per_step": 1, "cache_gb": 0,
         "min_weight": (0, 1), "heaviest": 0, "border": 0, "min_mask_pixels": 1, "lr": 0, "neighbours": 0,
-        "spatial_weight": 0, "anchors": 1, "seed": 0,
+        "spatial_weight": 0, "anchors": 1, "seed": SEEDS,
     },
     "cluster": {
         "samples": 2, "rounds": 0, "min_cluster_size": 2, "min_samples": 0, "min_confidence": (0, 1), "level": (0, 1),
-        "pieces": 1, "revote": 0, "seed": 0,
+        "pieces": 1, "revote": 0, "seed": SEEDS,
     },
     "joint": {
         "dim": 1, "lr": 0, "contrastive_every": 1, "contrastive_weight": 0, "ignore_pixels": 0, "spatial_every": 1,
-        "anchors": 1, "steps": 1, "seed": 0,
+        "anchors": 1, "steps": 1, "seed": SEEDS,
     },
     "sharpen": {
         "steps": 0, "weight": 0, "min_second": (0, 1), "dim": 1, "rate": 0, "rate_final": (0, 1), "vote_stride": 1,
-        "max_loss": 0, "seed": 0,
+        "max_loss": 0, "seed": SEEDS,
     },
     "blocks": {"gaussians": 0, "margin": (0.02, 0.5)},
 }  # fmt: skip
@@ -485,7 +490,7 @@ def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:
 
 
 PAPER = RunSettings(
-    train=TrainSettings(features="joint", background="black", max_length=0.0, strategy="default"),
+    train=TrainSettings(features="joint", background="black", max_length=0.0, strategy="default", backdrop=0),
     lift=LiftSettings(method="joint"),
     cluster=ClusterSettings(
         samples=20_000, min_cluster_size=20, join=False, revote=0, smoothing="none", draw="uniform", masks="blended"

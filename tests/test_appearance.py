@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cgc.appearance import photos, schedule, trainer
+from cgc.appearance.backdrop import DISTANCE, backdrop, spread
 from cgc.appearance.capture import Densification, IdentityCapture
 from cgc.appearance.checkpoint import KEEP, identify, load_checkpoint
 from cgc.appearance.companion import Carried, NoCompanion
@@ -32,7 +33,7 @@ from cgc.rasterize.base import Render
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.rasterize.sh import sh_colors
 from cgc.scene.types import Camera, Scene, View
-from cgc.settings import TRAIN_PRESETS, TrainSettings, preset_of
+from cgc.settings import PAPER, TRAIN_PRESETS, TrainSettings, preset_of
 from cgc.splats.types import Splats
 
 TINY = TrainSettings(steps=60, max_gaussians=300, refine_start=0.1, refine_every=10, checkpoint_every=0, coarse=0)
@@ -579,7 +580,7 @@ def test_rehearsals_leave_the_training_as_it_is(tiny, monkeypatch, capsys) -> No
 def test_checkpoints_of_something_else_are_refused(tiny, tmp_path: Path) -> None:
     settings = replace(TINY, steps=4, checkpoint_every=2)
     run(tiny, settings, checkpoint_dir=tmp_path)
-    with pytest.raises(InputError, match="another settings"):
+    with pytest.raises(InputError, match="other settings"):
         run(tiny, replace(settings, seed=5), checkpoint_dir=tmp_path)
     scene, load = tiny
     with pytest.raises(InputError, match="another scene"):
@@ -866,3 +867,64 @@ def test_on_a_gpu_the_default_is_3dgs_as_published() -> None:
 def test_presets_are_settings_by_budget() -> None:
     steps = [TRAIN_PRESETS[name].steps for name in ("quick", "default", "full")]
     assert steps == sorted(steps) and TRAIN_PRESETS["default"] == TrainSettings()
+
+
+# ---- what is far away
+
+
+def under_the_sky(heights: float) -> tuple[Scene, dict[int, photos.Photo]]:
+    """Twenty-four cameras that look level and outwards: blue over their horizon, and below it green ground full of points.
+
+    Points are so high at most, as a share of what the cameras see over the horizon.
+    """
+    views, pictures = [], {}
+    for i in range(24):
+        way = np.array([math.cos(i * math.pi / 12), math.sin(i * math.pi / 12), 0])
+        camera = Camera.look_at(0.5 * way, 2 * way, width=80, height=60, focal=60)
+        picture = np.zeros((60, 80, 3), np.uint8)
+        picture[:30], picture[30:] = (90, 150, 240), (60, 120, 40)
+        views.append(View(f"{i}.png", camera, Path(f"{i}.png")))
+        pictures[i] = photos.Photo(torch.from_numpy(picture), camera)
+    rng = np.random.default_rng(0)
+    angle, z = rng.uniform(0, 2 * math.pi, 40_000), rng.uniform(-0.6, 0.5 * heights, 40_000)
+    points = np.stack([3 * np.cos(angle), 3 * np.sin(angle), 2.5 * z], 1).astype(np.float32)
+    return Scene(Path("."), tuple(views), points, np.full((len(points), 3), 99, np.uint8)), pictures
+
+
+def test_a_backdrop_is_where_photos_show_what_has_no_points() -> None:
+    scene, pictures = under_the_sky(0.0)
+    made = backdrop(scene, pictures, 2000, sh_degree=1, opacity=0.5)
+    reach = DISTANCE * scene.extent
+    ways = made.means.double().numpy() / reach
+    np.testing.assert_allclose(np.linalg.norm(ways, axis=1), 1, atol=1e-5)
+    assert len(made) > 200 and ways[:, 2].min() > 0.02  # above the horizon and no lower
+    assert ways[:, 2].max() < math.sin(math.atan2(30, 60)) + 1e-6  # and no higher than a photo shows
+    color = made.sh[:, 0] * 0.28209479 + 0.5
+    np.testing.assert_allclose(color.numpy(), np.tile([90 / 255, 150 / 255, 240 / 255], (len(made), 1)), atol=0.02)
+    np.testing.assert_allclose(made.scales.numpy(), reach * math.sqrt(4 * math.pi / 2000), rtol=1e-5)
+    for i, picture in pictures.items():  # near things without points: views see them in different colours
+        pictures[i] = replace(picture, pixels=(picture.pixels.float() * (0.3 + i % 3 * 0.35)).to(torch.uint8))
+    assert len(backdrop(scene, pictures, 2000, sh_degree=1, opacity=0.5)) < 0.1 * len(made)
+    scene, pictures = under_the_sky(0.0)
+    everywhere, _ = under_the_sky(1.0)
+    assert len(backdrop(everywhere, pictures, 2000, sh_degree=1, opacity=0.5)) < 0.05 * len(made)
+    elsewhere = replace(scene, points=scene.points * np.float32(1e-9) + np.float32([0, 0, 1e6]))
+    assert len(backdrop(elsewhere, pictures, 2000, sh_degree=1, opacity=0.5)) == 0
+
+
+def test_directions_are_spread_evenly() -> None:
+    ways = spread(1500)
+    np.testing.assert_allclose(np.linalg.norm(ways, axis=1), 1)
+    nearest = np.sort(ways @ ways.T, axis=1)[:, -2]
+    spacing = math.sqrt(4 * math.pi / 1500)
+    assert 0.7 * spacing < np.arccos(nearest.max()) <= np.arccos(nearest.min()) < 1.3 * spacing
+
+
+def test_trainings_begin_with_a_backdrop_within_their_limit() -> None:
+    scene, pictures = under_the_sky(0.0)
+    settings = replace(TINY, max_gaussians=4000, backdrop=400)
+    near, both = (len(first_splats(scene, replace(settings, backdrop=k), pictures)) for k in (0, 400))
+    assert near == both == 4000  # the far ones are among them
+    few = replace(scene, points=scene.points[:100], point_colors=scene.point_colors[:100])
+    assert len(first_splats(few, settings, pictures)) > 100 == len(first_splats(few, settings))
+    assert PAPER.train.backdrop == TRAIN_PRESETS["fast"].backdrop == TRAIN_PRESETS["standard"].backdrop == 0

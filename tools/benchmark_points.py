@@ -8,6 +8,9 @@ the training views), PSNR over test and training views, and CPU seconds. `--kind
     true           --count of all surfaces, in their place
     noise:0.03     the same, off by so much in every direction (standard deviation, world units)
     things, stuff  the model's, and 10,000 of things, or 20,000 of walls, floor and table
+    backdrop:0     the model's, and no Gaussians far away (or in so many directions)
+
+Kinds but the first and the last need points.npz; scenes without truth have no ceiling.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class Benchmark:
     """What is measured."""
 
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A run of a scene with truth and points.npz; only its scene counts."""
+    """A run; only its scene counts."""
     kinds: tuple[str, ...] = ("model", "true", "noise:0.01", "noise:0.03", "things", "stuff")
     """Which first points."""
     preset: str = "short"
@@ -54,10 +57,12 @@ class Benchmark:
 def with_points(scene: Scene, kind: str, count: int, stuff_ids: set[int] | frozenset[int]) -> Scene:
     """Return the scene with other first points."""
     name, _, size = kind.partition(":")
-    if name == "model":
+    if name in ("model", "backdrop"):
         return scene
     if name not in ("true", "noise", *BESIDE):
-        raise InputError(f"there are no first points {kind!r}; choose model, true, noise:SIZE, things or stuff")
+        raise InputError(
+            f"there are no first points {kind!r}; choose model, true, noise:SIZE, things, stuff or backdrop:COUNT"
+        )
     with np.load(scene.root / "points.npz") as held:
         xyz, rgb, instance = held["xyz"], held["rgb"], held["instance"]
     rng = np.random.default_rng(0)
@@ -75,16 +80,19 @@ def with_points(scene: Scene, kind: str, count: int, stuff_ids: set[int] | froze
 def main(benchmark: Benchmark) -> None:
     """Print a Markdown table."""
     work = Workspace(open_run(benchmark.run), quiet=True)
-    maps, settings = true_maps(work), replace(TRAIN_PRESETS[benchmark.preset], seed=benchmark.seed)
-    assert work.truth is not None
+    preset = replace(TRAIN_PRESETS[benchmark.preset], seed=benchmark.seed)
+    maps = true_maps(work) if work.truth else {}
     print("| first points | they are | ceiling mIoU | bIoU | test PSNR | train PSNR | CPU s |")
     print("|" + "---|" * 7)
     for kind in benchmark.kinds:
-        scene = with_points(work.scene, kind, benchmark.count, work.truth.stuff_ids)
+        scene = with_points(work.scene, kind, benchmark.count, work.truth.stuff_ids if work.truth else frozenset())
+        far = kind.partition(":")[2] if kind.startswith("backdrop:") else preset.backdrop
+        settings = replace(preset, backdrop=int(far))
         start, every = time.process_time(), work.run.settings.scene.test_every
         splats, _ = train(scene, load_image, work.rasterizer, settings, test_every=every, quiet=True)
         spent = time.process_time() - start
-        cells = [kind, f"{len(scene.points):,}", *scored(work, splats, voted(work, splats, maps))]
+        ceiling = scored(work, splats, voted(work, splats, maps)) if work.truth else ["-", "-"]
+        cells = [kind, f"{len(scene.points):,}", *ceiling]
         for views in (work.test_views, work.train_views):
             cells.append(f"{mean_psnr(splats, scene, views, load_image, work.rasterizer, work.background):.2f}")
         print("| " + " | ".join([*cells, f"{spent:.0f}"]) + " |", flush=True)

@@ -21,7 +21,7 @@ from cgc.splats.types import Splats
 
 KEEP = 2
 VERSION = 2
-NAMES = {"companion": "kind of features, or other masks"}
+NAMES = {"version": "version", "scene": "scene", "companion": "kind of features, or other masks"}
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def load_checkpoint(folder: Path, identity: Identity) -> Checkpoint | None:
         raise InputError(f"{path} is not a checkpoint of cgc ({error}); delete it to train without it") from error
     for what, mine in {"version": VERSION, **vars(identity)}.items():
         if facts.get(what, "") != mine:
-            named = NAMES.get(what, what)
+            other = f"another {NAMES[what]}" if what in NAMES else f"other {what}"
             raise InputError(
-                f"{path} was written by a training with another {named}; repeat the command it was made with, "
+                f"{path} was written by a training with {other}; repeat the command it was made with, "
                 f"choose another --out, or delete {folder} to train from the start"
             )
     return Checkpoint(int(facts["step"]), dict(tensors), facts["numbers"])

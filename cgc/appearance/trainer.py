@@ -6,7 +6,7 @@ Source: Kerbl et al. 2023 (arXiv 2308.04079), section 5, with schedules for the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from cgc import parallel
+from cgc.appearance.backdrop import backdrop
 from cgc.appearance.capture import CaptureModel, IdentityCapture
 from cgc.appearance.checkpoint import Identity, identify, save_checkpoint
 from cgc.appearance.companion import Companion, NoCompanion
 from cgc.appearance.memory import want_of_memory
-from cgc.appearance.photos import Photos, read_photo
+from cgc.appearance.photos import Photo, Photos, read_photo
 from cgc.appearance.plan import Plan
 from cgc.appearance.run import SHOWN_EVERY, First, Run
 from cgc.device import card_of, is_full
@@ -29,9 +30,10 @@ from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Scene, View
 from cgc.settings import TrainSettings
 from cgc.splats.init import random_splats, splats_from_points
-from cgc.splats.types import Splats
+from cgc.splats.types import Splats, joined
 
 REHEARSALS, MANY = 5, 16  # steps, and times as many Gaussians
+BACKDROP_SHARE = 8  # of the Gaussians at most: one in so many is far away at first
 REHEARSED = 200  # steps: shorter trainings are over before it would pay
 
 
@@ -92,9 +94,9 @@ def train(
     parallel.check_apart(card_of(device))
     pixels = [pyramids[i][0].pixels.numpy() for i in train_views]
     identity = identify(settings, scene, train_views, pixels, companion=companion.identity(), start=start)
+    splats = (start or first_splats(scene, settings, {i: pyramids[i][-1] for i in train_views})).detach().to(device)
     photos = Photos(pyramids, device, settings.photos)
     del pyramids, pixels  # on a GPU, or page-locked for one, they would be there twice
-    splats = (start or first_splats(scene, settings)).detach().to(device)
     first = First(splats, companion.start(splats), scene.extent)
     plan = Plan(
         settings, photos.mean_pixels(levels), len(splats), begun=begun, clock=clock, quiet=quiet,
@@ -144,15 +146,21 @@ def _is_due(settings: TrainSettings, done: int) -> bool:
     return every > 0 and done % every == 0 and done < settings.steps
 
 
-def first_splats(scene: Scene, settings: TrainSettings) -> Splats:
-    """Make the Gaussians to start from: on the model's points, or at random where it has none."""
+def first_splats(scene: Scene, settings: TrainSettings, photos: Mapping[int, Photo] | None = None) -> Splats:
+    """Make the Gaussians to start from: on the model's points, or at random where it has none.
+
+    With photos of some views, by view, also far away where these show what has no points (see backdrop.py).
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     degree, opacity = settings.sh_degree, settings.init_opacity
     if len(scene.points):
-        return splats_from_points(
+        directions = min(settings.backdrop, settings.max_gaussians // BACKDROP_SHARE) if photos else 0
+        far = backdrop(scene, photos or {}, directions, sh_degree=degree, opacity=opacity) if directions else None
+        near = splats_from_points(
             scene.points, scene.point_colors, sh_degree=degree, opacity=opacity, extent=scene.extent,
-            generator=generator, max_points=settings.max_gaussians,
+            generator=generator, max_points=settings.max_gaussians - (len(far) if far else 0),
         )  # fmt: skip
+        return joined(near, far) if far else near
     centre = torch.stack([v.camera.position for v in scene.views]).mean(0)
     count = min(settings.init_random, settings.max_gaussians)
     return random_splats(count, centre, scene.extent, sh_degree=degree, opacity=opacity, generator=generator)

@@ -54,7 +54,7 @@ def splats_from_points(
         points, colors = points[picked], colors[picked]
     scales = np.clip(_neighbour_distance(points), MIN_SCALE * extent, MAX_SCALE * extent)  # [M]
     rgb = torch.from_numpy(colors.astype(np.float32) / 255.0)
-    return _round_splats(
+    return round_splats(
         torch.from_numpy(points.astype(np.float32)),
         torch.from_numpy(np.log(scales).astype(np.float32)),
         rgb,
@@ -93,8 +93,8 @@ def _neighbour_distance(points: np.ndarray) -> np.ndarray:
     return distances[:, 1:].mean(axis=1)
 
 
-def _round_splats(means: Tensor, log_scale: Tensor, rgb: Tensor, *, sh_degree: int, opacity: float) -> Splats:
-    """Isotropic Gaussians that show `rgb` [N, 3] from every side."""
+def round_splats(means: Tensor, log_scale: Tensor, rgb: Tensor, *, sh_degree: int, opacity: float) -> Splats:
+    """Return isotropic Gaussians at `means` [N, 3] with `log_scale` [N] that show `rgb` [N, 3] from every side."""
     n = len(means)
     sh = means.new_zeros(n, (sh_degree + 1) ** 2, 3)
     sh[:, 0] = rgb_to_sh_dc(rgb)

@@ -71,3 +71,9 @@ class Splats:
         """Return the splats cut from any graph."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.detach() for k, v in tensors.items() if isinstance(v, Tensor)})
+
+
+def joined(first: Splats, second: Splats) -> Splats:
+    """Return the Gaussians of both, those of the first before; without extras."""
+    both = {name: torch.cat([getattr(first, name), getattr(second, name)]) for name in PARAMETERS}
+    return replace(first, **both, features=None, extras={})

@@ -1,0 +1,99 @@
+"""Far Gaussians to start from, where photos show what no point of the model is near: sky, and hills too far off.
+
+Structure from motion has no points there. Without Gaussians that are far, training explains the sky by haze before its
+cameras, which other views then look into. So directions all around are tried. One is far where most views that look
+there have no point near it and agree on its colour: of near things without points, views that look in one direction see
+different places. Where too few views look to tell, it is as the directions beside it are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from cgc.appearance.photos import Photo
+from cgc.scene.types import Scene
+from cgc.splats.init import round_splats
+from cgc.splats.types import Splats
+
+DISTANCE = 50.0
+"""How far away they are, times the extent: from one camera to the other they hardly move."""
+CELL = 0.5
+"""Pictures are looked at in cells of so much of the spacing of directions; a point is near in its cell or beside it."""
+COVERED = 0.5
+"""Points are near a far direction in less than this share of the views that look there ..."""
+LOOKS, AGREE, ALIKE = 3, 0.6, 0.1
+"""... of which so many at least, and this share, see its median colour, give or take so much of a channel's range."""
+BESIDE = 2.0
+"""Directions that fewer views look at are far beside one that is, times the spacing."""
+
+
+def backdrop(scene: Scene, photos: Mapping[int, Photo], directions: int, *, sh_degree: int, opacity: float) -> Splats:
+    """Make a far Gaussian of each of so many evenly spread `directions` that is far, in the median colour of its views.
+
+    `photos` are those of some of the scene's views, of any size, on the host. Where none of them sees a point there is
+    none: the model is not of these cameras then, and training says so.
+    """
+    ways = spread(directions)  # [D, 3]
+    spacing = math.sqrt(4 * math.pi / directions)  # radians
+    colors = np.full((len(photos), directions, 3), np.nan, np.float32)
+    covered, points = np.zeros((len(photos), directions), bool), 0
+    for row, photo in enumerate(photos.values()):
+        camera = photo.camera
+        side = max(1.0, CELL * spacing * float(camera.K[0, 0]))  # pixels
+        columns, rows = max(1, round(camera.width / side)), max(1, round(camera.height / side))
+        small = np.asarray(Image.fromarray(photo.pixels.numpy()).resize((columns, rows), Image.Resampling.BOX))
+        view = camera.resized(columns, rows)
+        turn, shift = view.viewmat[:3, :3].double().numpy(), view.viewmat[:3, 3].double().numpy()
+        K = view.K.double().numpy()
+        filled = np.zeros((rows, columns), bool)
+        y, x, _ = _cells(scene.points.astype(float) @ turn.T + shift, K, filled.shape)
+        filled[y, x] = True
+        points += len(y)
+        near = ndimage.binary_dilation(filled, np.ones((3, 3), bool))
+        y, x, seen = _cells(ways @ turn.T, K, filled.shape)
+        colors[row, seen], covered[row, seen] = small[y, x], near[y, x]
+    looks = np.isfinite(colors[..., 0]).sum(axis=0)
+    bare = np.flatnonzero((points > 0) & (looks > 0) & (covered.sum(axis=0) < COVERED * looks))
+    shown = np.nanmedian(colors[:, bare], axis=0) if len(bare) else np.zeros((0, 3), np.float32)  # [B, 3]
+    alike = (np.abs(colors[:, bare] - shown).max(axis=2) < ALIKE * 255).sum(axis=0)  # NaN is not
+    enough = looks[bare] >= LOOKS
+    sure = enough & (alike >= AGREE * looks[bare])
+    near = 2 * math.sin(BESIDE * spacing / 2)
+    if sure.any():
+        sure |= ~enough & (KDTree(ways[bare[sure]]).query(ways[bare])[0] < near)
+    far, shown = bare[sure], shown[sure]
+    centre = np.mean([photo.camera.position.double().numpy() for photo in photos.values()], axis=0)
+    reach = DISTANCE * scene.extent
+    return round_splats(
+        torch.from_numpy((centre + reach * ways[far]).astype(np.float32)),
+        torch.full((len(far),), math.log(spacing * reach)),
+        torch.from_numpy(shown / 255.0),
+        sh_degree=sh_degree, opacity=opacity,
+    )  # fmt: skip
+
+
+def spread(count: int) -> np.ndarray:
+    """Return directions evenly spread over a sphere, on a spiral of the golden angle, [count, 3] unit vectors."""
+    step = np.arange(count) + 0.5
+    z, angle = 1 - 2 * step / count, math.pi * (1 + math.sqrt(5)) * step
+    across = np.sqrt(1 - z * z)
+    return np.stack([across * np.cos(angle), across * np.sin(angle), z], axis=1)
+
+
+def _cells(at: np.ndarray, K: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row and column of the pixel of those places `at` [P, 3], in a camera's axes, that are in its picture.
+
+    The third are the indices of these.
+    """
+    ahead = np.flatnonzero(at[:, 2] > 1e-6 * np.abs(at).max(axis=1, initial=1e-12))
+    x, y, z = at[ahead].T
+    column, row = np.floor(K[0, 0] * x / z + K[0, 2]), np.floor(K[1, 1] * y / z + K[1, 2])
+    inside = (column >= 0) & (column < shape[1]) & (row >= 0) & (row < shape[0])
+    return row[inside].astype(int), column[inside].astype(int), ahead[inside]
