@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -35,6 +36,10 @@ def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | Non
     kept serve. device: where pictures are made: auto, cpu, cuda or cuda:1; `rasterizer` is taken in its place.
     InputError where the folder is no run, is not clustered yet, or is broken, and where the device cannot be had.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"the folder of a run was expected, got {path!r}")
+    if Path(path).is_file():
+        raise InputError(f"{path} is a file where the folder of a run was expected; splats are loaded by `cgc run`")
     if (Path(path) / FACTS).is_file():
         return _load_saved(Path(path), device, rasterizer)
     run = open_run(Path(path))

@@ -816,14 +816,19 @@ def test_a_hierarchy_has_the_parts_below_and_the_wholes_above_the_objects():
         assert len({p[0] for p in pairs}) == len(pairs)
 
 
+@pytest.mark.parametrize("level", [0.05, 0.35, 0.99, 0.9985])
 @pytest.mark.parametrize("seed", range(5))
-def test_any_partition_grows_a_whole_tree(seed):
+def test_any_partition_grows_a_whole_tree(seed, level):
     g = np.random.default_rng(seed)
     groups = g.integers(0, 12, 600)
     labels = by_size(np.append(g.integers(1, 5, 12), NOISE)[np.where(g.random(600) < 0.1, 12, groups)].astype(np.int32))
     views = [g.integers(-1, 6, 12).tolist() for _ in range(6)]
-    tree = grow(labels, groups, views_of(groups, views), 0.35)  # the tree checks itself
-    assert np.array_equal(tree.at(0.35), labels) and (tree.leaves == NOISE).sum() == (labels == NOISE).sum()
+    tree = grow(labels, groups, views_of(groups, views), level)  # the tree checks itself
+    assert (
+        np.array_equal(tree.at(level), labels)
+        and np.array_equal(tree.at(), labels)
+        and (tree.leaves == NOISE).sum() == (labels == NOISE).sum()
+    )
 
 
 def test_wholes_hold_together_what_no_id_map_has_in_one():

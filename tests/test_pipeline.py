@@ -323,7 +323,7 @@ def test_a_killed_training_goes_on_to_the_same_splats(tiny_scene, tiny_run, tmp_
         run(tiny_scene, tmp_path / "run", settings)
     assert saved[-1].exists() and not (tmp_path / "run/splats.ply").exists()
     assert not [p for p in (tmp_path / "run").rglob("*") if "partial" in p.name]
-    with pytest.raises(InputError, match="another settings"):
+    with pytest.raises(InputError, match="other settings"):
         run_step(tmp_path / "run", "train", quiet=True, train=FAST.train)
     monkeypatch.setattr(trainer, "save_checkpoint", trainer_save)
     stepped = []
@@ -369,6 +369,7 @@ def test_given_splats_replace_training_and_keep_their_extras(tiny_scene, tmp_pat
     write_ply(tmp_path / "given.ply", splats.select(torch.arange(1, len(splats))))
     calls.clear()
     run(tiny_scene, tmp_path / "run", splats=tmp_path / "given.ply")
+    assert not (tmp_path / "run/extras.npz").exists()  # these splats have none
     assert calls == list(STEPS) and stats(tmp_path / "run")["gaussians"] == len(splats) - 1
 
 

@@ -116,9 +116,9 @@ def cluster(
     found = find_clusters(unit, mass, settings, rows_of(normal))
     if found is None:
         raise NothingFound(
-            f"everything is noise: HDBSCAN found no cluster of at least {settings.min_cluster_size} among "
-            f"{int(seen.sum())} visible Gaussians; lower min-cluster-size, or train "
-            "the features longer (steps of `cgc lift`)"
+            f"everything is noise: HDBSCAN found no cluster of at least {settings.min_cluster_size} among up to "
+            f"{settings.samples:,} samples of {int(seen.sum()):,} visible Gaussians; lower min-cluster-size (or "
+            "min-samples, where that is given), raise samples, or train the features longer (steps of `cgc lift`)"
         )
     labels, confidences = found.labels.astype(np.int32), found.confidences
     if settings.noise == "keep":

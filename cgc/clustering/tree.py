@@ -48,7 +48,8 @@ def grow(
             continue
         joins = join(counts.of(own), 0.0)
         nodes = {joins.count + len(joins.rates) - 1: k}
-        levels[k] = float(np.clip(joins.rates[-1], level, 1 - APART * len(joins.rates)))
+        apart = min(APART, (1 - level) / (2 * len(joins.rates) + 2))
+        levels[k] = float(np.clip(joins.rates[-1], level, 1 - apart * len(joins.rates)))
         for j in range(len(joins.rates) - 1, -1, -1):  # from the whole object down
             above = nodes[joins.count + j]
             for child in (int(joins.first[j]), int(joins.second[j])):
@@ -56,8 +57,8 @@ def grow(
                     nodes[child] = node_of[own[child]] = add(above, 1.0)
                 else:
                     rate = joins.rates[child - joins.count]
-                    most = 1 - APART * (child - joins.count + 1)
-                    nodes[child] = add(above, float(min(max(rate, levels[above] + APART), most)))
+                    most = 1 - apart * (child - joins.count + 1)
+                    nodes[child] = add(above, float(min(max(rate, levels[above] + apart), most)))
     objects = count_views(columns, group_matrix(np.where(labels > 0, labels - 1, -1)))
     add_wholes(parents, levels, join(objects, 0.0 if beside else LEAST_RATE, beside), level)
     leaves = regroup(pieces, node_of).astype(np.int32)

@@ -75,8 +75,9 @@ def sample_batches(
         if not made:
             raise InputError(
                 "no training view has a mask with pixels that any Gaussian reaches: expected id maps with ids above 0 "
-                "on views that see the splats; check that the masks belong to this scene and that the splats are its "
-                "own"
+                f"on views that see the splats, and masks of {settings.min_mask_pixels} (min-mask-pixels) of the "
+                f"{settings.pixels_per_view:,} pixels drawn a view (pixels-per-view); check that the masks belong to "
+                "this scene and that the splats are its own"
             )
         views = [view for view, holder in made if holder == rank]
         own = iter(pool.batches or [from_arrays(v, cameras[v], arrays) for v, arrays in zip(views, cache.groups())])

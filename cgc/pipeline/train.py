@@ -155,6 +155,8 @@ def take_mapped(work: Workspace, given: Path, target: Path) -> str:
 
 
 def _save_extras(run: RunFolder, extras: dict[str, np.ndarray]) -> None:
-    if extras:
+    if not extras:
+        (run.root / "extras.npz").unlink(missing_ok=True)
+    else:
         with write_beside(run.root / "extras.npz") as path:
             np.savez_compressed(path, **extras)  # pyright: ignore[reportArgumentType]

@@ -215,8 +215,10 @@ def export_rest(job: Export, folder: Path) -> list[Path]:
 
 
 def export_labelled(job: Export, folder: Path) -> list[Path]:
-    """Write the whole scene, every Gaussian of it, with the attribute `label` (-1: none): labelled.ply."""
+    """Write the whole scene, every Gaussian, with the attribute `label` (-1: none that is chosen): labelled.ply."""
     labels = np.where(job.segmentation.labels > 0, job.segmentation.labels, -1).astype(np.int32)
+    if job.ids is not None:
+        labels[~np.isin(labels, job.chosen)] = -1
     write_ply(folder / "labelled.ply", job.segmentation.splats, {"label": labels})
     return [folder / "labelled.ply"]
 

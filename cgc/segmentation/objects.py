@@ -270,7 +270,9 @@ def checked_object(segmentation: Segmentation, which: int | Object) -> Object:
         which = which.id
     tree = segmentation.hierarchy
     whole = isinstance(which, (int, np.integer)) and not isinstance(which, bool)
-    if not whole or not 1 <= which <= tree.n_nodes or not segmentation.owns(int(which)):
+    if not whole:
+        raise InputError(f"segments have whole numbers as ids, got {which!r}")
+    if not 1 <= which <= tree.n_nodes or not segmentation.owns(int(which)):
         raise InputError(f"there is no segment {which}: ids go from 1 to {tree.n_nodes}")
     return Object(int(which), segmentation)
 
