@@ -58,7 +58,7 @@ CORRECTIONS = "corrections.json"
 YOUNGER = {
     "features": "none", "views_per_step": 1, "strategy": "default", "mcmc_growth": 0.05, "mcmc_noise": 5e5,
     "mcmc_opacity": 0.01, "mcmc_scale": 0.01, "max_length": 0.0, "exposure": False, "exposure_lr": 2e-3,
-    "poses": False, "poses_lr": 3e-5, "capture_lr_final": 0.05,
+    "poses": False, "poses_lr": 3e-5, "capture_lr_final": 0.05, "backdrop": 0,
 }  # fmt: skip
 """Settings of training that runs of the same format may lack, and what they were made with."""
 _BEFORE = {
