@@ -112,7 +112,8 @@ def merge(segmentation: Segmentation, ids: Sequence[int]) -> Segmentation:
     chosen = _known(segmentation, ids)
     shown = set(segmentation.ids.tolist())
     if absent := [i for i in chosen if i not in shown]:
-        raise InputError(f"{_text(absent)} cannot be merged: it is not shown at this level; give ids that are")
+        are = "it is" if len(absent) == 1 else "they are"
+        raise InputError(f"{_text(absent)} cannot be merged: {are} not shown at this level; give ids that are")
     if len(chosen) < 2:
         raise InputError(f"merging takes two segments or more, got {_text(chosen)}")
     first, others = chosen[0], chosen[1:]

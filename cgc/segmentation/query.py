@@ -230,6 +230,8 @@ def from_mask(segmentation: Segmentation, view: ViewOrCamera, mask: np.ndarray) 
     """
     camera, tree = camera_of(segmentation, view), segmentation.hierarchy
     target = np.asarray(mask)
+    if target.ndim != 2:
+        raise InputError(f"a mask [H, W] was expected, got {type(mask).__name__} of {target.ndim} dimensions")
     if target.shape != (camera.height, camera.width):
         raise InputError(
             f"the mask is {'x'.join(map(str, target.shape[::-1]))} but the view is {camera.width}x{camera.height}; "
