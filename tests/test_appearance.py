@@ -873,7 +873,7 @@ def test_presets_are_settings_by_budget() -> None:
 
 
 def under_the_sky(heights: float) -> tuple[Scene, dict[int, photos.Photo]]:
-    """Twenty-four cameras that look level and outwards: blue over their horizon, and below it green ground full of points.
+    """Twenty-four cameras that look level and outwards: blue over the horizon, and below it ground full of points.
 
     Points are so high at most, as a share of what the cameras see over the horizon.
     """

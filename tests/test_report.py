@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from cgc.errors import InputError
-from cgc.view.pictures import NOISE_COLOR, contact_sheet, overlay, segment_colors
+from cgc.pipeline.facts import headline
+from cgc.view.pictures import NOISE_COLOR, contact_sheet, number, overlay, segment_colors
 from cgc.view.report import (
     MAX_SIDE,
     ReportData,
@@ -199,3 +200,23 @@ def test_contact_sheet_places_images():
     assert contact_sheet(images[:1], 5, gap=0).shape == (4, 6, 3)
     with pytest.raises(InputError, match="at least one image"):
         contact_sheet([], 3)
+
+
+def test_ids_are_written_where_their_segments_have_room():
+    ids = np.zeros((120, 160), np.int64)
+    ids[10:60, 10:90], ids[80:83, :] = 7, 12
+    picture = np.full((120, 160, 3), 100, np.uint8)
+    drawn = number(picture, ids)
+    changed = (drawn != picture).any(2)
+    rows, columns = np.nonzero(changed)
+    assert changed.any() and (ids[changed] == 7).all()  # neither the background nor what is too thin
+    assert abs(rows.mean() - 34.5) < 3 and 30 < columns.mean() < 70  # amid it
+    assert drawn[changed].max() > 200 and drawn[changed].min() == 0  # white in black
+    assert np.array_equal(number(picture, np.where(ids == 7, -1, 0)), picture)
+
+
+def test_numbers_of_gaussians_are_those_of_the_splats_that_are_shown():
+    stats = {"gaussians": 1000, "segments": 3, "sharpened": {"used": True, "gaussians": 1200}}
+    assert headline(stats)["Gaussians"] == "1,200"
+    assert headline(stats | {"sharpened": {"used": False, "gaussians": 1200}})["Gaussians"] == "1,000"
+    assert headline(stats | {"sharpened": None})["Gaussians"] == "1,000"
