@@ -226,7 +226,9 @@ class _Window:
         low, high = np.percentile(means, [0.5, 99.5], axis=0)
         eye = camera.position.double().numpy()
         ahead, down = (camera.viewmat[i, :3].double().numpy() for i in (2, 1))
-        away = max(float((focus(state.base) - eye) @ ahead), 0.05 * float(np.linalg.norm(high - low)))
+        middle = focus(state.base)
+        size = float(np.median(np.linalg.norm(means - middle, axis=1)))  # of what is near: the sky may be far away
+        away = max(float((middle - eye) @ ahead), 0.1 * size)
         centre = eye + away * ahead
         bounds = self.o3d.geometry.AxisAlignedBoundingBox(low, high)
         self.widget.setup_camera(vertical_fov(camera), bounds, centre.astype(np.float32))
