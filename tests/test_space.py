@@ -82,6 +82,21 @@ def test_floaters_are_noise():
     assert (found[s.parts[1]] == -1).all() and (found[s.parts[0]] == 0).all()
 
 
+@pytest.mark.parametrize("sky", [-1, 5])
+def test_what_floats_far_from_its_segment_is_no_part_of_it_however_sure_masks_are(sky):
+    """Gaussians of the sky, far behind a thing, that lie in its masks."""
+    s = scene(((0, 0, 0), 600, 0, 1.0), ((40, 0, 0), 500, sky, 1.0), ((0.16, 0, 0), 6, 0, 0.9))
+    far = np.arange(600, 1100)
+    s.places[far] = (400, 0, 0) + 1000 * (s.places[far] - (40, 0, 0))
+    s.neighbours = nearest_neighbours(torch.from_numpy(s.places).float(), 8).numpy()
+    lost = far[np.argsort(np.linalg.norm(s.places[far] - s.places[far].mean(0), axis=1))[:5]]
+    s.labels[lost] = 0
+    found = tidied(s, columns_of(s.parts))
+    assert (found[lost] == -1).all()  # nothing is near
+    rest = np.setdiff1d(np.arange(len(s.labels)), lost)
+    assert np.array_equal(found[rest], s.labels[rest])  # what is near it stays
+
+
 def test_a_small_segment_is_no_speck_of_itself():
     s = scene(((0, 0, 0), 600, 0, 1.0), ((0, 0, 0.05), 10, 3, 0.1))
     assert (tidied(s, columns_of(s.parts))[s.parts[1]] == 3).all()

@@ -20,6 +20,7 @@ from cgc.kernels import kernel, spread
 STEP = 6.0  # typical steps: neighbours farther apart are not connected
 SPECK = 0.03  # of a segment's Gaussians: components of less are specks, as are those of fewer than ...
 LEAST = 15  # ... Gaussians
+STRAYED = 1.0  # of the size of its segment's largest component: a speck that floats farther from that is no part of it
 UNSURE = 0.5  # mean confidence: what the masks are surer of is no speck
 SURROUNDED = 0.7  # of a speck's outer neighbours: one label with as many takes it in
 HARDLY = 2.0  # views: what fewer show may be a speck as a whole
@@ -41,9 +42,9 @@ def tidy(
     """Return labels [N] (NOISE or >= 0) in which segments are whole in space; new ones get new numbers.
 
     places [N, 3]; neighbours [N, k] are the nearest others of each. A speck that the masks are unsure of joins the
-    label that surrounds it, or is noise where it floats alone. Larger components become segments of their own where
-    they are far from the rest of theirs, nothing lies between, and masks hold both together in less than the share
-    `level` of the views that see both.
+    label that surrounds it, or is noise where it floats alone; so does one that floats far from its segment, however
+    sure they are. Larger components become segments of their own where they are far from the rest of theirs, nothing
+    lies between, and masks hold both together in less than the share `level` of the views that see both.
     """
     labels = labels.copy()
     own = labels >= 0
@@ -68,7 +69,10 @@ def tidy(
     total = np.bincount(component[own], confidences[own], minlength=len(sizes))
     unsure = small & (total < UNSURE * sizes)
     alone = ALONE * float(np.median(lengths[own]))
-    joined = _join_specks(labels, component, unsure, places, neighbours, lengths, alone)
+    strayed = small & (_nearest_other(component, neighbours, lengths, len(sizes)) > STEP * typical[label_of])
+    strayed &= _strayed(places, component, label_of, sizes, strayed)
+    settled = np.where(own & strayed[np.maximum(component, 0)], NOISE, labels)  # they do not speak for each other
+    joined = _join_specks(settled, component, unsure | strayed, places, neighbours, lengths, alone)
     return _split_far(joined, labels, component, small, places, columns, level)
 
 
@@ -119,6 +123,34 @@ def _medians(labels: np.ndarray, lengths: np.ndarray, same: np.ndarray) -> np.nd
         own, middle = grouped[ends[label] - counts[label] : ends[label]], counts[label] // 2
         medians[label] = np.partition(own, middle)[middle]
     return medians
+
+
+def _nearest_other(component: np.ndarray, neighbours: np.ndarray, lengths: np.ndarray, count: int) -> np.ndarray:
+    """Return how far the nearest neighbour is that is of no or of another component, [components]."""
+    other = np.where(component[neighbours] != component[:, None], lengths, np.inf).min(axis=1)
+    own, nearest = component >= 0, np.full(count, np.inf)
+    np.minimum.at(nearest, component[own], other[own])
+    return nearest
+
+
+def _strayed(
+    places: np.ndarray, component: np.ndarray, label_of: np.ndarray, sizes: np.ndarray, small: np.ndarray
+) -> np.ndarray:
+    """Say which of some `small` components are far from the largest of their label, beside its size, [components]."""
+    strayed = np.zeros(len(sizes), bool)
+    order = np.argsort(component, kind="stable")
+    starts = np.searchsorted(component[order], np.arange(len(sizes) + 1))
+    for label in np.unique(label_of[small]):
+        theirs = np.flatnonzero((label_of == label) & (sizes > 0))
+        main = theirs[sizes[theirs].argmax()]
+        body = places[order[starts[main] : starts[main + 1]]]
+        size = np.linalg.norm(np.percentile(body, 95, axis=0) - np.percentile(body, 5, axis=0))
+        specks = np.flatnonzero((label_of == label) & small)
+        members = np.concatenate([order[starts[c] : starts[c + 1]] for c in specks])
+        distance = np.asarray(KDTree(body).query(places[members])[0])
+        nearest = np.minimum.reduceat(distance, np.append(0, np.cumsum(sizes[specks]))[:-1])
+        strayed[specks] = nearest > STRAYED * size
+    return strayed
 
 
 def _join_specks(
