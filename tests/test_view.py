@@ -11,8 +11,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -357,6 +359,45 @@ def test_a_ray_selects_as_its_pixel_does(state):
     assert same >= 0.9 * len(range(1, HEIGHT, 5)) * len(range(1, WIDTH, 5))  # a ray is narrower than a pixel
     with pytest.raises(InputError, match="leads nowhere"):
         state.click_ray((0, 0, 0), (0, 0, 0))
+
+
+def test_a_part_of_what_is_hidden_can_be_shown_alone_and_a_whole_of_it_too():
+    seg = family()
+    tree = seg.hierarchy
+    whole = next(n for n in range(1, tree.n_nodes + 1) if tree.children(n) and not tree.parent(n))
+    part = tree.children(whole)[0]
+    state = State(seg, seg.camera(FIRST))
+    state.set_level(0.0)
+    state.select([whole])
+    state.hide()
+    state.set_level(1.0)
+    state.set_shown(part, True)
+    np.testing.assert_array_equal(state.visible, ~tree.members(whole) | tree.members(part))
+    state.undo()
+    state.select([part])
+    state.isolate()
+    np.testing.assert_array_equal(state.visible, tree.members(part))
+    state.set_shown(whole, True)
+    np.testing.assert_array_equal(state.visible, tree.members(whole))
+    state.show_all()
+    state.set_shown(part, False)
+    state.select([whole])
+    state.isolate()
+    np.testing.assert_array_equal(state.visible, tree.members(whole))
+
+
+def test_what_is_deleted_is_neither_counted_nor_named():
+    seg = family()
+    tree = seg.hierarchy
+    whole = next(n for n in range(1, tree.n_nodes + 1) if tree.children(n) and not tree.parent(n))
+    part = tree.children(whole)[0]
+    desk = Desk(State(seg, seg.camera(FIRST)), Path("."))
+    desk.state.select([part])
+    desk.state.delete()
+    desk.state.select([whole])
+    assert desk.summary.endswith(f": {seg[whole].gaussians - seg[part].gaussians:,} Gaussians")
+    with pytest.raises(InputError, match=f"segment {part} is deleted; undo first"):
+        desk.state.rename(part, "x")
 
 
 def test_isolate_shows_the_selection_alone_and_again_the_others(state, seg):
@@ -754,7 +795,9 @@ def test_a_page_follows_clicks_edits_levels_and_names(page, seg, tmp_path):
     page.run(BY_NAME["undo"])
     page.pick("5 · object 5")
     page.rename("the mug")
-    assert page.object.value == "5 · the mug" and page.name.value == "the mug"
+    assert page.object.value == "5 · the mug"
+    page.show()
+    assert page.name.value == "the mug"
     page.run(BY_NAME["export"])
     assert [p.name for p in tmp_path.glob("export_001/*")] == ["0005-the-mug.ply"]
     page.set_level(1.0)
@@ -772,6 +815,46 @@ def test_a_page_follows_clicks_edits_levels_and_names(page, seg, tmp_path):
     page.pick(web.NOTHING)
     page.rename("x")
     assert "select one object" in page.line.content
+
+
+def ask(page: Any, control: Any, value: Any) -> None:
+    """Set a control as a browser does."""
+    with page.server.atomic():
+        control.value = value
+    for told in control._impl.update_cb:
+        told(SimpleNamespace(client=object(), target=control))
+
+
+def test_of_what_is_asked_while_a_page_is_busy_the_last_counts(page):
+    shown: list[float] = []
+    was, page.set_level = page.set_level, lambda level: (shown.append(level), was(level))
+    with page.lock:  # it is drawing
+        threads = []
+        for level in (0.2, 0.4, 0.9):
+            threads.append(threading.Thread(target=ask, args=(page, page.level, level)))
+            threads[-1].start()
+            until(lambda: sum(page.asked.values()) == len(threads))
+        page.show()
+    for thread in threads:
+        thread.join(10)
+    assert shown == [0.9] and page.desk.state.level == 0.9 == page.level.value
+
+
+def test_what_is_typed_stays_in_its_field_and_is_one_edit(page):
+    click(page, 3)
+    for end in range(1, len("big red mug") + 1):
+        ask(page, page.name, "big red mug"[:end])
+        assert page.name.value == "big red mug"[:end]  # spaces at the end too
+    assert page.desk.state.name(3) == "big red mug" and "3 · big red mug" in page.object.options
+    assert page.desk.state.undo() and page.desk.state.name(3) == "object 3"
+    assert not page.desk.state.undo() and page.desk.state.redo() and page.desk.state.name(3) == "big red mug"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_a_page_sends_what_is_shown(page, seg):
@@ -819,7 +902,7 @@ def test_the_camera_of_a_browser_is_that_of_pictures(page, seg):
 def test_ports_that_cannot_be_had_are_a_sentence(seg, page):
     with pytest.raises(InputError, match=r"cannot be used .*; end what uses it, or choose another with --port"):
         web.serve(seg, page.server.get_port(), camera=FIRST)
-    for port in (0, 70000, -1):
+    for port in (0, 70000, -1, "80"):
         with pytest.raises(InputError, match="1 to 65535"):
             web.serve(seg, port, camera=FIRST)
     with pytest.raises(InputError, match="no mode 'x'"):

@@ -33,6 +33,8 @@ FUNCTIONS: dict[str, Callable[[Workspace], str]] = {
     "export": export,
     "report": report,
 }
+ENDS = 1 << 20
+"""Bytes at the end of a file by which runs of several machines are told apart."""
 SHARED = ("lift", "cluster", "render")
 """The steps that several processes do together."""
 
@@ -49,7 +51,9 @@ def meet(work: Workspace) -> None:
             scene = work.scene_as_read
             _ = work.device  # what has to be built for it is built once
         identity = replace(work.run.source, fingerprint=fingerprint(scene)).scene_identity()
-        parallel.check_same(settings=_short_hash(to_json(work.run.settings)), scene=_short_hash(identity))
+        parallel.check_same(
+            settings=_short_hash(to_json(work.run.settings)), scene=_short_hash(identity), run=_contents(work)
+        )
 
 
 def do(work: Workspace, step: str) -> str:
@@ -103,6 +107,18 @@ def _follow(work: Workspace, step: str) -> None:
     if not parallel.is_first():
         work.run.source, work.run.stats = Source(**source), stats
         work.forget(*{"train": OF_TRAINING, "sharpen": ("sharpened",)}.get(step, ()))
+
+
+def _contents(work: Workspace) -> str:
+    """What a run's folder holds of its steps: which are done, and the sizes and ends of their files."""
+    parts = [json.dumps(work.run.stats["steps"], sort_keys=True)]
+    for name in ("splats.ply", "features.safetensors", "segments.npz", "sharpened.ply"):
+        path = work.run.root / name
+        if path.is_file():
+            with open(path, "rb") as file:
+                file.seek(max(0, path.stat().st_size - ENDS))
+                parts.append(f"{name} {path.stat().st_size} {hashlib.sha256(file.read()).hexdigest()}")
+    return _short_hash(parts)
 
 
 def _short_hash(value: Any) -> str:

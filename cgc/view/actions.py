@@ -58,7 +58,7 @@ class Desk:
         if not state.selected:
             return "nothing is selected; click an object"
         names = [state.name(i) for i in state.selected]
-        count = sum(state.base[i].gaussians for i in state.selected)
+        count = sum(int(state.alive[state.base[i].indices].sum()) for i in state.selected)
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         return f"{shown}: {count:,} Gaussians"
 

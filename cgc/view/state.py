@@ -59,6 +59,7 @@ class State:
         self._done: list[Edits] = []
         self._edits = Edits(names=dict(segmentation.names))
         self._undone: list[Edits] = []
+        self._named: tuple[int, Edits] | None = None
 
     # --- what is shown --------------------------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class State:
             if self._edits.isolated:
                 self._do(replace(self._edits, isolated=frozenset()))
         else:
-            self._do(replace(self._edits, isolated=self._selected, hidden=self._edits.hidden - self._selected))
+            self._do(replace(self._edits, isolated=self._selected, hidden=self._hidden_but(self._selected)))
 
     def delete(self) -> None:
         """Delete what is selected from the viewer; files stay as they are, and `undo` brings it back."""
@@ -195,21 +196,48 @@ class State:
             self._do(replace(self._edits, hidden=frozenset(), isolated=frozenset()))
 
     def set_shown(self, node: int, shown: bool) -> None:
-        """Show or hide one id."""
-        known = self.base[node].id
-        hidden = self._edits.hidden - {known} if shown else self._edits.hidden | {known}
-        if hidden != self._edits.hidden:
-            self._do(replace(self._edits, hidden=hidden))
+        """Show or hide one id, whatever else it was hidden with."""
+        known, isolated = self.base[node].id, self._edits.isolated
+        hidden = self._hidden_but([known]) if shown else self._edits.hidden | {known}
+        if shown and isolated and not self._covered(isolated)[self.base.members(known)].all():
+            isolated = isolated | {known}
+        if (hidden, isolated) != (self._edits.hidden, self._edits.isolated):
+            self._do(replace(self._edits, hidden=hidden, isolated=isolated))
             self._selected = self._selected if shown else self._selected - {known}
 
-    def rename(self, node: int, name: str) -> None:
-        """Call a node by a name; an empty one gives it its number back."""
+    def _hidden_but(self, nodes: Iterable[int]) -> frozenset[int]:
+        """Return what is hidden without any of some nodes: parts of them go, of wholes of them the other parts stay."""
+        tree, hidden = self.base.hierarchy, set(self._edits.hidden)
+        for node in nodes:
+            above = tree.ancestors(node)
+            hidden = {h for h in hidden if h != node and node not in tree.ancestors(h)}
+            for height, whole in enumerate(above):
+                if whole in hidden:
+                    path = [node, *above[: height + 1]]
+                    hidden |= {c for parent in path[1:] for c in tree.children(parent)}
+                    hidden -= set(path)
+        return frozenset(hidden)
+
+    def rename(self, node: int, name: str, *, typing: bool = False) -> None:
+        """Call a node by a name; an empty one gives it its number back.
+
+        While somebody is `typing` it, all that comes of it is one edit.
+        """
         text = " ".join(name.split())
         if len(text) > LONGEST_NAME or not text.isprintable():
             raise InputError(f"a name has at most {LONGEST_NAME} printable characters; got {name[:LONGEST_NAME]!r}")
+        if not self.alive[self.base[node].indices].any():
+            raise InputError(f"segment {node} is deleted; undo first")
         names = {k: v for k, v in self._edits.names.items() if k != node} | ({self.base[node].id: text} if text else {})
-        if names != self._edits.names:
-            self._do(replace(self._edits, names=names))
+        if names == self._edits.names:
+            return
+        made = replace(self._edits, names=names)
+        if typing and self._named == (node, self._edits):
+            self._undone.clear()
+            self._set(made)
+        else:
+            self._do(made)
+        self._named = node, made
 
     def undo(self) -> bool:
         """Take the last edit back; say whether there was one."""

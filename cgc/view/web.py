@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,8 @@ def import_viser() -> Any:
 
 def check_port(host: str, port: int) -> None:
     """Raise InputError where a port cannot be listened at: viser would take another one and not say so."""
-    if not 1 <= port <= 65535:
-        raise InputError(f"the port is {port} where 1 to 65535 was expected; 8080 is usual")
+    if not isinstance(port, int) or not 1 <= port <= 65535:
+        raise InputError(f"the port is {port!r} where 1 to 65535 was expected; 8080 is usual")
     if not host or not host.isascii():  # none would be the whole network
         raise InputError(f"the host is {host!r} where an address was expected: {HOST}, or 0.0.0.0 for everybody")
     try:
@@ -122,7 +123,7 @@ class Page:
     def __init__(self, server: Any, desk: Desk) -> None:
         self.server, self.desk = server, desk
         self.lock = threading.RLock()
-        self.quiet = False
+        self.asked: Counter[int] = Counter()
         self.boxes: list[Any] = []
         self._build()
         self._aim_first()
@@ -140,20 +141,20 @@ class Page:
         gui, state = self.server.gui, self.desk.state
         gui.configure_theme(dark_mode=True, control_width="medium")
         self.mode = gui.add_dropdown("show", MODES, initial_value=state.mode)
-        self.mode.on_update(self._guarded(lambda event: self.run(BY_NAME[event.target.value], event.client)))
+        self._on(self.mode, lambda value, client: self.run(BY_NAME[value], client))
         tree = state.base.hierarchy
         self.level = gui.add_slider(
             "level", 0.0, 1.0, 0.001, round(state.level_shown, 3), disabled=len(tree.stops) < 2
             or state.base.context.blended, hint="0 shows wholes, 1 the smallest parts",
         )  # fmt: skip
-        self.level.on_update(self._guarded(lambda event: self.set_level(event.target.value)))
+        self._on(self.level, lambda value, _: self.set_level(value))
         self.view = gui.add_dropdown("view", ("orbit", *state.view_names), initial_value="orbit")
-        self.view.on_update(self._guarded(lambda event: self.look(event.target.value, event.client)))
+        self._on(self.view, self.look)
         self.object = gui.add_dropdown("object", (NOTHING,), initial_value=NOTHING)
-        self.object.on_update(self._guarded(lambda event: self.pick(event.target.value)))
+        self._on(self.object, lambda value, _: self.pick(value))
         self.picture = gui.add_image(np.zeros((SIDE, SIDE, 3), np.uint8), visible=False)
         self.name = gui.add_text("name", "", hint="of the one object that is selected")
-        self.name.on_update(self._guarded(lambda event: self.rename(event.target.value)))
+        self._on(self.name, lambda value, _: self.rename(value))
         self.line = gui.add_markdown("")
         for names in GROUPS:
             hint = "; ".join(f"{name}: {BY_NAME[name].words}" for name in names)
@@ -164,14 +165,23 @@ class Page:
             command = gui.add_command(f"cgc: {action.name}", description=action.words, hotkey=key)
             command.on_trigger(lambda event, action=action: self.run(action, event.client))
 
-    def _guarded(self, handler: Callable[[Any], None]) -> Callable[[Any], None]:
-        """Pass on what a person changed, not what `show` sets."""
+    def _on(self, control: Any, handler: Callable[[Any, Any], None]) -> None:
+        """Let a handler have what a person sets a control to, and their browser, not what `show` sets.
+
+        What is set while the page is busy waits; of several values that wait, the last one counts.
+        """
 
         def handle(event: Any) -> None:
-            if not self.quiet and event.client is not None:
-                handler(event)
+            if event.client is None:
+                return
+            value = event.target.value  # `show` may set another one by the time it is our turn
+            self.asked[id(control)] += 1
+            turn = self.asked[id(control)]
+            with self.lock:
+                if turn == self.asked[id(control)]:
+                    handler(value, event.client)
 
-        return handle
+        control.on_update(handle)
 
     # --- what a person does ---------------------------------------------------------------------------------
 
@@ -227,15 +237,18 @@ class Page:
         self._do(do)
 
     def rename(self, name: str) -> None:
-        """Name the one object that is selected."""
+        """Name the one object that is selected; the field stays as it is, somebody is typing in it."""
 
         def do() -> str:
             if len(self.desk.state.selected) != 1:
                 raise InputError("select one object to rename")
-            self.desk.state.rename(self.desk.state.selected[0], name)
+            self.desk.state.rename(self.desk.state.selected[0], name, typing=True)
             return self.desk.summary
 
-        self._do(do)
+        with self.lock, self.server.atomic():
+            line = self.desk.attempt(do)
+            self._list()
+            self.line.content = _plain(line)
 
     def _do(self, deed: Callable[[], str], client: Any = None) -> None:
         with self.lock:
@@ -283,7 +296,6 @@ class Page:
         """Bring the page to the state, and show a line."""
         state = self.desk.state
         with self.lock, self.server.atomic():
-            self.quiet = True
             self._splats()
             for box in self.boxes:
                 box.remove()
@@ -293,16 +305,21 @@ class Page:
             self.level.value = round(state.level_shown, 3)
             if state.view in self.view.options:
                 self.view.value = state.view
-            self.rows = {f"{thing.id} · {state.name(thing.id)}": thing.id for thing in state.listed}
-            self.object.options = (NOTHING, *self.rows)
-            one = state.selected[0] if len(state.selected) == 1 else None
-            self.object.value = next((row for row, node in self.rows.items() if node == one), NOTHING)
+            one = self._list()
             self.name.value = state.edits.names.get(one, "") if one else ""
             self.picture.visible = one is not None
             if one is not None:
                 self.picture.image = thumbnail(state.base, one, SIDE)
             self.line.content = _plain(line)
-            self.quiet = False
+
+    def _list(self) -> int | None:
+        """Bring the list of objects to the state; return the one that is selected."""
+        state = self.desk.state
+        self.rows = {f"{thing.id} · {state.name(thing.id)}": thing.id for thing in state.listed}
+        self.object.options = (NOTHING, *self.rows)
+        one = state.selected[0] if len(state.selected) == 1 else None
+        self.object.value = next((row for row, node in self.rows.items() if node == one), NOTHING)
+        return one
 
     def _splats(self) -> None:
         splats, rgb = self.desk.state.shown.splats, self.desk.state.colors(sheen=False)
