@@ -17,6 +17,10 @@ Run:
 
   python tools/render_demo_scene.py --out data/demo --seed 0 [--steps render truth sfm masks]
 
+Other scenes to measure by, a garden under an open sky and a shelf seen from the front:
+
+  python tools/render_demo_scene.py --scene garden --out garden --work garden_work
+
 The same photos without some things, to check what a segmentation leaves of them (see check_removal.py):
 
   python tools/render_demo_scene.py --out demo_without --steps render --views 0 20 36 --without 34
@@ -31,31 +35,44 @@ import time
 from pathlib import Path
 
 import numpy as np
-from demo_scene.cameras import Pinhole, View, orbit, write_text_model
+from demo_scene.cameras import Pinhole, View, garden, orbit, shelf, write_text_model
 from PIL import Image
 
 STEPS = ("render", "truth", "sfm", "masks")
 NEEDS = {"truth": [("images", "render")], "sfm": [("images", "render")],
          "masks": [("instances.json", "truth"), ("instance", "truth")]}  # fmt: skip
 """What a step reads of --out, and the step that makes it."""
-CAMERA = Pinhole(400, 300, 380.0)
 TABLE_HEIGHT = 0.74
+SCENES = {
+    "demo": (Pinhole(400, 300, 380.0), lambda seed: orbit(seed, TABLE_HEIGHT)),
+    "garden": (Pinhole(400, 300, 340.0), garden),
+    "shelf": (Pinhole(400, 300, 330.0), shelf),
+}
+"""Each scene's camera, and where it is placed."""
 SUFFIX = ".jpg"
 FURNITURE = Path("/usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f")
+
+
+def _build(args: argparse.Namespace) -> list:
+    """Build the scene in Blender and give its instances."""
+    from demo_scene.others import build_garden, build_shelf
+    from demo_scene.scene import build_demo, build_scene
+
+    fill = {"demo": build_demo, "garden": build_garden, "shelf": build_shelf}[args.scene]
+    return build_scene(args.seed, args.furniture, fill)
 
 
 def render(args: argparse.Namespace, views: list[View]) -> None:
     """Render the photos into the work folder and publish them as JPEGs."""
     from demo_scene import render as cycles
-    from demo_scene.scene import build_scene
 
     folder = args.work / ("photos" + "".join(f"_without_{ident}" for ident in sorted(args.without)))
     folder.mkdir(parents=True, exist_ok=True)
     missing = [view for view in views if not (folder / f"{view.stem}.png").exists()]
     if missing:
-        build_scene(args.seed, args.furniture)
+        _build(args)
         cycles.hide(args.without)
-        eye = cycles.prepare_cycles(CAMERA, args.samples, args.threads)
+        eye = cycles.prepare_cycles(SCENES[args.scene][0], args.samples, args.threads)
     for view in missing:
         start = time.perf_counter()
         cycles.render_view(eye, view, folder / f"{view.stem}.png")
@@ -72,30 +89,30 @@ def truth(args: argparse.Namespace, views: list[View]) -> None:
     """Cast rays for the instance maps, then write them with the table, the points and the true cameras."""
     from demo_scene import render as cycles
     from demo_scene import truth as writer
-    from demo_scene.scene import build_scene
 
-    items = build_scene(args.seed, args.furniture)
+    items, camera = _build(args), SCENES[args.scene][0]
     soup = cycles.triangles()
     tree = cycles.ray_tree(soup)
-    casts = [cycles.cast_view(tree, soup, view, CAMERA) for view in views]
+    casts = [cycles.cast_view(tree, soup, view, camera) for view in views]
     maps, depths = (np.stack(part) for part in zip(*casts, strict=True))
     shutil.rmtree(args.out / "instance", ignore_errors=True)
     for view, ids in zip(views, maps, strict=True):
         writer.write_ids(args.out / "instance" / f"{view.stem}.png", ids)
-    writer.write_table(args.out / "instances.json", writer.instances_table(items, maps))
+    writer.write_table(args.out / "instances.json", writer.instances_table(args.scene, items, maps))
     photos = [np.asarray(Image.open(args.out / "images" / f"{v.stem}{SUFFIX}")) for v in views]
     xyz, ids = cycles.sample_surface(soup, args.points, args.points // 120, args.seed)
-    rgb, seen = writer.colour_points(xyz, views, CAMERA, photos, depths)
+    rgb, seen = writer.colour_points(xyz, views, camera, photos, depths)
     np.savez_compressed(args.out / "points.npz", xyz=xyz, rgb=rgb, instance=ids, n_views=seen)
     pick = np.random.default_rng([args.seed, 4]).permutation(np.flatnonzero(seen))[:2000]
-    write_text_model(args.out / "sparse_true" / "0", CAMERA, views, SUFFIX, xyz[pick], rgb[pick])
+    write_text_model(args.out / "sparse_true" / "0", camera, views, SUFFIX, xyz[pick], rgb[pick])
 
 
 def sfm(args: argparse.Namespace, views: list[View]) -> None:
     """Compute the COLMAP model from the published photos and print how far its cameras are from the truth."""
     from demo_scene.sfm import solve
 
-    figures = solve(args.out / "images", CAMERA, views, args.work / "sfm", args.out / "sparse" / "0", args.seed)
+    camera = SCENES[args.scene][0]
+    figures = solve(args.out / "images", camera, views, args.work / "sfm", args.out / "sparse" / "0", args.seed)
     print(json.dumps(figures, indent=1))
 
 
@@ -116,6 +133,7 @@ def masks(args: argparse.Namespace, views: list[View]) -> None:
 def main() -> None:
     """Read the command line and run the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scene", choices=list(SCENES), default="demo")
     parser.add_argument("--out", type=Path, default=Path("data/demo"))
     parser.add_argument("--work", type=Path, default=Path("demo_work"), help="rendered PNGs, COLMAP database")
     parser.add_argument("--seed", type=int, default=0)
@@ -129,7 +147,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.without and args.steps != ["render"]:
         parser.error("photos without some things have no truth: add --steps render")
-    views = orbit(args.seed, TABLE_HEIGHT)
+    views = SCENES[args.scene][1](args.seed)
     views = views if args.views is None else [views[k] for k in args.views]
     args.out.mkdir(parents=True, exist_ok=True)
     for step in STEPS:

@@ -56,6 +56,33 @@ def orbit(seed: int, table_height: float) -> list[View]:
     return views
 
 
+def garden(seed: int) -> list[View]:
+    """Place 40 views around a garden: a low ring of 22 and a higher one of 18."""
+    rng = np.random.default_rng([seed, 12])
+    views: list[View] = []
+    for count, radius, elevation, start in [(22, 4.6, 17, 0), (18, 3.7, 33, 9)]:
+        for k in range(count):
+            azimuth = np.radians(start + 360 * k / count + rng.uniform(-5, 5))
+            up = np.radians(elevation + rng.uniform(-4, 4))
+            reach = radius * rng.uniform(0.92, 1.08)
+            target = np.array([0, 0, 0.45]) + rng.normal(0, 0.12, 3)
+            away = np.array([np.cos(up) * np.cos(azimuth), np.cos(up) * np.sin(azimuth), np.sin(up)])
+            views.append(look_at(f"{len(views):03d}", target + reach * away, target))
+    return views
+
+
+def shelf(seed: int) -> list[View]:
+    """Place 24 views in front of a shelf, six by four, all looking at it."""
+    rng = np.random.default_rng([seed, 11])
+    views: list[View] = []
+    for row in range(4):
+        for column in range(6):
+            eye = np.array([-0.55 + 1.1 * column / 5, 0.22, 0.9 + 0.5 * row / 3]) + rng.normal(0, 0.04, 3)
+            target = np.array([0.25 * eye[0], 1.8, 1.15 + 0.15 * (eye[2] - 1.15)]) + rng.normal(0, 0.03, 3)
+            views.append(look_at(f"{len(views):03d}", eye, target))
+    return views
+
+
 def quaternion(rot: np.ndarray) -> np.ndarray:
     """Turn a rotation matrix into a unit quaternion (w, x, y, z) with w >= 0."""
     k = np.array(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -475,20 +476,25 @@ def build_light() -> None:
         bpy.context.scene.collection.objects.link(lamp)
 
 
-def build_scene(seed: int, furniture: Path) -> list[Item]:
+def build_demo(b: Builder) -> None:
+    """Fill the bundled scene."""
+    build_room(b)
+    build_table(b)
+    build_surroundings(b)
+    build_things(b)
+    build_light()
+
+
+def build_scene(seed: int, furniture: Path, fill: Callable[[Builder], None]) -> list[Item]:
     """Start an empty Blender scene, fill it and give its instances; furniture: BlendSwap-CC-0.sh3f."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(furniture) as archive:
             archive.extractall(folder)
         builder = Builder(seed, Path(folder) / "blendswap-cc-0")
-        build_room(builder)
-        build_table(builder)
-        build_surroundings(builder)
-        build_things(builder)
+        fill(builder)
         for image in bpy.data.images:
             if image.source == "FILE":
                 image.pack()  # the unpacked library goes away with the folder
-    build_light()
     bpy.context.view_layer.update()
     return builder.items

@@ -31,7 +31,7 @@ def write_ids(path: Path, ids: np.ndarray) -> None:
     Image.fromarray(ids.astype(np.uint16)).save(path, optimize=True)
 
 
-def instances_table(items: Sequence[Described], maps: np.ndarray) -> dict:
+def instances_table(scene: str, items: Sequence[Described], maps: np.ndarray) -> dict:
     """Describe the instances with their pixel and view counts over the (V, H, W) maps."""
     rows = []
     for item in items:
@@ -48,7 +48,7 @@ def instances_table(items: Sequence[Described], maps: np.ndarray) -> dict:
             }
         )
     return {
-        "scene": "demo",
+        "scene": scene,
         "width": maps.shape[2],
         "height": maps.shape[1],
         "background_id": 0,
