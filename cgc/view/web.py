@@ -124,6 +124,7 @@ class Page:
         self.server, self.desk = server, desk
         self.lock = threading.RLock()
         self.asked: Counter[int] = Counter()
+        self.asking = threading.Lock()
         self.boxes: list[Any] = []
         self._build()
         self._aim_first()
@@ -175,8 +176,9 @@ class Page:
             if event.client is None:
                 return
             value = event.target.value  # `show` may set another one by the time it is our turn
-            self.asked[id(control)] += 1
-            turn = self.asked[id(control)]
+            with self.asking:
+                self.asked[id(control)] += 1
+                turn = self.asked[id(control)]
             with self.lock:
                 if turn == self.asked[id(control)]:
                     handler(value, event.client)
