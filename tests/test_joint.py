@@ -233,7 +233,7 @@ def stats(out):
 def test_the_preset_is_the_papers():
     paper = PRESETS["paper"]
     released = replace(
-        PRESETS["default"].train, features="joint", background="black", max_length=0.0, strategy="default"
+        PRESETS["default"].train, features="joint", background="black", max_length=0.0, strategy="default", backdrop=0
     )
     assert paper.train == released and paper.joint == JointSettings()
     assert (paper.joint.lr, paper.joint.contrastive_weight, paper.joint.anchors) == (0.0025, 1e-6, 1000)

@@ -583,7 +583,8 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 
 def test_settings_that_a_run_is_too_old_to_have_are_what_it_was_made_with(own_run):
     run = open_run(own_run)
-    run.settings = replace(run.settings, train=replace(run.settings.train, max_length=0.0, strategy="default"))
+    train = replace(run.settings.train, max_length=0.0, strategy="default", backdrop=0)
+    run.settings = replace(run.settings, train=train)
     run.save_settings()
     config = json.loads((own_run / "config.json").read_text())
     for name in YOUNGER:

@@ -101,8 +101,6 @@ def _indices(run: Run, stems: Sequence[str], root: Path) -> list[int]:
 
 def _stored_maps(folder: Path, stems: Sequence[str], truth: Truth, notes: list[str]) -> list[np.ndarray | None]:
     """Read predicted id maps, STEM.png, at the truth's size; None for those that are missing."""
-    if folder.is_file():
-        raise InputError(f"{folder} is a file where a folder of id maps was expected, named like views; give that")
     maps: list[np.ndarray | None] = []
     for stem, true in zip(stems, truth.maps):
         path = next((p for s in (".png", ".PNG") if (p := folder / f"{stem}{s}").is_file()), None)

@@ -28,6 +28,8 @@ def evaluate(runs: Sequence[Path], settings: EvalSettings, *, quiet: bool = Fals
     if not runs and settings.predictions is None:
         raise InputError("there is nothing to score: name a run folder, or a folder of masks with --predictions DIR")
     if settings.predictions is not None and not settings.predictions.is_dir():
+        if settings.predictions.exists():
+            raise InputError(f"{settings.predictions} is a file where a folder of masks or id maps was expected")
         raise InputError(
             f"the predictions {settings.predictions} do not exist; expected a folder of masks or id maps (PNG)"
         )
