@@ -322,6 +322,8 @@ class View:
     """A photo's name; orbit; or orbit:90, a quarter further on."""
     size: str | None = None
     """WIDTHxHEIGHT, in pixels."""
+    ids: bool = False
+    """Write the objects' ids on the picture of --screenshot, as the report does."""
     level: float | None = None
     """The level of the hierarchy, 0 (wholes) to 1 (smallest parts)."""
     out: Path | None = None

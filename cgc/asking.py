@@ -20,7 +20,7 @@ from cgc.segmentation.export import export as write_formats
 from cgc.segmentation.objects import Object
 from cgc.segmentation.query import Match
 from cgc.segmentation.segmentation import Segmentation
-from cgc.view.frames import screenshot
+from cgc.view.frames import Extras, screenshot
 from cgc.view.shots import parse_size
 
 
@@ -206,6 +206,7 @@ def view(
     mode: str | None,
     camera: str,
     size: str | None,
+    ids: bool,
     level: float | None,
     out: Path | None,
     device: str = "auto",
@@ -213,10 +214,12 @@ def view(
     """Show a segmentation in a window, in a browser, or in one picture."""
     if picture and web:
         raise InputError("--screenshot writes one picture and --web serves pages; give one of them")
+    if ids and not picture:
+        raise InputError("--ids is for the picture of --screenshot; in a window and a browser the list names objects")
     shape = None if size is None else parse_size(size)
     seg = _open(folder, device)
     if picture:
-        console.print(f"{screenshot(seg, picture, mode or 'segments', camera, shape, level)}")
+        console.print(f"{screenshot(seg, picture, mode or 'segments', camera, shape, level, Extras(ids=ids))}")
     elif web:
         from cgc.view.web import serve
 

@@ -173,8 +173,8 @@ def _call(config: object) -> None:
 
             asking.view(
                 config.run, picture=config.screenshot, web=config.web, port=config.port, host=config.host,
-                mode=config.mode, camera=config.camera, size=config.size, level=config.level, out=config.out,
-                device=config.device,
+                mode=config.mode, camera=config.camera, size=config.size, ids=config.ids, level=config.level,
+                out=config.out, device=config.device,
             )  # fmt: skip
         case Edit():
             from cgc import asking

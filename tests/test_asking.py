@@ -203,7 +203,19 @@ def test_bad_words(words, says, refused, run, tmp_path):
 
 def test_a_picture(run, tmp_path, capsys):
     assert (
-        main(["view", str(run), "--screenshot", str(tmp_path / "a.png"), "--size", "96x72", "--camera", "orbit:45"])
+        main(
+            [
+                "view",
+                str(run),
+                "--screenshot",
+                str(tmp_path / "a.png"),
+                "--size",
+                "96x72",
+                "--camera",
+                "orbit:45",
+                "--ids",
+            ]
+        )
         == 0
     )
     with Image.open(tmp_path / "a.png") as picture:
@@ -211,6 +223,7 @@ def test_a_picture(run, tmp_path, capsys):
     for words, says in (
         (["--screenshot", "a.gif"], "no name of a picture"),
         (["--screenshot", "a.png", "--web"], "give one of them"),
+        (["--web", "--ids"], "--ids is for the picture of --screenshot"),
         (["--screenshot", "a.png", "--size", "big"], "size"),
         (["--screenshot", "a.png", "--camera", "nowhere.jpg"], "nowhere"),
     ):

@@ -50,6 +50,7 @@ from cgc.view.frames import (
     screenshot,
     thumbnail,
 )  # fmt: skip
+from cgc.view.pictures import number
 from cgc.view.ramps import NEAR_TO_FAR, ramp
 from cgc.view.shots import (
     around,
@@ -284,6 +285,9 @@ def test_a_screenshot_is_written_and_is_the_frame(seg, tmp_path):
     path = screenshot(seg, tmp_path / "b.jpg", "segments", "orbit:30", (64, 36), 1.0, Extras((3,), (3,), True))
     assert pixels(path).shape == (36, 64, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.jpg", "mine.png", "new"]
+    plain, camera = frame(seg, seg.camera(FIRST), "segments"), seg.camera(FIRST)
+    numbered = frame(seg, camera, "segments", Extras(ids=True))
+    np.testing.assert_array_equal(numbered, number(plain, seg.masks([camera])[0]))
 
 
 @pytest.mark.parametrize(

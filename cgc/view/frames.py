@@ -26,7 +26,7 @@ from cgc.segmentation.colors import NOISE_COLOR, segment_colors
 from cgc.segmentation.objects import Object, is_clean
 from cgc.segmentation.pictures import ViewOrCamera
 from cgc.segmentation.segmentation import Segmentation
-from cgc.view.pictures import overlay
+from cgc.view.pictures import number, overlay
 from cgc.view.ramps import NEAR_TO_FAR, UNSURE_TO_SURE, ramp
 from cgc.view.shots import Size, around, camera_named, clip_segment, project
 
@@ -53,11 +53,12 @@ AXIS_COLORS = ((226, 82, 76), (104, 178, 82), (78, 134, 232))
 
 @dataclass(frozen=True)
 class Extras:
-    """What is drawn over a picture: ids that are outlined, ids that get a box, and the world's axes in a corner."""
+    """What is drawn over a picture: ids that are outlined, ids that get a box, the world's axes, every object's id."""
 
     selected: Sequence[int] = ()
     boxes: Sequence[int] = ()
     axes: bool = False
+    ids: bool = False
 
 
 def check_mode(mode: str) -> Mode:
@@ -117,7 +118,7 @@ def frame(segmentation: Segmentation, camera: Camera, mode: Mode = "color", extr
     if extras.boxes or extras.axes:
         lines = [line for i in extras.boxes for line in _box_lines(segmentation[i], camera)]
         picture = _ink(picture, lines, camera if extras.axes else None)
-    return picture
+    return number(picture, segmentation.masks([camera])[0]) if extras.ids else picture
 
 
 def _blend(segmentation: Segmentation, colors: Tensor, camera: Camera) -> Picture:
