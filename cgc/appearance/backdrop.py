@@ -24,6 +24,8 @@ from cgc.splats.types import Splats
 
 DISTANCE = 50.0
 """How far away they are, times the extent: from one camera to the other they hardly move."""
+MOST_POINTS = 100_000
+"""Points that are looked at, at most, evenly of the model's."""
 CELL = 0.5
 """Pictures are looked at in cells of so much of the spacing of directions; a point is near in its cell or beside it."""
 COVERED = 0.5
@@ -43,7 +45,8 @@ def backdrop(scene: Scene, photos: Mapping[int, Photo], directions: int, *, sh_d
     ways = spread(directions)  # [D, 3]
     spacing = math.sqrt(4 * math.pi / directions)  # radians
     colors = np.full((len(photos), directions, 3), np.nan, np.float32)
-    covered, points = np.zeros((len(photos), directions), bool), 0
+    covered, seen_points = np.zeros((len(photos), directions), bool), 0
+    points = scene.points[:: 1 + len(scene.points) // MOST_POINTS].astype(float)  # [P, 3]
     for row, photo in enumerate(photos.values()):
         camera = photo.camera
         side = max(1.0, CELL * spacing * float(camera.K[0, 0]))  # pixels
@@ -53,21 +56,21 @@ def backdrop(scene: Scene, photos: Mapping[int, Photo], directions: int, *, sh_d
         turn, shift = view.viewmat[:3, :3].double().numpy(), view.viewmat[:3, 3].double().numpy()
         K = view.K.double().numpy()
         filled = np.zeros((rows, columns), bool)
-        y, x, _ = _cells(scene.points.astype(float) @ turn.T + shift, K, filled.shape)
+        y, x, _ = _cells(points @ turn.T + shift, K, filled.shape)
         filled[y, x] = True
-        points += len(y)
+        seen_points += len(y)
         near = ndimage.binary_dilation(filled, np.ones((3, 3), bool))
         y, x, seen = _cells(ways @ turn.T, K, filled.shape)
         colors[row, seen], covered[row, seen] = small[y, x], near[y, x]
     looks = np.isfinite(colors[..., 0]).sum(axis=0)
-    bare = np.flatnonzero((points > 0) & (looks > 0) & (covered.sum(axis=0) < COVERED * looks))
+    bare = np.flatnonzero((seen_points > 0) & (looks > 0) & (covered.sum(axis=0) < COVERED * looks))
     shown = np.nanmedian(colors[:, bare], axis=0) if len(bare) else np.zeros((0, 3), np.float32)  # [B, 3]
     alike = (np.abs(colors[:, bare] - shown).max(axis=2) < ALIKE * 255).sum(axis=0)  # NaN is not
     enough = looks[bare] >= LOOKS
     sure = enough & (alike >= AGREE * looks[bare])
-    near = 2 * math.sin(BESIDE * spacing / 2)
     if sure.any():
-        sure |= ~enough & (KDTree(ways[bare[sure]]).query(ways[bare])[0] < near)
+        chord = 2 * math.sin(BESIDE * spacing / 2)
+        sure |= ~enough & (KDTree(ways[bare[sure]]).query(ways[bare])[0] < chord)
     far, shown = bare[sure], shown[sure]
     centre = np.mean([photo.camera.position.double().numpy() for photo in photos.values()], axis=0)
     reach = DISTANCE * scene.extent

@@ -140,12 +140,15 @@ def _strayed(
     strayed = np.zeros(len(sizes), bool)
     order = np.argsort(component, kind="stable")
     starts = np.searchsorted(component[order], np.arange(len(sizes) + 1))
-    for label in np.unique(label_of[small]):
-        theirs = np.flatnonzero((label_of == label) & (sizes > 0))
-        main = theirs[sizes[theirs].argmax()]
+    by_size = np.argsort(sizes, kind="stable")[int((sizes == 0).sum()) :]
+    main_of = np.zeros(int(label_of.max(initial=-1)) + 1, np.int64)
+    main_of[label_of[by_size]] = by_size  # the largest of each label comes last
+    chosen = np.flatnonzero(small)
+    chosen = chosen[np.argsort(label_of[chosen], kind="stable")]
+    for specks in np.split(chosen, np.flatnonzero(np.diff(label_of[chosen])) + 1) if len(chosen) else []:
+        main = main_of[label_of[specks[0]]]
         body = places[order[starts[main] : starts[main + 1]]]
         size = np.linalg.norm(np.percentile(body, 95, axis=0) - np.percentile(body, 5, axis=0))
-        specks = np.flatnonzero((label_of == label) & small)
         members = np.concatenate([order[starts[c] : starts[c + 1]] for c in specks])
         distance = np.asarray(KDTree(body).query(places[members])[0])
         nearest = np.minimum.reduceat(distance, np.append(0, np.cumsum(sizes[specks]))[:-1])
