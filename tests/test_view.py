@@ -881,7 +881,10 @@ def test_a_page_of_many_gaussians_sends_the_largest(page, seg, monkeypatch):
     monkeypatch.setattr(web, "MOST_SPLATS", 50)
     floor = seg.splats.means[:, 2] == seg.splats.means[:, 2].min()  # its Gaussians are twice as large, and less opaque
     logits = torch.where(floor, 2.0, seg.splats.logit_opacities)
-    page.desk.state = State(replace(seg, splats=replace(seg.splats, logit_opacities=logits)), page.desk.state.camera)
+    means = seg.splats.means.clone()
+    means[floor.nonzero()[0, 0]] *= 1000  # so far that it looks small
+    splats = replace(seg.splats, logit_opacities=logits, means=means)
+    page.desk.state = State(replace(seg, splats=splats), page.desk.state.camera)
     page.show()
     handle = next(h for n, h in page.server.scene._handle_from_node_name.items() if n == "/splats")
     assert len(handle.buffer) == 50

@@ -1,7 +1,7 @@
 """The browser: a segmented scene served by viser. Only this file knows viser, which is the optional extra "web".
 
 All browsers that look share one state. Clicks come as rays and are picked by the project's own rasteriser. A browser
-holds 32 B a Gaussian; of more than MOST_SPLATS the largest and most opaque are sent. Viser draws colours as they are in
+holds 32 B a Gaussian; of more than MOST_SPLATS those are sent that look largest and most opaque. Viser draws colours as they are in
 the mean over directions, without their sheen.
 """
 
@@ -327,7 +327,9 @@ class Page:
         splats, rgb = self.desk.state.shown.splats, self.desk.state.colors(sheen=False)
         opacities, scales = splats.opacities.detach(), splats.scales.detach()
         if len(splats) > MOST_SPLATS:
-            weight = opacities * scales.sort(dim=1).values[:, 1:].prod(dim=1)
+            away = (splats.means.detach() - torch.from_numpy(focus(self.desk.state.base)).float()).norm(dim=1)
+            near = away.median()  # what is farther, the sky above all, looks smaller than it is
+            weight = opacities * scales.sort(dim=1).values[:, 1:].prod(dim=1) / (away / near).clamp_min(1) ** 2
             kept = weight.topk(MOST_SPLATS).indices.sort().values
         else:
             kept = torch.arange(len(splats))
