@@ -1,8 +1,8 @@
 """The browser: a segmented scene served by viser. Only this file knows viser, which is the optional extra "web".
 
 All browsers that look share one state. Clicks come as rays and are picked by the project's own rasteriser. A browser
-holds 32 B a Gaussian; of more than MOST_SPLATS those are sent that look largest and most opaque. Viser draws colours as they are in
-the mean over directions, without their sheen.
+holds 32 B a Gaussian; of more than MOST_SPLATS those are sent that look largest and most opaque. Viser draws colours as
+they are in the mean over directions, without their sheen.
 """
 
 from __future__ import annotations
