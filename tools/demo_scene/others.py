@@ -6,14 +6,12 @@ Needs `bpy`. As in scene.py: metres, world z up, an instance id on every Blender
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import bpy  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from . import meshes as geo
 from . import textures as tex
-from .scene import Builder, build_light, build_room, painted
+from .scene import Builder, build_light, build_room, painted, sky
 
 CUP = [(0, 0), (0.036, 0), (0.041, 0.006), (0.043, 0.03), (0.043, 0.098), (0.0395, 0.099), (0.039, 0.03), (0.036, 0.01),
        (0, 0.009)]  # fmt: skip
@@ -116,19 +114,6 @@ def build_shelf(b: Builder) -> None:
     sheet = geo.plane(0.4, 0.5).turned(geo.rotation("x", 90))
     b.add(b.item("picture", "poster"), sheet, painted("picture", hills, 0.8), (-1.2, 1.99, 1.45))
     build_light()
-
-
-def sky(strength: float, picture: str) -> None:
-    """Light the scene by an HDRI of Blender's, which shows behind it too."""
-    world = bpy.data.worlds.new("world")
-    bpy.context.scene.world = world
-    world.use_nodes = True
-    nodes, links = world.node_tree.nodes, world.node_tree.links
-    source = nodes.new("ShaderNodeTexEnvironment")
-    lights = Path(bpy.utils.system_resource("DATAFILES")) / "studiolights" / "world"
-    source.image = bpy.data.images.load(str(lights / picture))
-    links.new(source.outputs["Color"], nodes["Background"].inputs["Color"])
-    nodes["Background"].inputs["Strength"].default_value = strength
 
 
 def _models(b: Builder, things: Sequence[tuple[str, str, float, float, float, float, float]]) -> None:

@@ -452,17 +452,22 @@ def _library_models(b: Builder) -> None:
     b.model(b.item("cupcake", "cupcake"), "cupcake", 0.085, (0.42, -0.3, TOP), 0)
 
 
-def build_light() -> None:
-    """Light the room from above: the open ceiling lets an interior's HDRI in, a panel adds soft shadows."""
+def sky(strength: float, picture: str) -> None:
+    """Light the scene by an HDRI of Blender's, which shows behind it too."""
     world = bpy.data.worlds.new("world")
     bpy.context.scene.world = world
     world.use_nodes = True
     nodes, links = world.node_tree.nodes, world.node_tree.links
-    picture = nodes.new("ShaderNodeTexEnvironment")
+    source = nodes.new("ShaderNodeTexEnvironment")
     lights = Path(bpy.utils.system_resource("DATAFILES")) / "studiolights" / "world"
-    picture.image = bpy.data.images.load(str(lights / "interior.exr"))
-    links.new(picture.outputs["Color"], nodes["Background"].inputs["Color"])
-    nodes["Background"].inputs["Strength"].default_value = 0.5
+    source.image = bpy.data.images.load(str(lights / picture))
+    links.new(source.outputs["Color"], nodes["Background"].inputs["Color"])
+    nodes["Background"].inputs["Strength"].default_value = strength
+
+
+def build_light() -> None:
+    """Light the room from above: the open ceiling lets an interior's HDRI in, a panel adds soft shadows."""
+    sky(0.5, "interior.exr")
     for name, at, size, power, aim in [
         ("panel", (-0.5, -0.4, 2.55), 1.6, 27.0, (0, 0, 0.7)),
         ("fill", (1.3, 1.2, 2.5), 1.2, 13.0, (0, 0, 0.7)),
