@@ -11,10 +11,11 @@ import torch
 
 from cgc.geometry import SH_C0
 from cgc.rasterize.cpu import CpuRasterizer
+from cgc.scene.cameras import project
 from cgc.scene.types import Camera
 from cgc.segmentation.edit import remove, track, transform
 from cgc.segmentation.labels import render_rgb
-from cgc.segmentation.plane import Plane, camera_along, fit_plane, points_of, project
+from cgc.segmentation.plane import Plane, camera_along, fit_plane, points_of
 from cgc.segmentation.segments import Segmentation
 from cgc.segmentation.shade import light_on, lit, occlusion
 from cgc.splats.types import Splats

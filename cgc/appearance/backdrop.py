@@ -18,7 +18,8 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from cgc.appearance.photos import Photo
-from cgc.scene.types import Scene
+from cgc.scene.cameras import project
+from cgc.scene.types import Camera, Scene
 from cgc.splats.init import round_splats
 from cgc.splats.types import Splats
 
@@ -53,14 +54,12 @@ def backdrop(scene: Scene, photos: Mapping[int, Photo], directions: int, *, sh_d
         columns, rows = max(1, round(camera.width / side)), max(1, round(camera.height / side))
         small = np.asarray(Image.fromarray(photo.pixels.numpy()).resize((columns, rows), Image.Resampling.BOX))
         view = camera.resized(columns, rows)
-        turn, shift = view.viewmat[:3, :3].double().numpy(), view.viewmat[:3, 3].double().numpy()
-        K = view.K.double().numpy()
         filled = np.zeros((rows, columns), bool)
-        y, x, _ = _cells(points @ turn.T + shift, K, filled.shape)
+        y, x, _ = _pixels(view, points)
         filled[y, x] = True
         seen_points += len(y)
         near = ndimage.binary_dilation(filled, np.ones((3, 3), bool))
-        y, x, seen = _cells(ways @ turn.T, K, filled.shape)
+        y, x, seen = _pixels(view, ways + view.position.double().numpy())  # as if they began at the camera
         colors[row, seen], covered[row, seen] = small[y, x], near[y, x]
     looks = np.isfinite(colors[..., 0]).sum(axis=0)
     bare = np.flatnonzero((seen_points > 0) & (looks > 0) & (covered.sum(axis=0) < COVERED * looks))
@@ -90,13 +89,8 @@ def spread(count: int) -> np.ndarray:
     return np.stack([across * np.cos(angle), across * np.sin(angle), z], axis=1)
 
 
-def _cells(at: np.ndarray, K: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return row and column of the pixel of those places `at` [P, 3], in a camera's axes, that are in its picture.
-
-    The third are the indices of these.
-    """
-    ahead = np.flatnonzero(at[:, 2] > 1e-6 * np.abs(at).max(axis=1, initial=1e-12))
-    x, y, z = at[ahead].T
-    column, row = np.floor(K[0, 0] * x / z + K[0, 2]), np.floor(K[1, 1] * y / z + K[1, 2])
-    inside = (column >= 0) & (column < shape[1]) & (row >= 0) & (row < shape[0])
-    return row[inside].astype(int), column[inside].astype(int), ahead[inside]
+def _pixels(camera: Camera, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row and column of those points [P, 3] that a camera has in its picture, and which they are."""
+    x, y, z = project(camera, points)
+    inside = np.flatnonzero((z > 0) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height))
+    return y[inside].astype(int), x[inside].astype(int), inside

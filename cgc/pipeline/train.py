@@ -23,10 +23,10 @@ from cgc.pipeline.facts import say_corrections
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar, short_time
 from cgc.run_folder import CORRECTIONS, TRAINED_FEATURES, RunFolder
+from cgc.scene.cameras import project
 from cgc.scene.corrections import Correction, Corrections, write_corrections
 from cgc.scene.images import load_image
 from cgc.scene.types import Camera, Scene
-from cgc.segmentation.plane import project
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats

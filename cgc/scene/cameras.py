@@ -28,6 +28,17 @@ def up_of(cameras: Iterable[Camera]) -> np.ndarray | None:
     return mean / length if length > UPRIGHT else None
 
 
+def project(camera: Camera, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where points [n, 3] are in a picture, x and y in pixels, and how far before the camera, z; [n] each.
+
+    Of what lies behind the camera x and y mean nothing.
+    """
+    view, K = camera.viewmat.cpu().numpy().astype(float), camera.K.cpu().numpy().astype(float)
+    at = points @ view[:3, :3].T + view[:3, 3]
+    z = np.where(at[:, 2] > 0, at[:, 2], np.inf)
+    return K[0, 0] * at[:, 0] / z + K[0, 2], K[1, 1] * at[:, 1] / z + K[1, 2], at[:, 2]
+
+
 def write_cameras(path: Path, cameras: Mapping[str, Camera]) -> None:
     """Write cameras by name as JSON, to the bit."""
     views = [

@@ -36,6 +36,9 @@ READERS: dict[str, Callable[[Path], Benchmark]] = {
 }
 
 
+Pick = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[int]]
+"""What picks ids by masks [H, W] bool and id maps [H, W] of their views."""
+
 MEASURES = {
     "miou": "mIoU",
     "miou_others": "others' mIoU",
@@ -171,7 +174,7 @@ def _score_run(
         run.prepare(list(index.values()), run.levels)
         for prompt in prompts:
             own = [(index[m.view], m.load()) for m in masks if m.prompt == prompt]
-            levels[prompt], chosen[prompt] = _best(run, own)
+            levels[prompt], chosen[prompt] = _best(run, own, best_ids)
     elif benchmark.references:
         for r in (r for r in benchmark.references if r.scene == scene):
             view = find_view(r.view, run.stems, order, contained=True)
@@ -195,12 +198,12 @@ def _names(masks: Iterable[TrueMask]) -> list[str]:
     return list(dict.fromkeys(m.view for m in masks))
 
 
-def _best(run: Run, masks: list[tuple[int, np.ndarray]]) -> tuple[Level, list[int]]:
-    """The level and the segments with the best IoU with true masks (view, [H, W] bool), pooled over their views."""
+def _best(run: Run, masks: list[tuple[int, np.ndarray]], pick: Pick) -> tuple[Level, list[int]]:
+    """The level whose segments, picked by masks (view, [H, W] bool), have the best IoU with these, pooled; and they."""
     found: dict[Level, tuple[float, list[int]]] = {}
     for level in run.levels:
         ids = [np.maximum(run.at_size(view, true.shape, level), 0) for view, true in masks]
-        picked = best_ids([true for _, true in masks], ids)
+        picked = pick([true for _, true in masks], ids)
         pooled = sum((count(true, np.isin(i, picked)) for (_, true), i in zip(masks, ids)), Counts(0, 0, 0))
         found[level] = pooled.iou, picked
     best = max(found, key=lambda level: found[level][0])  # ties: the objects, which come first
@@ -218,13 +221,7 @@ def _pointed(reference: Reference, run: Run, view: int) -> tuple[Level, list[int
         raise InputError(f"{some(reference.positive)}: empty, so it points at nothing; restore it")
     if not reference.negative:
         run.prepare([view], run.levels)
-        found: dict[Level, tuple[float, list[int]]] = {}
-        for level in run.levels:
-            ids = np.maximum(run.at_size(view, positive.shape, level), 0)
-            picked = mask_ids(positive, ids)
-            found[level] = count(positive, np.isin(ids, picked)).iou, picked
-        best = max(found, key=lambda level: found[level][0])  # ties: the objects, which come first
-        return best, found[best][1]
+        return _best(run, [(view, positive)], lambda masks, ids: mask_ids(masks[0], ids[0]))
     ids = np.maximum(run.at_size(view, positive.shape), 0)
     negative = _united([reference.positive[0], *reference.negative], of=reference.negative)
     return None, scribble_ids(positive, negative, ids)

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from cgc.geometry import covariances, sh_dc_to_rgb
 from cgc.rasterize.base import Rasterizer
+from cgc.scene.cameras import project
 from cgc.scene.types import Camera
 from cgc.segmentation.patch import Seen, continue_surfaces
-from cgc.segmentation.plane import ball_of, project
+from cgc.segmentation.plane import ball_of
 from cgc.splats.types import Splats
 
 MAX_VIEWS = 16

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from cgc.geometry import SH_C0, rgb_to_sh_dc, rotation_to_quat
 from cgc.rasterize.base import Rasterizer
+from cgc.scene.cameras import project
 from cgc.scene.types import Camera
 from cgc.segmentation.inpaint import complete
-from cgc.segmentation.plane import Plane, alpha_of, ball_of, camera_along, fit_plane, points_of, project
+from cgc.segmentation.plane import Plane, alpha_of, ball_of, camera_along, fit_plane, points_of
 from cgc.segmentation.shade import light_on, lit, occlusion
 from cgc.splats.types import PARAMETERS, Splats
 

@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage
 
 from cgc.rasterize.base import Rasterizer
+from cgc.scene.cameras import project
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -65,14 +66,6 @@ def alpha_of(splats: Splats, camera: Camera, rasterizer: Rasterizer) -> np.ndarr
     """Return how opaque splats are in a picture, [H, W]."""
     ones = torch.ones(len(splats), 1, device=splats.means.device)
     return rasterizer.render(splats, ones, [camera]).values[0, ..., 0].cpu().numpy().astype(float)
-
-
-def project(camera: Camera, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where points [n, 3] are in a picture, x and y in pixels, and how far before the camera, z; [n] each."""
-    view, K = camera.viewmat.cpu().numpy().astype(float), camera.K.cpu().numpy().astype(float)
-    at = points @ view[:3, :3].T + view[:3, 3]
-    z = np.where(at[:, 2] > 0, at[:, 2], np.inf)
-    return K[0, 0] * at[:, 0] / z + K[0, 2], K[1, 1] * at[:, 1] / z + K[1, 2], at[:, 2]
 
 
 def sample(picture: np.ndarray, camera: Camera, points: np.ndarray) -> np.ndarray:
