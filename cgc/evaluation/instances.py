@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
 
 from cgc.errors import InputError
 
@@ -91,17 +93,15 @@ def score_instances(
             f"the true id maps of {len(views)} views hold no thing of at least {min_pixels} pixels, so nothing can be "
             "scored; check which views they are, and what is marked as stuff"
         )
-    iou = pooled.iou()[kept]  # [T, P], stuff too
+    iou = pooled.iou()[kept]  # [T, P + 1], stuff too
     thing_iou = iou[is_thing]
     match, scores = _match(thing_iou)
     bands = _overlap([v.bands() for v in views], every_id, predicted_ids).iou()[kept][is_thing]
-    boundary, matched = np.zeros(len(match)), match >= 0
-    boundary[matched] = bands[matched, match[matched]]
+    boundary = np.array([bands[row, column] if column >= 0 else 0.0 for row, column in enumerate(match.tolist())])
 
-    padded = np.pad(thing_iou, ((0, 0), (0, 1)))  # there may be no segment at all
-    best, best_iou = padded.argmax(axis=1), padded.max(axis=1)  # above 0.5 no segment is the best of two things
-    hit = best_iou > 0.5
-    on_things = pooled.overlap[kept][is_thing].sum(axis=0)  # [P] pixels
+    best, best_iou = thing_iou.argmax(axis=1), thing_iou.max(axis=1).toarray()
+    hit = best_iou > 0.5  # and above 0.5 no segment is the best of two things
+    on_things = pooled.shared[kept][is_thing].sum(axis=0)[:-1]  # [P] pixels
     countable = (on_things > 0.5 * pooled.predicted_area) & (pooled.predicted_area >= min_pixels)
     countable[best[hit]] = False
     tp, fp, fn = int(hit.sum()), int(countable.sum()), int((~hit).sum())
@@ -194,22 +194,26 @@ def _band(ids: NDArray[np.int64], known: NDArray[np.bool_], depth: int) -> NDArr
 
 @dataclass(frozen=True)
 class _Overlap:
-    """Pixels shared by T true and P predicted ids [T, P], and of each alone [T], [P], over all views."""
+    """Pixels shared by T true and P predicted ids, and of each alone [T], [P], over all views.
 
-    overlap: NDArray[np.float64]
+    `shared` is [T, P + 1], its last column empty: there may be no segment at all. Only pairs that meet take memory.
+    """
+
+    shared: csr_array
     true_area: NDArray[np.int64]
     predicted_area: NDArray[np.int64]
 
-    def iou(self) -> NDArray[np.float64]:
-        """Intersection over union of every pair, [T, P]."""
-        union = self.true_area[:, None] + self.predicted_area[None, :] - self.overlap
-        return self.overlap / np.maximum(union, 1)
+    def iou(self) -> csr_array:
+        """Intersection over union of every pair, [T, P + 1]."""
+        pairs = self.shared.tocoo()
+        union = self.true_area[pairs.row] + self.predicted_area[pairs.col] - pairs.data
+        return csr_array((pairs.data / union, (pairs.row, pairs.col)), shape=pairs.shape)
 
     def pair(self, row: int, column: int) -> tuple[int, int, int]:
         """Pixels of a true id, of a predicted one and of both; column -1 is nothing."""
         if column < 0:
             return int(self.true_area[row]), 0, 0
-        return int(self.true_area[row]), int(self.predicted_area[column]), int(self.overlap[row, column])
+        return int(self.true_area[row]), int(self.predicted_area[column]), int(self.shared[row, column])
 
 
 def _views(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarray | None], ignore_id: int | None) -> list[_View]:
@@ -237,15 +241,19 @@ def _ids(maps: Any) -> NDArray[np.int64]:
 
 
 def _overlap(views: Sequence[_View], true_ids: NDArray[np.int64], predicted_ids: NDArray[np.int64]) -> _Overlap:
-    """Count shared pixels; the last row and column of the table take what is in neither list."""
+    """Count shared pixels; what is in neither list goes to a row and a column of its own, after the others."""
     rows, columns = len(true_ids) + 1, len(predicted_ids) + 1
-    table = np.zeros(rows * columns, np.int64)
+    table = csr_array((rows, columns), dtype=np.int64)
     for view in views:
         row = position_in(view.truth[view.known], true_ids)
         column = position_in(view.predicted[view.known], predicted_ids)
-        table += np.bincount(row * columns + column, minlength=rows * columns)
-    table = table.reshape(rows, columns)
-    return _Overlap(table[:-1, :-1].astype(float), table[:-1].sum(axis=1), table[:, :-1].sum(axis=0))
+        pairs, pixels = np.unique(row * columns + column, return_counts=True)
+        table += csr_array((pixels, np.divmod(pairs, columns)), shape=(rows, columns))
+    true_area, predicted_area = table.sum(axis=1)[:-1], table.sum(axis=0)[:-1]
+    pairs = table[:-1].tocoo()
+    met = pairs.col < columns - 1
+    shared = csr_array((pairs.data[met], (pairs.row[met], pairs.col[met])), shape=pairs.shape)
+    return _Overlap(shared, true_area, predicted_area)
 
 
 def position_in(values: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -256,11 +264,24 @@ def position_in(values: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np
     return np.where(ids[index] == values, index, len(ids))
 
 
-def _match(iou: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Match rows to columns one-to-one by the largest total: column [T] (-1: none), and its IoU [T]."""
-    match, scores = np.full(len(iou), -1), np.zeros(len(iou))
-    rows, columns = linear_sum_assignment(iou, maximize=True)
-    touching = iou[rows, columns] > 0
-    rows, columns = rows[touching], columns[touching]
-    match[rows], scores[rows] = columns, iou[rows, columns]
+def _match(iou: csr_array) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Match rows to columns one-to-one by the largest total: column [T] (-1: none), and its IoU [T].
+
+    What no chain of pairs that meet connects cannot take from each other, so each connected part is solved by itself.
+    """
+    rows, pairs = len(iou.indptr) - 1, iou.tocoo()
+    match, scores = np.full(rows, -1), np.zeros(rows)
+    nodes = rows + int(pairs.col.max(initial=0)) + 1
+    graph = coo_array((pairs.data, (pairs.row, rows + pairs.col)), shape=(nodes, nodes))
+    part = connected_components(graph, directed=False)[1][pairs.row]
+    order = np.argsort(part, kind="stable")
+    for own in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+        row, i = np.unique(pairs.row[own], return_inverse=True)
+        column, j = np.unique(pairs.col[own], return_inverse=True)
+        table = np.zeros((len(row), len(column)))
+        table[i, j] = pairs.data[own]
+        best = linear_sum_assignment(table, maximize=True)
+        met = table[best] > 0
+        match[row[best[0][met]]] = column[best[1][met]]
+        scores[row[best[0][met]]] = table[best][met]
     return match, scores
