@@ -17,7 +17,7 @@ Run:
 
   python tools/render_demo_scene.py --out data/demo --seed 0 [--steps render truth sfm masks]
 
-Other scenes to measure by, a garden under an open sky and a shelf seen from the front:
+Other scenes to measure by, a garden under an open sky, a shelf seen from the front, a room seen from inside, a street:
 
   python tools/render_demo_scene.py --scene garden --out garden --work garden_work
 
@@ -35,7 +35,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from demo_scene.cameras import Pinhole, View, garden, orbit, shelf, write_text_model
+from demo_scene.cameras import Pinhole, View, garden, lounge, orbit, shelf, street, write_text_model
 from PIL import Image
 
 STEPS = ("render", "truth", "sfm", "masks")
@@ -47,6 +47,8 @@ SCENES = {
     "demo": (Pinhole(400, 300, 380.0), lambda seed: orbit(seed, TABLE_HEIGHT)),
     "garden": (Pinhole(400, 300, 340.0), garden),
     "shelf": (Pinhole(400, 300, 330.0), shelf),
+    "lounge": (Pinhole(400, 300, 270.0), lounge),
+    "street": (Pinhole(400, 300, 330.0), street),
 }
 """Each scene's camera, and where it is placed."""
 SUFFIX = ".jpg"
@@ -55,10 +57,11 @@ FURNITURE = Path("/usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f")
 
 def _build(args: argparse.Namespace) -> list:
     """Build the scene in Blender and give its instances."""
-    from demo_scene.others import build_garden, build_shelf
+    from demo_scene.others import build_garden, build_lounge, build_shelf, build_street
     from demo_scene.scene import build_demo, build_scene
 
-    fill = {"demo": build_demo, "garden": build_garden, "shelf": build_shelf}[args.scene]
+    fill = {"demo": build_demo, "garden": build_garden, "shelf": build_shelf, "lounge": build_lounge,
+            "street": build_street}[args.scene]  # fmt: skip
     return build_scene(args.seed, args.furniture, fill)
 
 

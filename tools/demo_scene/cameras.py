@@ -83,6 +83,38 @@ def shelf(seed: int) -> list[View]:
     return views
 
 
+def lounge(seed: int) -> list[View]:
+    """Place 60 views inside a room: a round across it, one towards the walls, one down at the table."""
+    rng = np.random.default_rng([seed, 13])
+    views: list[View] = []
+    for count, reach, height, ahead, down, start in [
+        (24, 1.45, 1.45, -1.6, 0.75, 0),
+        (20, 0.55, 1.4, 1.9, 0.85, 7),
+        (16, 1.3, 1.6, -1.2, 0.35, 12),
+    ]:
+        for k in range(count):
+            azimuth = np.radians(start + 360 * k / count + rng.uniform(-5, 5))
+            out = np.array([1.1 * np.cos(azimuth), np.sin(azimuth), 0])
+            eye = reach * rng.uniform(0.9, 1.08) * out + [0, 0, height + rng.normal(0, 0.08)]
+            turn = np.radians(rng.uniform(-12, 12))
+            gaze = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]) @ out
+            views.append(look_at(f"{len(views):03d}", eye, ahead * gaze + [0, 0, down + rng.normal(0, 0.05)]))
+    return views
+
+
+def street(seed: int) -> list[View]:
+    """Place 60 views along a street of 30 m: there looking ahead and across, and back on the other side of the road."""
+    rng = np.random.default_rng([seed, 14])
+    views: list[View] = []
+    for count, y, height, turns in [(30, -4.2, 1.6, (28, -6)), (30, -5.6, 2.1, (-26, 4))]:
+        for k in range(count):
+            eye = np.array([-14 + 28 * k / (count - 1), y, height]) + rng.normal(0, 0.15, 3)
+            turn = np.radians(turns[k % 2] + rng.uniform(-5, 5))
+            target = eye + 8 * np.array([np.sin(turn), np.cos(turn), 0]) - [0, 0, 0.9]
+            views.append(look_at(f"{len(views):03d}", eye, target))
+    return views
+
+
 def quaternion(rot: np.ndarray) -> np.ndarray:
     """Turn a rotation matrix into a unit quaternion (w, x, y, z) with w >= 0."""
     k = np.array(
