@@ -1,6 +1,7 @@
 """The last vote: brute force, laws, and what it is for."""
 
 import numpy as np
+import pytest
 import torch
 from scipy.sparse import csr_matrix
 from tiny import cameras, clumps
@@ -20,7 +21,7 @@ def a_look(weights, ids, gaussians=None, view=0):
     return Look(view, np.asarray(gaussians), csr_matrix(weights), np.asarray(ids))
 
 
-def slow(labels, looks):
+def slow(labels, looks, own_share=OWN):
     """Do as `settle`, one mask and Gaussian at a time."""
     n, k = len(labels), labels.max() + 2
     now, contenders, shares = labels + 1, [{c} for c in labels + 1], np.zeros(n)
@@ -43,7 +44,7 @@ def slow(labels, looks):
                 heard = np.prod([known[c] for c in contenders[g]])
                 for m, (label, purity) in said.items():
                     votes[g, label] += row[m] * purity * heard
-                votes[g, now[g]] += OWN * row.sum()
+                votes[g, now[g]] += own_share * row.sum()
         for g, own in enumerate(votes):
             if own.sum() > 0:
                 now[g] = own.argmax()
@@ -53,7 +54,8 @@ def slow(labels, looks):
     return now - 1, shares
 
 
-def test_settling_equals_brute_force():
+@pytest.mark.parametrize("own", [OWN, 3 * OWN])
+def test_settling_equals_brute_force(own):
     rng = np.random.default_rng(0)
     labels = rng.integers(-1, 4, 60)
     looks = []
@@ -62,9 +64,9 @@ def test_settling_equals_brute_force():
         seen = seen[seen > 1]  # the first two never
         weights = rng.random((len(seen), 5)) * (rng.random((len(seen), 5)) < 0.4)
         looks.append(a_look(weights + 1e-3, rng.choice(9, 5, replace=False), seen))
-    found, shares = settle(labels, iter(looks))
-    expected, expected_shares = slow(labels, looks)
-    assert (found != labels).sum() > 10
+    found, shares = settle(labels, iter(looks), own)
+    expected, expected_shares = slow(labels, looks, own)
+    assert (found != labels).sum() > 5
     assert np.array_equal(found, expected) and found.dtype == np.int32
     assert np.allclose(shares, expected_shares, atol=1e-5)
     assert np.array_equal(found[:2], labels[:2]) and (shares[:2] == 0).all()

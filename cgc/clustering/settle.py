@@ -27,7 +27,7 @@ from cgc.splats.types import Splats
 PIXELS = 40_000  # of a view that vote, at least, where it has as many ...
 IN_ALL = 6_000_000  # ... but fewer where the views would have more than this together: it bounds the memory
 ROUNDS = 3  # of voting: who contends for a Gaussian is known after the first
-OWN = 0.03  # of its mass: what a Gaussian's vote for the label it has weighs
+OWN = 0.03  # of its mass: what a Gaussian's vote for the label it has weighs, where nothing else is said
 RUNNER_UP = 0.05  # of a Gaussian's votes: a label with more contends for it
 
 
@@ -64,24 +64,24 @@ def look_at(
         yield Look(view, gaussians.numpy(), coo_matrix((matrix.weights, entries), shape).tocsr(), ids)
 
 
-def settle(labels: np.ndarray, looks: Iterable[Look]) -> tuple[np.ndarray, np.ndarray]:
+def settle(labels: np.ndarray, looks: Iterable[Look], own: float = OWN) -> tuple[np.ndarray, np.ndarray]:
     """Let the masks of all looks vote on labels [N] (NOISE or >= 0); returns labels and the winners' shares [N].
 
-    Noise is never voted for. A Gaussian that no look shows stays what it is, with share 0. Memory: all looks, and 12 B
+    `own` is what a Gaussian's vote for the label it has weighs, times its mass. Noise is never voted for. A Gaussian that no look shows stays what it is, with share 0. Memory: all looks, and 12 B
     a Gaussian and label that it shows in.
     """
     looks = list(looks)
     columns = labels.astype(np.int64) + 1
     contenders, shares = np.stack([columns, np.full_like(columns, -1)]), np.zeros(len(labels), np.float32)
     for _ in range(ROUNDS):
-        votes = count(columns, contenders, looks)
+        votes = count(columns, contenders, looks, own)
         first, shares, second = two_best(votes)
         columns = np.where(first < 0, columns, first)
         contenders = np.stack([columns, second])
     return (columns + NOISE).astype(np.int32), shares
 
 
-def count(columns: np.ndarray, contenders: np.ndarray, looks: Sequence[Look]) -> Any:
+def count(columns: np.ndarray, contenders: np.ndarray, looks: Sequence[Look], own: float = OWN) -> Any:
     """Count the votes of masks for labels `columns` [N] (0 noise), [N, K + 1] csr; a Gaussian adds one for its own.
 
     contenders [2, N]: the labels that each Gaussian may be of, -1 = none; views count as far as they know both.
@@ -89,13 +89,13 @@ def count(columns: np.ndarray, contenders: np.ndarray, looks: Sequence[Look]) ->
     shape = (len(columns), int(columns.max(initial=0)) + 1)
     votes: Any = csr_matrix(shape, dtype=np.float32)
     for look in looks:
-        own = columns[look.gaussians]
-        winner, purity, known = hear(look, own, shape[1])
+        has = columns[look.gaussians]
+        winner, purity, known = hear(look, has, shape[1])
         said = np.append(known, 1.0)[contenders[:, look.gaussians]].prod(axis=0)  # the last one: no contender
         ballots = csr_matrix((purity, (np.arange(len(winner)), winner)), shape=(len(winner), shape[1]))
         cast = (diags(said) @ look.weights @ ballots).tocoo()
-        mass = OWN * np.asarray(look.weights.sum(axis=1)).ravel()
-        places = np.append(look.gaussians[cast.row], look.gaussians), np.append(cast.col, own)
+        mass = own * np.asarray(look.weights.sum(axis=1)).ravel()
+        places = np.append(look.gaussians[cast.row], look.gaussians), np.append(cast.col, has)
         votes = votes + coo_matrix((np.append(cast.data, mass).astype(np.float32), places), shape).tocsr()
     return votes
 
