@@ -17,12 +17,13 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.device import choose, rasterizer_for
 from cgc.errors import InputError
 from cgc.features.files import read_tensors
+from cgc.files import read_arrays
 from cgc.rasterize.base import NEAR, NEAR_OF_EXTENT, Rasterizer
 from cgc.run_folder import CAMERAS, RunFolder, open_run
 from cgc.scene.cameras import read_camera_file
 from cgc.scene.types import Camera, Scene
 from cgc.segmentation.context import Context
-from cgc.segmentation.edit import track
+from cgc.segmentation.edit import MOVED, ORIGIN, track
 from cgc.segmentation.saved import FACTS, load_saved
 from cgc.segmentation.segments import Segmentation, follow, load_hierarchy, load_labels, load_sharpened, load_table
 from cgc.splats.ply import read_ply
@@ -56,6 +57,7 @@ def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | Non
         splats, labels, confidences, origin = sharpened
         tree = follow(run.root, tree, sharpened)
         features = None if features is None else features[torch.from_numpy(origin)]
+    splats = replace(splats, extras=_extras(run, n_original, None if sharpened is None else sharpened.origin))
     context = _context(run, rasterizer or _rasterizer(device, run.stats), tree, n_original)
     made = Segmentation(replace(splats, features=features), labels, confidences, tree, context=context)
     return track(made, None if sharpened is None else sharpened.origin)
@@ -80,7 +82,12 @@ def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_o
         hierarchy=tree,
         background=torch.ones(3) if run.settings.train.background == "white" else None,
         blended=run.settings.cluster.masks != "labels",
-        source={"run": str(run.root.resolve()), "n_original": n_original, "extent": run.stats.get("extent")},
+        source={
+            "run": str(run.root.resolve()),
+            "n_original": n_original,
+            "extent": run.stats.get("extent"),
+            "origin": run.stats.get("origin"),
+        },  # fmt: skip
         n_original=n_original,
     )
 
@@ -96,6 +103,20 @@ def _load_saved(folder: Path, device: str, rasterizer: Rasterizer | None) -> Seg
         with suppress(InputError):  # a run that is broken by now: what was saved is whole without it
             context = replace(_context(open_run(Path(source)), rasterizer, None, n_original), source=dict(saved.source))
     return replace(saved.segmentation, context=replace(context, folder=folder, blended=False))
+
+
+def _extras(run: RunFolder, n: int, origin: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The attributes of a file that was given which are not a splat's, by what row of it each Gaussian is of."""
+    if not (run.root / "extras.npz").exists():
+        return {}
+    try:
+        extras = read_arrays(run.root / "extras.npz")
+    except ValueError as error:
+        raise InputError(f"{run.root / 'extras.npz'} is broken ({error}); run `cgc train {run.root}` again") from error
+    for name, values in extras.items():
+        _check(run, f"values of {name!r}", len(values), n)
+    rows = slice(None) if origin is None else origin
+    return {name: values[rows] for name, values in extras.items() if name not in (ORIGIN, MOVED)}
 
 
 def _features(run: RunFolder) -> torch.Tensor | None:

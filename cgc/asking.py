@@ -360,10 +360,11 @@ def export(
     check_formats(names)
     seg = _open(folder, device, quiet=quiet)
     seg = seg.at_level(level) if level is not None else seg
-    job, target = (
-        job_of(seg, list(objects) or None),
-        out or folder / ("export" if level is None else f"export_at_{level:g}"),
-    )
+    job = job_of(seg, list(objects) or None)
+    target = out or folder / ("export" if level is None else f"export_at_{level:g}")
     paths = write_formats(job, target, names)
     if not quiet:
+        if job.world:
+            place = ", ".join(f"{x:g}" for x in job.world)
+            console.print(f"note: the scene is far from its origin: positions are the model's less ({place})")
         console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}")

@@ -67,9 +67,12 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 2  # tyro has exited with help or an error before
         name, rest = arguments[0], arguments[1:]
-        if name in STEPS and rest and not rest[0].startswith("-"):
-            rest = ["--out", *rest]
         _check_repeats(rest)
+        if name in STEPS and rest and not rest[0].startswith("-"):
+            if _value(rest, "--out") is not None:
+                to = "; what is written goes to --to DIR" if name == "export" else ""
+                raise InputError(f"the run is given twice, as {rest[0]} and by --out{to}; leave --out away")
+            rest = ["--out", *rest]
         with parallel.hushed():
             config = _parse(name, _in_seconds(rest))
         if name in TOGETHER:

@@ -227,6 +227,10 @@ def masks_meant(word: str, *, quiet: bool = False, device: str = "auto") -> Path
     return partial(masks_of, quiet=quiet, device=device) if word == "auto" else Path(word)
 
 
+SPLATS = (".ply", ".splat", ".spz", ".sog", ".ksplat")
+"""What files of splats end in."""
+
+
 def masks_of(scene: Scene, *, quiet: bool = False, device: str = "auto") -> Path:
     """Return the folder of a scene's own masks; they are made, or finished, in the usual way where need be."""
     folder = scene.root / "masks"
@@ -264,14 +268,22 @@ def check_given(
     has_run = (out / "scene.json").exists()
     if masks == "none" and has_run and open_run(out).source.masks:
         raise InputError(f"{out} is a run with masks; to go without, start another one with --out")
+    if folder.is_file() and folder.suffix.lower() in SPLATS:
+        raise InputError(
+            f"{folder} was expected to be a scene; give the folder of the scene that it was trained on, and the splats "
+            f"by --splats {folder}"
+        )
     if _is_scene(folder):
         return  # what is given is checked in its turn, at once
     if masks not in ("auto", "none") and not Path(masks).is_dir():
         raise InputError(
             f"the mask folder {masks} does not exist; expected a folder with one PNG id map per view, auto or none"
         )
-    if splats and not splats.is_file():
-        raise InputError(f"{splats} does not exist; expected a 3DGS .ply file")
+    if splats:
+        raise InputError(
+            f"{splats} can only be shown by the cameras that it was trained with, and {folder} has none; give the scene "
+            "that it was trained on, with its sparse/0 or transforms.json, in place of bare photos"
+        )
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file where a run folder was expected; choose another --out")
 

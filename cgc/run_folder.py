@@ -104,6 +104,8 @@ class Stats(TypedDict, total=False):
     steps: dict[str, str]
     seconds: dict[str, float]
     gaussians: int
+    given: bool
+    origin: list[float] | None
     extent: float
     exposures: list[float] | None
     moved: list[float] | None
@@ -324,9 +326,8 @@ def is_unfinished(path: Path) -> bool:
 def open_run(root: Path) -> RunFolder:
     """Open an existing run folder; InputError if it is none, broken, or of another version."""
     if not root.is_dir():
-        raise InputError(
-            f"{root} is no run folder: there is no such folder; make one with `cgc run SCENE --out {root}`"
-        )
+        what = "it is a file; give the folder" if root.exists() else "there is no such folder"
+        raise InputError(f"{root} is no run folder: {what}; `cgc run SCENE --out DIR` makes one")
     if not (root / "config.json").exists() and not (root / "scene.json").exists():
         if (root / "segmentation.json").exists():
             raise InputError(

@@ -746,7 +746,9 @@ def test_broken_camera_files_are_said(tmp_path, change):
 
 
 def test_runs_that_cannot_be_opened_are_said(tiny_run, tmp_path):
-    with pytest.raises(InputError, match="is no run folder: there is no such folder; make one with `cgc run SCENE"):
+    with pytest.raises(
+        InputError, match="is no run folder: there is no such folder; `cgc run SCENE --out DIR` makes one"
+    ):
         cgc.load(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"config\.json is missing"):
         cgc.load(tmp_path)

@@ -445,6 +445,12 @@ def test_masks_on_test_views_only(refused, scene, tmp_path):
     assert "no training view has a mask" in said
 
 
+def test_a_run_is_given_once(refused, tiny_run):
+    said = refused("export", tiny_run, "--out", "there", "--format", "labels")
+    assert "the run is given twice" in said and "--to DIR" in said
+    assert "--format is given 2 times" in refused("export", tiny_run, "--format", "ply", "--format", "labels")
+
+
 # ---- bad input: splats
 
 
@@ -490,7 +496,7 @@ def test_no_gaussian_visible(refused, scene, tmp_path):
 
 
 def test_steps_on_what_is_no_run(refused, tmp_path, scene):
-    assert "there is no such folder; make one with `cgc run SCENE --out" in refused("cluster", tmp_path / "nowhere")
+    assert "there is no such folder; `cgc run SCENE --out DIR` makes one" in refused("cluster", tmp_path / "nowhere")
     for command in ("train", "lift", "cluster", "render", "export", "report", "info"):
         assert "is no run folder (config.json is missing)" in refused(command, scene)
     (tmp_path / "segmentation.json").write_text("{}")

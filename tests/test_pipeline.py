@@ -373,6 +373,44 @@ def test_given_splats_replace_training_and_keep_their_extras(tiny_scene, tmp_pat
     assert calls == list(STEPS) and stats(tmp_path / "run")["gaussians"] == len(splats) - 1
 
 
+def test_given_splats_that_have_changed_put_what_follows_out_of_date(tiny_scene, tmp_path, calls):
+    splats, _ = clumps()
+    given = tmp_path / "given.ply"
+    write_ply(given, splats)
+    run(tiny_scene, tmp_path / "run", FAST, splats=given)
+    write_ply(given, splats.select(torch.arange(len(splats)).flip(0)))
+    run_step(tmp_path / "run", "train", quiet=True)
+    assert torch.equal(read_ply(tmp_path / "run/splats.ply").means, splats.means.flip(0))
+    assert not open_run(tmp_path / "run").is_done("lift")
+    calls.clear()
+    run(tiny_scene, tmp_path / "run", FAST)
+    assert calls == list(STEPS[1:])
+
+
+def test_attributes_of_given_splats_are_the_run_s_whatever_they_are_called(tiny_scene, tmp_path):
+    splats, labels = clumps()
+    names = ("file", "allow_pickle", "moved", "origin_row", "label")
+    write_ply(tmp_path / "given.ply", splats, {name: labels + i for i, name in enumerate(names)})
+    settings = replace(FAST, sharpen=replace(FAST.sharpen, steps=10))
+    run(tiny_scene, tmp_path / "run", settings, splats=tmp_path / "given.ply")
+    with np.load(tmp_path / "run/extras.npz") as kept:
+        assert all((kept[name] == labels + i).all() for i, name in enumerate(names))
+    seg = load(tmp_path / "run")
+    assert (seg.splats.extras["file"] == labels[seg.splats.extras["origin_row"]]).all()
+    [path] = seg.export(tmp_path / "out", "labelled")
+    assert set(read_ply(path).extras) == {"file", "allow_pickle", "label"}
+
+
+def test_splats_of_another_frame_are_said(tiny_scene, tmp_path, capsys):
+    splats, _ = clumps()
+    for name, moved in (("own", splats.means), ("turned", splats.means.roll(1, 1))):
+        write_ply(tmp_path / f"{name}.ply", replace(splats, means=moved))
+        run_all(tiny_scene, tmp_path / name, FAST, masks=None, splats=tmp_path / f"{name}.ply")
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("do not show what the photos show" in said) == (name == "turned")
+        assert "--train.exposure" not in said
+
+
 def test_without_masks_the_run_ends_with_splats_and_a_report(tiny_scene, tmp_path, capsys, calls):
     out = tmp_path / "run"
     run_all(tiny_scene, out, FAST, masks=None, splats=None)

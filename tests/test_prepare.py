@@ -215,10 +215,16 @@ def test_unfinished_masks_of_other_settings_are_not_taken_for_whole(scene, tmp_p
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(["--masks", "typo"], "typo"), (["--lift.dim", "0"], "lift.dim"), (["--splats", "no.ply"], "no.ply")],
+    [(["--masks", "typo"], "typo"), (["--lift.dim", "0"], "lift.dim"), (["--splats", "a.ply"], "trained with")],
 )
 def test_bad_words_are_said_before_photos_are_placed(tmp_path, words, says, capsys, monkeypatch):
     monkeypatch.setattr(prepare, "scene_of", lambda *_, **__: pytest.fail("photos were looked at"))
     (tmp_path / "photos").mkdir()
     assert main(["run", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), *words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_splats_in_place_of_a_scene(tmp_path, capsys):
+    (tmp_path / "a.ply").touch()
+    assert main(["run", str(tmp_path / "a.ply"), "--out", str(tmp_path / "run")]) == 2
+    assert "the splats by --splats" in " ".join(capsys.readouterr().err.split())

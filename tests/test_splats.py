@@ -173,7 +173,7 @@ def test_files_that_are_not_splats(tmp_path):
     columns = columns_of(make_splats(5, 1))
     whole = ply_bytes(columns)
     assert "no PLY file" in refused(path)
-    assert "cannot be read" in refused(tmp_path)
+    assert "is a folder" in refused(tmp_path)
     assert "not a PLY" in refused(path, b"")
     assert "not a PLY" in refused(path, b"\x89PNG\r\n\x1a\n" * 9)
     assert "header does not end" in refused(path, whole[:200])
@@ -238,6 +238,43 @@ def test_values_that_are_not_finite_are_counted(tmp_path, bad, kind):
     assert "f_rest_3" in message and "y" in message
 
 
+def test_opacities_of_one_and_sizes_of_nothing_become_finite(tmp_path):
+    """What converters of 8-bit opacities write: the logit of 255 / 255, the logarithm of 0."""
+    columns = {name: values.copy() for name, values in columns_of(make_splats(6, 0)).items()}
+    columns["opacity"][[1, 2]], columns["scale_1"][3] = (np.inf, -np.inf), -np.inf
+    (tmp_path / "a.ply").write_bytes(ply_bytes(columns))
+    got = read_ply(tmp_path / "a.ply")
+    assert got.opacities[1] > 1 - 1e-6 and got.opacities[2] < 1e-6 and got.scales[3, 1] < 1e-12
+    assert torch.equal(got.logit_opacities[[0, 3, 4, 5]], torch.from_numpy(columns["opacity"][[0, 3, 4, 5]]))
+    columns["opacity"][1] = np.nan
+    assert "1 of 6 Gaussians (opacity)" in refused(tmp_path / "a.ply", ply_bytes(columns))
+
+
+@pytest.mark.parametrize("kind", ["<", "a"])
+def test_an_origin_is_taken_from_double_precision(tmp_path, kind):
+    splats, origin = make_splats(6, 0), (447_000.25, 4_649_776.5, 0.0)
+    columns = {n: c.astype("f8") for n, c in columns_of(splats).items()}
+    for name, start in zip("xyz", origin):
+        columns[name] = columns[name] + start
+    (tmp_path / "a.ply").write_bytes(ply_bytes(columns, kind))
+    assert (read_ply(tmp_path / "a.ply", origin).means - splats.means).abs().max() < 1e-6
+    late = read_ply(tmp_path / "a.ply").means.double() - torch.tensor(origin).double()
+    assert (late - splats.means).abs().max() > 1e-2  # what taking it away afterwards would leave
+
+
+def test_the_filter_of_mip_splatting_is_fused(tmp_path):
+    splats, widths = make_splats(6, 0), np.array([0, 1e-3, 0.01, 0.02, 0.3, 2], np.float32)
+    (tmp_path / "a.ply").write_bytes(ply_bytes(columns_of(splats) | {"filter_3D": widths}))
+    got = read_ply(tmp_path / "a.ply")
+    assert not got.extras
+    for i, width in enumerate(widths.tolist()):
+        variances = splats.scales[i].double() ** 2
+        wide = variances + width**2
+        thin = (variances.prod() / wide.prod()) ** 0.5 * splats.opacities[i].double()
+        assert torch.allclose(got.scales[i].double() ** 2, wide, rtol=1e-5)
+        assert torch.allclose(got.opacities[i].double(), thin, rtol=1e-4, atol=2e-7)
+
+
 @pytest.mark.parametrize("norm", [0.0, 1e-30, 1e30])
 def test_quaternions_without_direction_are_counted(tmp_path, norm):
     columns = columns_of(make_splats(6, 0))
@@ -263,7 +300,9 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.ply")
     with pytest.raises(InputError, match=r"pipe\.ply is a pipe or a device"):
         read_ply(tmp_path / "pipe.ply")
-    with pytest.raises(InputError, match="cannot be read as a PLY file: Is a directory"):
+    with pytest.raises(
+        InputError, match="is a folder where a PLY file was expected; give the file in it, such as .*pipe.ply"
+    ):
         read_ply(tmp_path)
 
 

@@ -9,6 +9,9 @@ from cgc.view.report import Table
 UNEVEN = 0.015
 """Photos that differ in brightness by more are said to; where all are exposed alike it is a tenth of it."""
 
+ALIEN = 15.0
+"""dB under which splats that were given are of another scene or frame."""
+
 
 def headline(stats: dict[str, Any]) -> dict[str, str]:
     """The key numbers of a run, the most telling first."""
@@ -45,6 +48,13 @@ def find_warnings(stats: dict[str, Any]) -> list[str]:
     """What the numbers say went wrong, in sentences."""
     said = []
     train_psnr, test_psnr = stats.get("psnr_train"), stats.get("psnr_test")
+    if stats.get("given") and train_psnr and train_psnr < ALIEN:
+        said.append(
+            f"The splats that were given do not show what the photos show ({train_psnr:.1f} dB): they may be of another "
+            "scene, or moved, turned or scaled against its cameras. Give the cameras that they were trained with (some "
+            "trainers export splats in a frame of their own, nerfstudio with a dataparser_transforms.json beside them)."
+        )
+        return said
     if train_psnr and test_psnr and test_psnr < train_psnr - 5:
         causes = []
         if not stats.get("moved"):

@@ -18,7 +18,7 @@ from cgc.appearance.photo_capture import PhotoCapture, place
 from cgc.appearance.trainer import train as train_splats
 from cgc.errors import InputError
 from cgc.features.joint import JointFeatures
-from cgc.files import write_beside
+from cgc.files import sha256, write_arrays, write_beside
 from cgc.pipeline.facts import say_corrections
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar, short_time
@@ -52,11 +52,12 @@ def train(work: Workspace) -> str:
     if run.trains_features:
         run.source = replace(run.source, masks_hash=work.hash_masks())
         companion = JointFeatures(work.train_id_maps(), run.settings.joint, run.settings.train.steps)
+    if run.source.splats:
+        run.source = replace(run.source, splats_hash=sha256(Path(run.source.splats)))  # it may have changed
     if run.source.splats and run.settings.blocks.gaussians:
         return take_mapped(work, Path(run.source.splats), target)
     if run.source.splats:
-        splats, cap = read_ply(run.source.splats), None
-        splats = replace(splats, means=(splats.means.double() - torch.tensor(scene.origin)).float())
+        splats, cap = read_ply(run.source.splats, scene.origin), None
         said = f"{len(splats):,} Gaussians taken from {run.source.splats}"
     else:
         if not len(scene.points):
@@ -88,6 +89,7 @@ def train(work: Workspace) -> str:
     write_ply(target, splats)
     _save_extras(run, splats.extras)
     facts = {"gaussians": len(splats), "max_gaussians": cap, "extent": scene.extent, **NO_CORRECTIONS}
+    facts |= {"given": bool(run.source.splats), "origin": list(scene.origin) if any(scene.origin) else None}
     if capture:
         found = capture.found() | _place(work, splats)
         corrections = {scene.views[i].name: found[i] for i in sorted(found)}
@@ -150,6 +152,7 @@ def take_mapped(work: Workspace, given: Path, target: Path) -> str:
     _save_extras(work.run, splats.copy(target))
     work.forget(*OF_TRAINING)
     facts = {"gaussians": len(splats), "max_gaussians": None, "extent": work.scene_as_read.extent, **NO_CORRECTIONS}
+    facts |= {"given": True, "origin": None}
     work.run.finish("train", time.perf_counter() - start, **facts)
     return f"{len(splats):,} Gaussians taken from {given}: {target}"
 
@@ -159,4 +162,4 @@ def _save_extras(run: RunFolder, extras: dict[str, np.ndarray]) -> None:
         (run.root / "extras.npz").unlink(missing_ok=True)
     else:
         with write_beside(run.root / "extras.npz") as path:
-            np.savez_compressed(path, **extras)  # pyright: ignore[reportArgumentType]
+            write_arrays(path, extras)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from cgc.errors import InputError
-from cgc.files import folder_at, write_beside, write_csv, write_json
+from cgc.files import fits, folder_at, write_beside, write_csv, write_json
 from cgc.geometry import sh_dc_to_rgb
 from cgc.masks.id_maps import write_id_map
 from cgc.masks.image_masks import bounding_box, encode
@@ -27,7 +27,7 @@ from cgc.rasterize.base import Rasterizer
 from cgc.scene import images
 from cgc.scene.cameras import Z, up_of
 from cgc.scene.types import Camera, View, picture_names
-from cgc.segmentation.edit import ORIGIN, whole_ids
+from cgc.segmentation.edit import MOVED, ORIGIN, whole_ids
 from cgc.segmentation.halo import seen_shares
 from cgc.segmentation.labels import render_ids
 from cgc.segmentation.saved import shown_level
@@ -50,7 +50,8 @@ class Export:
     """What to export: the segmentation, the ids (None: all that are shown), and what some formats need besides.
 
     `views` and the rasteriser make id maps; `load_image` gives a view's photo [H, W, 3] uint8. `origin` [N] says which
-    of the `n_original` Gaussians of the file that was segmented each was (None: those of `track`, or the same order).
+    of the `n_original` Gaussians of the file that was segmented each was (None: those of `track`, or the same order);
+    `world` is what to add to positions to be in the model's world again (None: nothing), which tables say.
     """
 
     segmentation: Segmentation
@@ -60,6 +61,7 @@ class Export:
     load_image: Callable[[View], np.ndarray] = images.load_image
     origin: np.ndarray | None = None
     n_original: int | None = None
+    world: Sequence[float] | None = None
     clean: bool = True
 
     @cached_property
@@ -191,6 +193,10 @@ def export_ply(job: Export, folder: Path) -> list[Path]:
     for segment in job.chosen:
         paths.append(folder / "objects" / f"{job.stem(segment)}.ply")
         write_ply(paths[-1], _rows(job, job.body(segment)))
+    if job.ids is None:
+        for old in (folder / "objects").glob("*.ply"):  # of objects that are gone, or were called otherwise
+            if re.fullmatch(r"\d{4,}(_[a-z0-9-]+)?", old.stem) and old not in paths:
+                old.unlink()
     return paths
 
 
@@ -215,11 +221,16 @@ def export_rest(job: Export, folder: Path) -> list[Path]:
 
 
 def export_labelled(job: Export, folder: Path) -> list[Path]:
-    """Write the whole scene, every Gaussian, with the attribute `label` (-1: none that is chosen): labelled.ply."""
+    """Write the whole scene, every Gaussian, with the attribute `label` (-1: none that is chosen): labelled.ply.
+
+    Attributes of the file that was segmented are there too.
+    """
     labels = np.where(job.segmentation.labels > 0, job.segmentation.labels, -1).astype(np.int32)
     if job.ids is not None:
         labels[~np.isin(labels, job.chosen)] = -1
-    write_ply(folder / "labelled.ply", job.segmentation.splats, {"label": labels})
+    splats = job.segmentation.splats
+    theirs = {name: values for name, values in splats.extras.items() if name not in (ORIGIN, MOVED)}
+    write_ply(folder / "labelled.ply", splats, theirs | {"label": labels})
     return [folder / "labelled.ply"]
 
 
@@ -235,8 +246,9 @@ def export_labels(job: Export, folder: Path) -> list[Path]:
         raise InputError(f"origins of {n} Gaussians, from 0 to {size - 1}, were expected; they are of another file")
     given = np.full(size, -1, np.int32)
     order = np.lexsort((-labels, job.segmentation.confidences))  # the last one that is written counts
-    order = order[np.isin(labels[order], job.chosen) | (job.ids is None)]
     given[origin[order]] = np.where(labels[order] > 0, labels[order], -1)
+    if job.ids is not None:
+        given[~np.isin(given, job.chosen)] = -1
     with write_beside(folder / "labels.npy") as path:
         np.save(path, given)
     return [folder / "labels.npy"]
@@ -264,7 +276,7 @@ def export_points(job: Export, folder: Path) -> list[Path]:
 def export_boxes(job: Export, folder: Path) -> list[Path]:
     """Write what is known of each object, its boxes among it, as boxes.json and boxes.csv.
 
-    box_min, box_max and size are of the box along the world's axes; oriented_* are of `Object.box`, its axes as rows.
+    `origin` in boxes.json is to be added to positions to be in the model's world. box_min, box_max and size are of the box along the world's axes; oriented_* are of `Object.box`, its axes as rows.
     """
     rows, flat = [], []
     for s in job.table:
@@ -285,7 +297,7 @@ def export_boxes(job: Export, folder: Path) -> list[Path]:
         flat.append(line)
     if not rows:
         raise InputError("none of the chosen segments is shown at this level; choose others, or another level")
-    write_json(folder / "boxes.json", {"segments": rows})
+    write_json(folder / "boxes.json", {"segments": rows, "origin": list(job.world or (0.0, 0.0, 0.0))})
     write_csv(folder / "boxes.csv", list(flat[0]), flat)
     return [folder / "boxes.json", folder / "boxes.csv"]
 
@@ -444,7 +456,11 @@ def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Expo
             raise InputError(f"the photo {view.name} is gone, and cut-outs are made of photos; restore the scene")
         return found
 
-    return Export(segmentation, ids, views, context.rasterizer, photo, n_original=context.n_original)
+    world = context.source.get("origin")
+    return Export(
+        segmentation, ids, views, context.rasterizer, photo, n_original=context.n_original,
+        world=world if fits(world, list[float]) and len(world) == 3 else None,
+    )  # fmt: skip
 
 
 def check_formats(formats: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ channel-major: all K of red, then green, then blue.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,41 +26,56 @@ _OPACITY = ("opacity",)
 _SCALES = ("scale_0", "scale_1", "scale_2")
 _QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
 _DEGREE_OF_REST = {0: 0, 9: 1, 24: 2, 45: 3}
+_FILTER = "filter_3D"
+_MOST_OPAQUE = 16.0  # a logit: 1e-7 from opaque, about the last that float32 tells from it
+_LEAST_SCALE = -30.0  # a logarithm: of no size
 
 _QUAT_NORMS = (1e-12, 1e18)  # outside of these a float32 quaternion cannot be normalised
 
 
-def read_ply(path: Path | str) -> Splats:
+def read_ply(path: Path | str, origin: Sequence[float] = (0.0, 0.0, 0.0)) -> Splats:
     """Read a 3DGS PLY from any trainer: ASCII or binary, float or double, properties in any order.
 
-    Scalar properties that are not part of a splat are kept in `Splats.extras`, [N] each; normals are not.
-    Raise InputError for anything that is not a whole, finite splat file.
+    `origin` is taken from the positions, before they become single-precision. Scalar properties that are not part of
+    a splat are kept in `Splats.extras`, [N] each; normals are not. The filter of Mip-Splatting becomes part of sizes
+    and opacities, as where its own release fuses it. Raise InputError for anything that is not a whole, finite splat file.
     """
     path = Path(path)
     header = read_header(path)
     rest = check_header(path, header)
-    return from_vertices(path, read_vertices(path, header), rest)
+    return from_vertices(path, read_vertices(path, header), rest, origin)
 
 
-def from_vertices(path: Path, vertices: np.ndarray, rest: tuple[str, ...]) -> Splats:
+def from_vertices(
+    path: Path, vertices: np.ndarray, rest: tuple[str, ...], origin: Sequence[float] = (0.0, 0.0, 0.0)
+) -> Splats:
     """Turn vertices [N] of a file, whose f_rest are called `rest`, into splats; InputError unless they are finite."""
     needed = (*_MEANS, *DC, *rest, *_OPACITY, *_SCALES, *_QUATS)
     columns = {name: _float32(vertices[name]) for name in needed}
+    for name, start in zip(_MEANS, origin):
+        if start:
+            columns[name] = _float32(vertices[name].astype(np.float64) - start)
+    _clamp(columns)
+    names = vertices.dtype.names or ()
+    if _FILTER in names:
+        columns[_FILTER] = _float32(vertices[_FILTER])
     _check_finite(path, columns)
+    if _FILTER in names:
+        _fuse_filter(columns)
     quats = _tensor(columns, _QUATS)
     _check_quats(path, quats)
     log_scales = _tensor(columns, _SCALES)
     _check_scales(path, log_scales)
     dc = _tensor(columns, DC)[:, None, :]  # [N, 1, 3]
     higher = _tensor(columns, rest).reshape(len(dc), 3, -1).transpose(1, 2)  # [N, K, 3]
-    names = vertices.dtype.names or ()
+    ours = (*needed, *_NORMALS, _FILTER)
     return Splats(
         means=_tensor(columns, _MEANS),
         quats=quats,
         log_scales=log_scales,
         logit_opacities=torch.from_numpy(columns["opacity"]),
         sh=torch.cat([dc, higher], dim=1).contiguous(),
-        extras={n: _native(vertices[n]) for n in names if n not in needed and n not in _NORMALS},
+        extras={n: _native(vertices[n]) for n in names if n not in ours},
     )
 
 
@@ -130,6 +145,26 @@ def check_header(path: Path, header: Header) -> tuple[str, ...]:
     if count == 0:
         raise InputError(f"{path} holds no Gaussians; give a splat that has some")
     return rest
+
+
+def _clamp(columns: dict[str, np.ndarray]) -> None:
+    """Make opacities of 0 and 1, and sizes of 0, finite: converters write the logits and logarithms of these."""
+    endless = np.isinf(columns["opacity"])
+    columns["opacity"] = np.where(endless, np.copysign(_MOST_OPAQUE, columns["opacity"]), columns["opacity"])
+    for name in _SCALES:
+        columns[name] = np.where(columns[name] == -np.inf, np.float32(_LEAST_SCALE), columns[name])
+
+
+def _fuse_filter(columns: dict[str, np.ndarray]) -> None:
+    """Widen Gaussians by the 3D filter [N] of Mip-Splatting (arXiv 2311.16493, eq. 9), and thin them as much."""
+    width, scales = columns[_FILTER].astype(np.float64), [columns[name].astype(np.float64) for name in _SCALES]
+    thinner = np.zeros(len(width))
+    for name, scale in zip(_SCALES, scales):
+        wide = 0.5 * np.logaddexp(2 * scale, 2 * np.log(np.maximum(width, 1e-30)))
+        thinner += scale - wide  # the logarithm of sqrt(det / det')
+        columns[name] = wide.astype(np.float32)
+    opacity = np.exp(thinner) / (1 + np.exp(-columns["opacity"].astype(np.float64)))
+    columns["opacity"] = np.log(opacity / (1 - opacity)).clip(-_MOST_OPAQUE, _MOST_OPAQUE).astype(np.float32)
 
 
 def _float32(column: np.ndarray) -> np.ndarray:
