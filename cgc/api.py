@@ -87,7 +87,7 @@ def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_o
             "n_original": n_original,
             "extent": run.stats.get("extent"),
             "origin": run.stats.get("origin"),
-        },  # fmt: skip
+        },
         n_original=n_original,
     )
 

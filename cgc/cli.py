@@ -62,9 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         parallel.join(cgc=__version__)
         if not arguments or arguments[0] not in COMMANDS:
-            tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="cgc", description=__doc_main__, args=arguments or ["--help"]
-            )
+            with parallel.hushed():
+                tyro.extras.subcommand_cli_from_dict(
+                    COMMANDS, prog="cgc", description=__doc_main__, args=arguments or ["--help"]
+                )
             return 2  # tyro has exited with help or an error before
         name, rest = arguments[0], arguments[1:]
         _check_repeats(rest)

@@ -73,6 +73,14 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def reserve(file: int, size: int) -> None:
+    """Make an open file that long, its room on the disk taken: writing to it mapped into memory cannot fail then."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.ftruncate(file, size)
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays as a compressed .npz; numpy's own writer takes some names for its arguments."""
     import numpy as np

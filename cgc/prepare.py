@@ -281,8 +281,8 @@ def check_given(
         )
     if splats:
         raise InputError(
-            f"{splats} can only be shown by the cameras that it was trained with, and {folder} has none; give the scene "
-            "that it was trained on, with its sparse/0 or transforms.json, in place of bare photos"
+            f"{splats} can only be shown by the cameras that it was trained with, and {folder} has none; give the "
+            "scene that it was trained on, with its sparse/0 or transforms.json, in place of bare photos"
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file where a run folder was expected; choose another --out")

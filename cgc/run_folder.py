@@ -10,10 +10,14 @@ files are there is done and need not run again; any other is stale.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import json
+import os
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
@@ -22,6 +26,11 @@ from cgc import parallel
 from cgc.errors import InputError
 from cgc.files import fits, read_json, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
+
+try:
+    import fcntl
+except ImportError:  # there is none on Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from cgc.scene.corrections import Correction
@@ -240,6 +249,10 @@ class RunFolder:
             names += [TRAINED_FEATURES] * self.trains_features + [CORRECTIONS] * self.corrects_photos
         return self.stats["steps"].get(step) == self.key(step) and all((self.root / name).exists() for name in names)
 
+    def has_done(self, step: str) -> bool:
+        """Say whether the step was done before, if with other settings or inputs."""
+        return step in self.stats["steps"] or (self.root / _OUTPUTS[step]).exists()
+
     def require(self, step: str) -> None:
         """Raise InputError unless `step` and those before it are done, with today's settings and inputs."""
         if step in _BEFORE:
@@ -249,14 +262,41 @@ class RunFolder:
             state = f"{path} is out of date" if path.exists() else f"{self.root} has no {_OUTPUTS[step]} yet"
             raise InputError(f"{state}: run `cgc {step} {self.root}` first (or `cgc run`, which does every step)")
 
+    @contextlib.contextmanager
+    def changing(self, step: str) -> Iterator[None]:
+        """Let a step change its files: it is not done meanwhile, since it may be killed when some have changed.
+
+        Where it fails before one has, it is what it was.
+        """
+        if not parallel.is_first() or step not in self.stats["steps"]:
+            yield
+            return
+        path, before = self.root / "stats.json", copy.deepcopy(self.stats)
+        self._forget(step)
+        write_json(path, self.stats)
+        begun = path.stat().st_mtime_ns
+        try:
+            yield
+        except BaseException:
+            if not any(p.stat().st_mtime_ns >= begun for p in self.root.rglob("*") if p.is_file() and p != path):
+                self.stats.clear()
+                self.stats.update(before)
+                write_json(path, self.stats)
+            raise
+
+    def _forget(self, step: str) -> None:
+        """Drop what is known of a step; what it has found goes with it, so it has to be done again."""
+        self.stats["steps"].pop(step, None)
+        self.stats["seconds"].pop(step, None)
+        for name in FACTS.get(step, ()):
+            self.stats.pop(name, None)
+
     def finish(self, step: str, seconds: float, **facts: Any) -> None:
         """Record that a step is done, with which settings, how long it took and what it found."""
         self.save_settings()
         for later in STEPS[STEPS.index(step) + 1 :]:
-            if not self.is_done(later):  # what it found is of something that is gone
-                self.stats["seconds"].pop(later, None)
-                for name in FACTS.get(later, ()):
-                    self.stats.pop(name, None)
+            if later in FACTS and not self.is_done(later):  # what it found is of something that is gone
+                self._forget(later)
         self.stats["steps"][step] = self.key(step)
         self.stats["seconds"][step] = round(seconds, 3)
         self.stats.update(facts)
@@ -276,6 +316,36 @@ class RunFolder:
 def _changed(settings: Any, younger: dict[str, Any]) -> dict[str, Any]:
     """Return settings as JSON without those `younger` than the format that are as they always were: runs stay done."""
     return {k: v for k, v in to_json(settings).items() if k not in younger or v != younger[k]}
+
+
+_held: set[str] = set()  # the folders that this process holds
+
+
+@contextlib.contextmanager
+def at_work(root: Path) -> Iterator[None]:
+    """Hold a run's folder, where there is one, for the first process; InputError where another command has it.
+
+    The system lets go of it when a process ends, however that happens. Disks without locks are not held.
+    """
+    place = os.path.realpath(root)
+    if fcntl is None or not parallel.is_first() or not root.is_dir() or place in _held:
+        yield
+        return
+    folder = os.open(root, os.O_RDONLY)
+    _held.add(place)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another command is at work in {root}; wait until it has ended, or choose another --out"
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        _held.discard(place)
+        os.close(folder)
 
 
 def peak_rss_bytes() -> int:

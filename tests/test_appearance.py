@@ -507,6 +507,26 @@ def test_a_killed_training_resumes_to_the_same_bits(tiny, tmp_path: Path) -> Non
     assert left == ["train_0000030.safetensors", "train_0000045.safetensors"] and len(left) == KEEP
 
 
+def test_how_often_checkpoints_are_written_changes_no_bit(tiny, tmp_path: Path) -> None:
+    settings = replace(TINY, max_length=0.02, log_scales_lr=0.1)
+    found = [
+        run(tiny, replace(settings, checkpoint_every=every), checkpoint_dir=tmp_path / str(every))[0]
+        for every in (0, 7, 20)
+    ]
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+
+
+def test_the_cap_of_a_training_that_goes_on_is_not_raised(tiny, tmp_path: Path) -> None:
+    settings = replace(TINY, checkpoint_every=15, max_gaussians=150)
+    with pytest.raises(Killed):
+        run(tiny, settings, capture=KillAt(40), checkpoint_dir=tmp_path)
+    with pytest.raises(InputError, match=r"max-gaussians 150, .* but not raised; .* or delete"):
+        run(tiny, replace(settings, max_gaussians=200), capture=KillAt(None), checkpoint_dir=tmp_path)
+    splats, _ = run(tiny, replace(settings, max_gaussians=120), capture=KillAt(None), checkpoint_dir=tmp_path)
+    assert len(splats) <= 120
+
+
 def test_a_resumed_training_counts_all_seconds_and_keeps_what_was_decided(tiny, tmp_path: Path) -> None:
     settings = replace(TINY, steps=60, checkpoint_every=15, budget=40.0, grow_grad2d=1e-6)
     with pytest.raises(Killed):

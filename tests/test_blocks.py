@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from tiny import SETTINGS, cameras, clumps, snapshot
 from cgc.blocks import cut as cutting
 from cgc.blocks import steps
 from cgc.blocks.align import align
-from cgc.blocks.cut import cut, sides
-from cgc.blocks.geometry import Geometry, as_splats, write_geometry
+from cgc.blocks.cut import cut, is_near, sides
+from cgc.blocks.geometry import MARGIN_MOST, Geometry, as_splats, write_geometry
 from cgc.blocks.join import Piece, join_blocks
 from cgc.blocks.steps import Blocks, cluster_blocks, lift_blocks
 from cgc.blocks.trees import Joint, grow_parts
@@ -107,6 +108,26 @@ def test_gaussians_nearer_than_the_margin_share_a_block(tmp_path, small_cells):
         assert not (inside & (np.maximum(low - means, means - high).max(1) > width)).any()
         together |= inside[:, None] & inside[None]
     assert (cores == 1).all() and together[apart < 0.2].all() and not together.all()
+
+
+@pytest.mark.parametrize("share", [0.03, 0.5])
+def test_far_gaussians_do_not_make_a_block_the_whole_scene(tmp_path, small_cells, share):
+    """A sky's: boxes around cores that have some of it hold all there is."""
+    splats, far = some_splats(1200), some_splats(1200).means[:, 0].abs().argsort()[: int(1200 * share)]
+    splats.means[far] = 100 * torch.nn.functional.normalize(splats.means[far], dim=1)
+    geometry = a_geometry(tmp_path, splats, 150)
+    means = splats.means.numpy()
+    for block in range(geometry.cut.n_blocks):
+        members = geometry.members(block, 0.1)
+        rows, core, _ = members
+        assert core.sum() == 150 and (np.diff(rows) > 0).all() and len(rows) <= (1 + MARGIN_MOST) * 150
+        assert torch.equal(geometry.splats(members).means, splats.means[rows])
+        apart = np.linalg.norm(means[:, None] - means[rows[core]][None], axis=2).min(1)
+        left = np.setdiff1d(np.arange(1200), rows)
+        low, high = means[rows[core]].min(0), means[rows[core]].max(0)
+        width = 0.1 * sides(means[rows[core]]).max()
+        left = left[is_near(means[left], low, high, width)]
+        assert not len(left) or apart[left].min() >= apart[rows].max() * (1 - 1e-6)
 
 
 def test_a_block_reads_back_its_own_gaussians(tmp_path, small_cells):
@@ -528,6 +549,30 @@ def test_blocks_that_cannot_be_are_refused_before_anything_is_written(tiny_scene
 def test_methods_that_need_all_gaussians_say_so(own_run, method):
     with pytest.raises(InputError, match=f"lift.method is {method}, which does not go block by block"):
         run_step(own_run, "lift", quiet=True, blocks=CUT.blocks, lift=replace(SETTINGS.lift, method=method))
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_methods_that_need_all_gaussians_say_so_before_training(tiny_scene, tmp_path, tracked):
+    lift = replace(SETTINGS.lift, method="auto" if tracked else "joint")
+    masks = tmp_path / "masks"
+    shutil.copytree(tiny_scene / "masks", masks)
+    if tracked:
+        (masks / "masks.json").write_text(json.dumps({"format": 1, "by": {}, "tracked": True}))
+    said = "the ids of these masks are tracked" if tracked else "lift.method is joint"
+    with pytest.raises(InputError, match=f"{said}.* does not go block by block"):
+        run_all(tiny_scene, tmp_path / "run", replace(CUT, lift=lift), masks=masks, splats=None, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_said_before_a_mapped_file_is_written(own_run):
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, old[1]))  # fewer bytes than the geometry's 30,800
+    try:
+        with pytest.raises(InputError, match="the disk is full"):
+            run_step(own_run, "lift", quiet=True, blocks=CUT.blocks)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    run_step(own_run, "lift", quiet=True, blocks=CUT.blocks)
 
 
 def test_a_broken_file_of_a_block_is_said_or_made_again(own_run):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import fields, replace
 
@@ -612,6 +614,23 @@ def test_a_save_that_was_killed_loses_nothing(tmp_path, monkeypatch, moved):
     save(tiny(), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and len(load_saved(folder).segmentation.splats)
     assert all((folder / name).read_text() == name for name in ("mine.txt", "yours.txt"))
+
+
+def test_a_save_leaves_those_of_longer_names_alone(tmp_path):
+    """What a killed save of `out.v2` has moved aside is the only copy of it."""
+    kept = save(tiny(), tmp_path / "out.v2")
+    (kept / "mine.txt").write_text("mine")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    aside = kept.rename(tmp_path / f".out.v2.{gone.pid}.old")
+    save(tiny(), tmp_path / "out")
+    assert (aside / "mine.txt").exists() and not (tmp_path / "out/mine.txt").exists()
+    assert len(load_saved(tmp_path / "out.v2").segmentation.splats)  # it is put back where it is asked for
+    assert (kept / "mine.txt").read_text() == "mine" and not aside.exists()
+    busy = kept.rename(tmp_path / f".out.v2.{os.getppid()}.old")
+    with pytest.raises(InputError, match=r"no segmentation\.json"):
+        load_saved(kept)  # a process that is alive is about to
+    assert busy.exists()
 
 
 def test_broken_saves_are_said(tmp_path):

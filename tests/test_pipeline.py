@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
@@ -19,11 +20,12 @@ from PIL import Image
 from rich.console import Console
 from tiny import NAMES, SETTINGS, cameras, clumps, make_scene, snapshot
 
-from cgc import progress
+from cgc import progress, run_folder
 from cgc.api import load
 from cgc.appearance import trainer
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map, write_id_map
+from cgc.pipeline import cluster as cluster_step
 from cgc.pipeline import steps
 from cgc.pipeline.commands import info, run_all, run_step
 from cgc.pipeline.lift import load_features
@@ -31,7 +33,7 @@ from cgc.pipeline.steps import meet
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
 from cgc.rasterize.cpu import CpuRasterizer
-from cgc.run_folder import STEPS, YOUNGER, Source, create_run, open_run
+from cgc.run_folder import STEPS, YOUNGER, RunFolder, Source, create_run, open_run
 from cgc.segmentation.labels import render_labels
 from cgc.segmentation.pictures import id_map
 from cgc.segmentation.segments import Segmentation, load_labels, load_table
@@ -371,6 +373,82 @@ def test_given_splats_replace_training_and_keep_their_extras(tiny_scene, tmp_pat
     run(tiny_scene, tmp_path / "run", splats=tmp_path / "given.ply")
     assert not (tmp_path / "run/extras.npz").exists()  # these splats have none
     assert calls == list(STEPS) and stats(tmp_path / "run")["gaussians"] == len(splats) - 1
+
+
+@pytest.mark.parametrize("step", STEPS[:-1])
+def test_a_step_that_was_stopped_when_files_had_changed_is_not_done(step, own_run, monkeypatch):
+    """Stopped between its files and stats.json, which said that it was done with the settings of before."""
+    before, settings = snapshot(own_run), open_run(own_run).settings
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    changed = {"train": replace(settings.train, seed=5), "lift": replace(settings.lift, seed=5),
+               "cluster": replace(settings.cluster, level=0.9)}  # fmt: skip
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "finish", stopped)
+        run_step(own_run, step, quiet=True, **({step: changed[step]} if step in changed else {}))
+    assert open_run(own_run).settings == settings and not open_run(own_run).is_done(step)
+    scene = Path(open_run(own_run).source.scene)
+    run(scene, own_run, settings, masks=None)
+    after = snapshot(own_run)
+    assert all(after[name] == before[name] for name in before if name not in ("stats.json", "report/index.html"))
+
+
+def test_a_step_that_fails_before_a_file_has_changed_is_what_it_was(own_run, monkeypatch):
+    before = snapshot(own_run)
+
+    def full(*_, **__):
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(cluster_step, "save_labels", full)
+    time.sleep(0.02)  # so that no file has the time of the record that a step has begun
+    with pytest.raises(InputError, match="full"):
+        run_step(own_run, "cluster", quiet=True)
+    assert snapshot(own_run) == before
+
+
+def test_going_back_to_settings_of_before_finds_the_numbers_again(own_run, calls):
+    settings, numbers = open_run(own_run).settings, stats(own_run)["psnr_test"]
+    for level in (0.9, settings.cluster.level):
+        run_step(own_run, "cluster", quiet=True, cluster=replace(settings.cluster, level=level))
+    with pytest.raises(InputError, match=r"run `cgc sharpen"):
+        run_step(own_run, "report", quiet=True)
+    run(Path(open_run(own_run).source.scene), own_run, settings, masks=None)
+    assert stats(own_run)["psnr_test"] == numbers and stats(own_run)["quality"]
+
+
+def test_two_commands_do_not_work_in_one_folder(tiny_scene, tmp_path, own_run, monkeypatch):
+    folder = os.open(own_run, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)  # as another process does
+    try:
+        with pytest.raises(InputError, match=f"another command is at work in {own_run}; wait"):
+            run_step(own_run, "cluster", quiet=True)
+        with pytest.raises(InputError, match="another command is at work"):
+            run(Path(open_run(own_run).source.scene), own_run, masks=None)
+    finally:
+        os.close(folder)
+    run_step(own_run, "export", quiet=True)
+    new, made = tmp_path / "new", []
+
+    def meanwhile(work):
+        with pytest.raises(InputError, match="another command is at work"), monkeypatch.context() as patch:
+            patch.setattr(run_folder, "_held", set())
+            run(tiny_scene, new, FAST, masks=None)
+        made.append(work)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(steps.FUNCTIONS, "train", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_scene, new, FAST, masks=None)
+    assert made and not run_folder._held
+
+
+def test_checkpoints_that_are_left_of_a_training_that_is_done_are_removed(own_run):
+    (own_run / "checkpoints").mkdir()
+    (own_run / "checkpoints/train_0000040.safetensors").write_bytes(b"of a process that was killed")
+    run(Path(open_run(own_run).source.scene), own_run, open_run(own_run).settings, masks=None)
+    assert not (own_run / "checkpoints").exists()
 
 
 def test_given_splats_that_have_changed_put_what_follows_out_of_date(tiny_scene, tmp_path, calls):

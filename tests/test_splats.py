@@ -301,7 +301,7 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
     with pytest.raises(InputError, match=r"pipe\.ply is a pipe or a device"):
         read_ply(tmp_path / "pipe.ply")
     with pytest.raises(
-        InputError, match="is a folder where a PLY file was expected; give the file in it, such as .*pipe.ply"
+        InputError, match=r"is a folder where a PLY file was expected; give the file in it, such as .*pipe\.ply"
     ):
         read_ply(tmp_path)
 

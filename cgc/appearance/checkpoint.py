@@ -54,7 +54,8 @@ def identify(
     """Hash what a training depends on: settings, cameras, points or splats, and the training photos [H, W, 3].
 
     `companion` is its identity. How often checkpoints are written and where photos are kept does not change the result,
-    so they are left out; so is the cap on Gaussians, which must be lowered where a GPU's memory does not suffice.
+    so they are left out; so is the cap on Gaussians, which may be lowered where a GPU's memory does not suffice
+    (raised it is not: `Run.resume`).
     """
     kept = {k: v for k, v in to_json(settings).items() if k not in ("checkpoint_every", "photos", "max_gaussians")}
     digest = hashlib.blake2b(digest_size=16)

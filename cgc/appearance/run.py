@@ -159,7 +159,7 @@ class Run:
         self._densifier.regularise(self.params)
         self._descend(step)
         self._densifier.after_step(self.params, step, self._rates_at(step)["means"])
-        if self.settings.max_length and ((step + 1) % LIMITED_EVERY == 0 or self._is_last(step)):
+        if self.settings.max_length and ((step + 1) % LIMITED_EVERY == 0 or step + 1 == self.settings.steps):
             shorten(self.params["means"].detach(), self.params["scales"].detach(), self._eyes, self.settings.max_length)
 
     def _learn_photo(self, step: int, place: int, shown: bool) -> list[tuple[Tensor, float]]:
@@ -366,7 +366,7 @@ class Run:
             tensors |= {f"capture.{index}.{k}": v for k, v in self._capture_state(value).items()}
         numbers = {
             "loss": self.loss, "psnr": self.psnr, "anything_seen": float(self._watch.anything_seen),
-            "seconds": self.plan.seconds,
+            "seconds": self.plan.seconds, "max_gaussians": float(self.settings.max_gaussians),
         }  # fmt: skip
         return Checkpoint(step, {k: v for k, v in tensors.items() if v is not None}, numbers)
 
@@ -376,6 +376,13 @@ class Run:
         parallel.check_same(checkpoint=str(found and found.step))
         if found is None:
             return 0
+        most = found.numbers.get("max_gaussians", math.inf)
+        if self.settings.max_gaussians > most:
+            raise InputError(
+                f"{folder} was written by a training with --train.max-gaussians {most:.0f}, which can be lowered to go "
+                "on, but not raised; repeat the command it was made with, choose another --out, or delete "
+                f"{folder} to train from the start"
+            )
         self.loss, self.psnr = found.numbers["loss"], found.numbers["psnr"]
         self._watch.anything_seen = bool(found.numbers["anything_seen"])
         self._shards.deal(len(found.tensors["means.0.value"]))

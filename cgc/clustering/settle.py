@@ -67,8 +67,9 @@ def look_at(
 def settle(labels: np.ndarray, looks: Iterable[Look], own: float = OWN) -> tuple[np.ndarray, np.ndarray]:
     """Let the masks of all looks vote on labels [N] (NOISE or >= 0); returns labels and the winners' shares [N].
 
-    `own` is what a Gaussian's vote for the label it has weighs, times its mass. Noise is never voted for. A Gaussian that no look shows stays what it is, with share 0. Memory: all looks, and 12 B
-    a Gaussian and label that it shows in.
+    `own` is what a Gaussian's vote for the label it has weighs, times its mass. Noise is never voted for. A Gaussian
+    that no look shows stays what it is, with share 0. Memory: all looks, and 12 B a Gaussian and
+    label that it shows in.
     """
     looks = list(looks)
     columns = labels.astype(np.int64) + 1

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cgc.errors import InputError
+from cgc.files import reserve
 
 _AXES = {"features": 2, "mass": 1}
 """How many axes the tensors of a run have; the first are the Gaussians."""
@@ -49,7 +50,8 @@ def map_tensors(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, np
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+        file.flush()
+        reserve(file.fileno(), 8 + len(text) + end)
     begins = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
     return {
         name: np.memmap(path, np.float32, "r+", begins[name], tuple(shape)) if np.prod(shape) else np.empty(shape)

@@ -46,7 +46,8 @@ def cluster_features(work: Workspace) -> str:
         if found is None:
             return ""
         bar.advance(1, segments=found.n_segments)
-        save_labels(run.root, found.labels, found.confidences, found.tree, found.hierarchy)
+        with run.changing("cluster"):
+            save_labels(run.root, found.labels, found.confidences, found.tree, found.hierarchy)
         bar.advance(1)
     return _finish_cluster(run, found.labels, found.hierarchy.base, start)
 
@@ -68,7 +69,8 @@ def _cluster_blocks(work: Workspace, blocks: Blocks) -> str:
     )
     if found is None:
         return ""
-    save_labels(run.root, found.labels, found.confidences, {}, found.hierarchy)
+    with run.changing("cluster"):
+        save_labels(run.root, found.labels, found.confidences, {}, found.hierarchy)
     return _finish_cluster(run, found.labels, found.hierarchy.base, start)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from cgc.pipeline.render import render_at
 from cgc.pipeline.steps import do, meet
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import console
-from cgc.run_folder import STEPS, RunFolder, Source, create_run, moved_masks, open_run
+from cgc.run_folder import STEPS, RunFolder, Source, at_work, create_run, moved_masks, open_run
 from cgc.scene.images import check_images
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Scene
@@ -56,45 +58,70 @@ def run_all(
         splats=os.path.realpath(splats) if splats else None,
         fingerprint=fingerprint(scene),
     )
-    work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene, device=device)
-    run = work.run
-    meet(work)
-    notes = list(scene.notes)
+    with contextlib.ExitStack() as held:
+        held.enter_context(at_work(out))
+        work = Workspace(create_run(out, settings, source), quiet=quiet, scene=scene, device=device)
+        meet(work)
+        notes = _take_given(work, masks, splats, held)
+        _hold(held, out)
+        if not (out / "config.json").exists() or not (out / "scene.json").exists():
+            work.run.save_settings()  # a stopped training needs them; later ones are kept once their step has succeeded
+        for note in notes:
+            work.say(f"note: {note}")
+        for step in STEPS if work.run.source.masks else ("train", "report"):
+            if parallel.agree(work.run.is_done(step)):
+                work.say(f"{step}: done before, kept")
+            else:
+                work.say(f"{step}: {do(work, step)}")
+        work.run.save_settings()
+    if not work.run.source.masks:
+        work.say("no masks were given, so there are no segments; add them with --masks DIR")
+    _say_result(work)
+    return work.run
+
+
+def _hold(held: contextlib.ExitStack, out: Path) -> None:
+    """Have the folder of a run for this command alone, made where there is none."""
+    if parallel.is_first():
+        with contextlib.suppress(OSError):  # writing into it says why it cannot be
+            out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(at_work(out))
+
+
+def _take_given(
+    work: Workspace, masks: Path | Callable[[Scene], Path] | None, splats: Path | None, held: contextlib.ExitStack
+) -> list[str]:
+    """Check masks, splats and photos, make masks where they are to be made; returns what is to be said of them."""
+    run, scene = work.run, work.scene_as_read
+    notes, mapped = list(scene.notes), run.settings.blocks.gaussians > 0
     if splats:
-        _check_splats(splats, mapped=settings.blocks.gaussians > 0)
+        _check_splats(splats, mapped=mapped)
     if callable(masks) and not run.source.masks:
         if not run.is_done("train"):
             check_images(scene.views)
+        _hold(held, run.root)
         run.save_settings()  # where that fails, nothing is made in vain
         run.source = replace(run.source, masks=os.path.realpath(masks(scene)))
     if run.source.masks:
         run.source = replace(run.source, masks_hash=work.hash_masks())
         notes += work.masks.notes
         _ = work.truth
+        most = run.settings.train.max_gaussians
+        if mapped and not splats and not run.is_done("train") and most > run.settings.blocks.gaussians:
+            work.check_blocks()  # and not only when training has ended
     if splats:
         run.source = replace(run.source, splats_hash=sha256(splats))
     if not run.is_done("train"):
         check_images(scene.views)
-    elif not run.source.splats and (newer := _newer(run, scene)):
+        return notes
+    if parallel.is_first():
+        shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # of a process that was killed when it was done
+    if not run.source.splats and (newer := _newer(run, scene)):
         notes.append(
             f"photos are newer than the splats that were trained on them: {some(newer)}; if they show something else "
             f"now, remove {run.root / 'splats.ply'} and run this again"
         )
-    if not (out / "config.json").exists() or not (out / "scene.json").exists():
-        run.save_settings()  # a stopped training needs them; later ones are kept once their step has succeeded
-    for note in notes:
-        work.say(f"note: {note}")
-    steps = STEPS if run.source.masks else ("train", "report")
-    for step in steps:
-        if parallel.agree(work.run.is_done(step)):
-            work.say(f"{step}: done before, kept")
-        else:
-            work.say(f"{step}: {do(work, step)}")
-    run.save_settings()
-    if not run.source.masks:
-        work.say("no masks were given, so there are no segments; add them with --masks DIR")
-    _say_result(work)
-    return work.run
+    return notes
 
 
 def run_step(
@@ -111,6 +138,13 @@ def run_step(
 
     `scene` and `masks` say where these lie now. The run keeps the settings once the step has succeeded.
     """
+    with at_work(out):
+        return _run_step(out, step, quiet, scene, masks, device, changed)
+
+
+def _run_step(
+    out: Path, step: str, quiet: bool, scene: Path | None, masks: Path | None, device: str, changed: dict[str, Any]
+) -> RunFolder:
     run = open_run(out)
     run.settings = replace(run.settings, **changed)
     check(run.settings)
@@ -126,7 +160,7 @@ def run_step(
             _ = work.scene_as_read
     meet(work)
     said = do(work, step)
-    stale = [s for s in STEPS if s in run.stats["steps"] and not run.is_done(s)]
+    stale = [s for s in STEPS if run.has_done(s) and not run.is_done(s)]
     if stale:
         work.say(f"now out of date: {', '.join(stale)} (run `cgc {stale[0]} {out}`, or `cgc run` for all of them)")
     work.say(f"{step}: {said}")
@@ -181,10 +215,10 @@ def info(out: Path) -> None:
     if run.source.splats:
         console.print(f"  splats            {run.source.splats}")
     for step in STEPS:
-        if step not in run.stats["steps"]:
-            state = "not done"
+        if run.is_done(step):
+            state = f"done in {run.stats['seconds'].get(step, 0):.1f} s"
         else:
-            state = f"done in {run.stats['seconds'].get(step, 0):.1f} s" if run.is_done(step) else "out of date"
+            state = "out of date" if run.has_done(step) else "not done"
         console.print(f"  {step:<17} {state}")
     for label, text in headline(run.stats).items():
         console.print(f"  {label:<17} {text}")

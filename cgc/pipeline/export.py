@@ -12,8 +12,9 @@ def export(work: Workspace) -> str:
     """Write every segment as a plain 3DGS PLY; writes segments/."""
     start = time.perf_counter()
     segmentation = work.segmentation()
-    paths = export_segments(work.run.root, segmentation)
-    (work.run.root / "segments").mkdir(exist_ok=True)
+    with work.run.changing("export"):
+        paths = export_segments(work.run.root, segmentation)
+        (work.run.root / "segments").mkdir(exist_ok=True)
     work.run.finish("export", time.perf_counter() - start)
     return f"{len(paths)} objects: {work.run.root / 'segments'}"
 

@@ -50,9 +50,10 @@ def find_warnings(stats: dict[str, Any]) -> list[str]:
     train_psnr, test_psnr = stats.get("psnr_train"), stats.get("psnr_test")
     if stats.get("given") and train_psnr and train_psnr < ALIEN:
         said.append(
-            f"The splats that were given do not show what the photos show ({train_psnr:.1f} dB): they may be of another "
-            "scene, or moved, turned or scaled against its cameras. Give the cameras that they were trained with (some "
-            "trainers export splats in a frame of their own, nerfstudio with a dataparser_transforms.json beside them)."
+            f"The splats that were given do not show what the photos show ({train_psnr:.1f} dB): they may be of "
+            "another scene, or moved, turned or scaled against its cameras. Give the cameras that they were trained "
+            "with (some trainers export splats in a frame of their own, nerfstudio with a dataparser_transforms.json "
+            "beside them)."
         )
         return said
     if train_psnr and test_psnr and test_psnr < train_psnr - 5:

@@ -38,7 +38,7 @@ def lift(work: Workspace) -> str:
     features = LIFTS[work.method](work)
     if not parallel.is_first():
         return ""
-    with write_beside(target) as path:
+    with run.changing("lift"), write_beside(target) as path:
         save_file({"features": features.cpu(), "mass": mass.cpu()}, path)
     run.finish("lift", time.perf_counter() - start, blocks=None)
     if not features.shape[1]:
@@ -51,10 +51,11 @@ def _lift_blocks(work: Workspace, blocks: Blocks) -> str:
     start, run, views = time.perf_counter(), work.run, work.scene.views
     target, held_back = run.root / "features.safetensors", set(work.test_views)
     id_maps = ((i, work.masks.load(i)) for i in range(len(views)) if i not in held_back)
-    facts = lift_blocks(
-        blocks, [view.camera for view in views], id_maps, work.rasterizer, run.settings.lift, target, run.key("lift"),
-        learns=work.method == "contrast", say=work.say, quiet=work.quiet,
-    )  # fmt: skip
+    with run.changing("lift"):
+        facts = lift_blocks(
+            blocks, [view.camera for view in views], id_maps, work.rasterizer, run.settings.lift, target,
+            run.key("lift"), learns=work.method == "contrast", say=work.say, quiet=work.quiet,
+        )  # fmt: skip
     if not parallel.is_first():
         return ""
     run.finish("lift", time.perf_counter() - start, blocks=facts)

@@ -43,25 +43,26 @@ def render(work: Workspace) -> str:
         picture = draw(work.scene.views[index].camera, [None])[0]
         return [picture.ids, picture.weight, np.array(measure_view(work, index, there))]
 
-    with progress_bar("render", len(names), quiet=work.quiet) as bar:
-        for index, (ids, weight, measured) in enumerate(parallel.shared(range(len(names)), look)):
-            view, name = work.scene.views[index], names[index]
-            write_id_map(target / f"{name}.png", ids)
-            _write_weight(run.root / "weights" / f"{name}.png", weight)
-            pixels[view.name] = np.bincount(ids.ravel(), minlength=n_ids)
-            qualities[index] = Measures(*measured.tolist())
-            if index in tests and work.truth is not None:
-                predicted[index] = ids
-            bar.advance(1, psnr=qualities[index].psnr)
-    if not parallel.is_first():
-        return ""
-    facts = quality_facts(work, qualities)
-    if work.truth is not None:
-        pairs = zip([predicted[i] for i in tests], work.truth.maps)
-        same_size = [resize_nearest(p, t.shape[1], t.shape[0]) for p, t in pairs]
-        facts |= score_facts(score_instances(work.truth.maps, same_size, work.truth.stuff_ids), work.truth)
-    write_cameras(run.root / CAMERAS, {view.name: view.camera for view in work.scene.views})
-    save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)}, describe_nodes(segmentation))
+    with run.changing("render"):
+        with progress_bar("render", len(names), quiet=work.quiet) as bar:
+            for index, (ids, weight, measured) in enumerate(parallel.shared(range(len(names)), look)):
+                view, name = work.scene.views[index], names[index]
+                write_id_map(target / f"{name}.png", ids)
+                _write_weight(run.root / "weights" / f"{name}.png", weight)
+                pixels[view.name] = np.bincount(ids.ravel(), minlength=n_ids)
+                qualities[index] = Measures(*measured.tolist())
+                if index in tests and work.truth is not None:
+                    predicted[index] = ids
+                bar.advance(1, psnr=qualities[index].psnr)
+        if not parallel.is_first():
+            return ""
+        facts = quality_facts(work, qualities)
+        if work.truth is not None:
+            pairs = zip([predicted[i] for i in tests], work.truth.maps)
+            same_size = [resize_nearest(p, t.shape[1], t.shape[0]) for p, t in pairs]
+            facts |= score_facts(score_instances(work.truth.maps, same_size, work.truth.stuff_ids), work.truth)
+        write_cameras(run.root / CAMERAS, {view.name: view.camera for view in work.scene.views})
+        save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)}, describe_nodes(segmentation))
     run.finish("render", time.perf_counter() - start, **facts)
     return f"{len(pixels)} id maps: {target}"
 

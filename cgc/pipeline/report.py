@@ -74,7 +74,8 @@ def report(work: Workspace) -> str:
         peak_rss_bytes=run.stats.get("peak_rss_bytes"),
         settings=to_json(run.settings),
     )
-    write_report(target, data)
+    with run.changing("report"):
+        write_report(target, data)
     run.finish("report", time.perf_counter() - start)
     return f"report: {target}"
 

@@ -38,7 +38,8 @@ def sharpen_borders(work: Workspace) -> str:
         said = say_sharpened(facts) + (f": {run.root / 'sharpened.ply'}" if kept else "")
         found = found if kept else None
     made = found and SharpenedSplats(found.splats.to("cpu"), found.labels, found.confidences, found.origin)
-    save_sharpened(run.root, made)
+    with run.changing("sharpen"):
+        save_sharpened(run.root, made)
     work.sharpened = made
     run.finish("sharpen", time.perf_counter() - start, sharpened=facts)
     return said

@@ -46,7 +46,7 @@ def train(work: Workspace) -> str:
     """
     start = time.perf_counter()
     run, target, scene = work.run, work.run.root / "splats.ply", work.scene_as_read
-    companion = capture = None
+    companion = capture = carried = None
     if run.source.splats and (run.settings.train.exposure or run.settings.train.poses):
         work.say("note: exposures and poses are learned while splats are trained; given ones take photos as they are")
     if run.trains_features:
@@ -77,25 +77,27 @@ def train(work: Workspace) -> str:
         splats = splats.to("cpu")
         if not parallel.is_first():
             return ""
-        if companion:
-            with write_beside(run.root / TRAINED_FEATURES) as path:
-                save_file({name: value.cpu() for name, value in trained.carried.items()}, path)
+        carried = {name: value.cpu() for name, value in trained.carried.items()} if companion else None
         start = time.perf_counter() - trained.seconds  # some of them in processes that were stopped
         cap, budget = trained.max_gaussians, run.settings.train.budget
         said = f"{len(splats):,} Gaussians trained"
         if budget:
             said += f" in {short_time(trained.seconds)} of {short_time(budget)}"
-    (run.root / CORRECTIONS).unlink(missing_ok=True)  # of the splats that are there
-    write_ply(target, splats)
-    _save_extras(run, splats.extras)
     facts = {"gaussians": len(splats), "max_gaussians": cap, "extent": scene.extent, **NO_CORRECTIONS}
     facts |= {"given": bool(run.source.splats), "origin": list(scene.origin) if any(scene.origin) else None}
-    if capture:
-        found = capture.found() | _place(work, splats)
-        corrections = {scene.views[i].name: found[i] for i in sorted(found)}
-        write_corrections(run.root / CORRECTIONS, corrections)
-        facts |= _correction_facts(run, scene, corrections, splats.means)
-        said += "".join(f"; {text}" for text in say_corrections(facts))
+    with run.changing("train"):
+        if carried is not None:
+            with write_beside(run.root / TRAINED_FEATURES) as path:
+                save_file(carried, path)
+        write_ply(target, splats)
+        _save_extras(run, splats.extras)
+        (run.root / CORRECTIONS).unlink(missing_ok=True)  # of other splats
+        if capture:
+            found = capture.found() | _place(work, splats)
+            corrections = {scene.views[i].name: found[i] for i in sorted(found)}
+            write_corrections(run.root / CORRECTIONS, corrections)
+            facts |= _correction_facts(run, scene, corrections, splats.means)
+            said += "".join(f"; {text}" for text in say_corrections(facts))
     work.forget(*OF_TRAINING)
     work.splats = splats
     run.finish("train", time.perf_counter() - start, **facts)
@@ -148,8 +150,9 @@ def take_mapped(work: Workspace, given: Path, target: Path) -> str:
             "which blocks do not do; centre the splats and the model, or give --blocks.gaussians 0"
         )
     start, splats = time.perf_counter(), MappedSplats(given)
-    (work.run.root / CORRECTIONS).unlink(missing_ok=True)
-    _save_extras(work.run, splats.copy(target))
+    with work.run.changing("train"):
+        _save_extras(work.run, splats.copy(target))
+        (work.run.root / CORRECTIONS).unlink(missing_ok=True)
     work.forget(*OF_TRAINING)
     facts = {"gaussians": len(splats), "max_gaussians": None, "extent": work.scene_as_read.extent, **NO_CORRECTIONS}
     facts |= {"given": True, "origin": None}

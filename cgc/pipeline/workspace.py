@@ -144,12 +144,18 @@ class Workspace:
         run = self.run
         if not run.is_cut:
             return None
-        if self.method in ("joint", "vote"):
-            raise InputError(
-                f"lift.method is {self.method}, which does not go block by block; choose contrast or graph, or "
-                "--blocks.gaussians 0"
-            )
+        self.check_blocks()
         return Blocks(run.root / "blocks", run.root / "splats.ply", run.settings.blocks, run.key("train"))
+
+    def check_blocks(self) -> None:
+        """Raise InputError where labels or features come about by what does not go block by block."""
+        if self.method in ("joint", "vote"):
+            why = f"lift.method is {self.method}"
+            if self.run.settings.lift.method == "auto":
+                why = "the ids of these masks are tracked, so they are voted for (lift.method vote)"
+            raise InputError(
+                f"{why}, which does not go block by block; choose contrast or graph, or --blocks.gaussians 0"
+            )
 
     def looks(self) -> Iterator[Look]:
         """Evenly spread pixels of each training view that has masks, and the weights behind them."""

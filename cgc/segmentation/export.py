@@ -276,7 +276,8 @@ def export_points(job: Export, folder: Path) -> list[Path]:
 def export_boxes(job: Export, folder: Path) -> list[Path]:
     """Write what is known of each object, its boxes among it, as boxes.json and boxes.csv.
 
-    `origin` in boxes.json is to be added to positions to be in the model's world. box_min, box_max and size are of the box along the world's axes; oriented_* are of `Object.box`, its axes as rows.
+    `origin` in boxes.json is to be added to positions to be in the model's world. box_min, box_max and size are of the
+    box along the world's axes; oriented_* are of `Object.box`, its axes as rows.
     """
     rows, flat = [], []
     for s in job.table:
@@ -456,7 +457,7 @@ def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Expo
             raise InputError(f"the photo {view.name} is gone, and cut-outs are made of photos; restore the scene")
         return found
 
-    world = context.source.get("origin")
+    world: Any = context.source.get("origin")
     return Export(
         segmentation, ids, views, context.rasterizer, photo, n_original=context.n_original,
         world=world if fits(world, list[float]) and len(world) == 3 else None,

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cgc import parallel
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import folder_at, read_arrays, read_json, sha256, write_beside, write_json
@@ -95,7 +96,10 @@ def save(
 def _mend(folder: Path) -> None:
     """Bring back what a save that was killed has moved aside."""
     with contextlib.suppress(OSError):
-        for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+        for old in folder.parent.iterdir():
+            saving = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.old", old.name)
+            if not saving or (int(saving[1]) != os.getpid() and parallel.is_alive(int(saving[1]))):
+                continue
             if not folder.exists():
                 os.replace(old, folder)
             else:
@@ -119,6 +123,8 @@ def _remove_own(old: Path) -> None:
 def load_saved(folder: Path | str) -> SavedSegmentation:
     """Read what `save` wrote, bit for bit; InputError where a file is missing, broken or not of the same save."""
     folder = Path(folder)
+    if not folder.exists():
+        _mend(folder.absolute())
     if not (folder / FACTS).is_file():
         raise InputError(f"{folder} is no saved segmentation: it has no {FACTS}; give a folder that was saved to")
     facts = read_json(folder / FACTS, "the facts of a saved segmentation")

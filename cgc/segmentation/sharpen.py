@@ -52,8 +52,8 @@ USUAL_PSNR = 28.7
 """Of training views, dB. Where the photos are fitted better, labels weigh less beside them, as their error is less; and
 what sharpening costs there is counted as if they were not: a third of a dB in 37 is nothing to see."""
 TRAINED = 0.3
-"""Of its mass: what a Gaussian's vote for its label weighs in the last vote. It was trained to show that one; masks whose
-borders are off by a pixel or two take thin things' Gaussians from them."""
+"""Of its mass: what a Gaussian's vote for its label weighs in the last vote. It was trained to show that one; masks
+whose borders are off by a pixel or two take thin things' Gaussians from them."""
 MIN_MASS = 1.0
 """Pixels that a Gaussian must weigh to be split, in all views."""
 

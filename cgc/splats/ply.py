@@ -38,7 +38,7 @@ def read_ply(path: Path | str, origin: Sequence[float] = (0.0, 0.0, 0.0)) -> Spl
 
     `origin` is taken from the positions, before they become single-precision. Scalar properties that are not part of
     a splat are kept in `Splats.extras`, [N] each; normals are not. The filter of Mip-Splatting becomes part of sizes
-    and opacities, as where its own release fuses it. Raise InputError for anything that is not a whole, finite splat file.
+    and opacities, as where its own release fuses it. Raise InputError for what is not a whole, finite splat file.
     """
     path = Path(path)
     header = read_header(path)
