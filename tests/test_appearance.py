@@ -507,6 +507,35 @@ def test_a_killed_training_resumes_to_the_same_bits(tiny, tmp_path: Path) -> Non
     assert left == ["train_0000030.safetensors", "train_0000045.safetensors"] and len(left) == KEEP
 
 
+def test_what_is_see_through_stays_empty(tiny) -> None:
+    """Photos of a thing that was cut out: what was around it is no wall of black Gaussians."""
+    scene, load = tiny
+
+    def cut_out(view: View) -> np.ndarray:
+        rgb = load(view)
+        y, x = np.indices(rgb.shape[:2])
+        alpha = np.where(np.hypot(y - rgb.shape[0] / 2, x - rgb.shape[1] / 2) < rgb.shape[0] / 4, 255, 0)
+        return np.dstack([rgb * (alpha[..., None] > 0), alpha]).astype(np.uint8)
+
+    def covered(load: Callable[[View], np.ndarray]) -> float:
+        settings = replace(TINY, steps=120, background="random", refine_stop=0)
+        splats, _ = train(scene, load, CpuRasterizer(), settings, test_every=3, quiet=True)
+        shares = []
+        for i in scene.split(3)[0]:
+            view, ones = scene.views[i], torch.ones(len(splats), 1)
+            alphas = CpuRasterizer().render(splats, ones, [view.camera]).alphas[0]
+            shares.append(float(alphas[torch.from_numpy(cut_out(view)[..., 3] == 0)].mean()))
+        return float(np.mean(shares))
+
+    assert covered(cut_out) < 0.5 * covered(lambda view: cut_out(view)[..., :3])
+    photo = photos.read_photo(scene.views[0], cut_out)
+    grey = torch.full((3,), 0.4)
+    for one in photo.pyramid(1):
+        pixels = one.pixels.float() / 255
+        assert torch.allclose(one.float(grey), pixels[..., :3] + (1 - pixels[..., 3:]) * grey)
+        assert torch.allclose(one.float(), pixels[..., :3])
+
+
 def test_how_often_checkpoints_are_written_changes_no_bit(tiny, tmp_path: Path) -> None:
     settings = replace(TINY, max_length=0.02, log_scales_lr=0.1)
     found = [

@@ -21,7 +21,7 @@ from cgc.errors import InputError
 from cgc.scene import lens as lenses
 from cgc.scene.binary import _PARAMETERS
 from cgc.scene.cameras import up_of
-from cgc.scene.images import check_images, load_image, load_photo
+from cgc.scene.images import check_images, load_colors, load_image, load_photo, load_view
 from cgc.scene.read import fingerprint, read_cameras, read_scene
 from cgc.scene.types import Camera, Lens
 from cgc.settings import SceneSettings
@@ -440,11 +440,31 @@ def test_other_kinds_of_images_become_rgb(tmp_path, mode):
     if mode == "I;16":
         image = Image.fromarray(np.full((30, 40), 200 * 257, np.uint16))
     else:
-        image = Image.new("RGBA", (40, 30), (200, 200, 200, 10)).convert(mode)
+        image = Image.new("RGBA", (40, 30), (200, 200, 200, 255)).convert(mode)
     image.save(root / "images/a.png")
     pixels = load_image(read_scene(root).views[0])
     assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8
     assert mode == "1" or abs(int(pixels[5, 5, 0]) - 200) < 10
+
+
+def test_what_is_see_through_is_black_or_white(tmp_path):
+    root = make_scene(tmp_path)
+    pixels = np.full((30, 40, 4), (200, 100, 50, 255), np.uint8)
+    pixels[:, 20:, 3], pixels[:10, 20:, 3] = 51, 0
+    Image.fromarray(pixels).save(root / "images/a.png")
+    view = read_scene(root).views[0]
+    colors = load_view(view)
+    assert colors.shape == (30, 40, 4) and (colors[..., 3] == pixels[..., 3]).all()
+    black, white = load_image(view), load_image(view, white=True)
+    for shown, behind in ((black, 0), (white, 255)):
+        assert shown.dtype == np.uint8 and (shown[:, :20] == (200, 100, 50)).all()
+        assert (shown[:10, 20:] == behind).all()
+        assert np.abs(shown[10:, 20:] - (0.2 * np.array([200, 100, 50]) + 0.8 * behind)).max() <= 1
+    small = load_colors(view.image_path, False, (4, 3))  # a colour under alpha 0 leaks into no other
+    assert np.abs(small[0, 1].astype(int) - (200, 100, 50, 255)).max() <= 1 and (small[0, 2] == 0).all()
+    pixels[..., 3] = 0
+    Image.fromarray(pixels).save(root / "images/a.png")  # there would be nothing: alpha means something else
+    assert (load_view(view) == (200, 100, 50)).all()
 
 
 @pytest.mark.parametrize(

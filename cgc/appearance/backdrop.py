@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import ndimage
 from scipy.spatial import KDTree
 
@@ -52,15 +51,17 @@ def backdrop(scene: Scene, photos: Mapping[int, Photo], directions: int, *, sh_d
         camera = photo.camera
         side = max(1.0, CELL * spacing * float(camera.K[0, 0]))  # pixels
         columns, rows = max(1, round(camera.width / side)), max(1, round(camera.height / side))
-        small = np.asarray(Image.fromarray(photo.pixels.numpy()).resize((columns, rows), Image.Resampling.BOX))
+        small = photo.shrunk(columns, rows)
         view = camera.resized(columns, rows)
         filled = np.zeros((rows, columns), bool)
         y, x, _ = _pixels(view, points)
         filled[y, x] = True
+        if small.shape[2] == 4:
+            filled |= small[..., 3] < 128  # there is nothing to be far
         seen_points += len(y)
         near = ndimage.binary_dilation(filled, np.ones((3, 3), bool))
         y, x, seen = _pixels(view, ways + view.position.double().numpy())  # as if they began at the camera
-        colors[row, seen], covered[row, seen] = small[y, x], near[y, x]
+        colors[row, seen], covered[row, seen] = small[y, x, :3], near[y, x]
     looks = np.isfinite(colors[..., 0]).sum(axis=0)
     bare = np.flatnonzero((seen_points > 0) & (looks > 0) & (covered.sum(axis=0) < COVERED * looks))
     shown = np.nanmedian(colors[:, bare], axis=0) if len(bare) else np.zeros((0, 3), np.float32)  # [B, 3]

@@ -7,6 +7,7 @@ this step computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +29,10 @@ Which = tuple[int, int]
 
 @dataclass(frozen=True)
 class Photo:
-    """A training photo at one size: `pixels` [H, W, 3] uint8 and the camera of that size."""
+    """A training photo at one size: `pixels` [H, W, 3] uint8 and the camera of that size.
+
+    Where some of it is see-through, `pixels` are [H, W, 4]: colours times alpha, and alpha.
+    """
 
     pixels: Tensor
     camera: Camera
@@ -36,8 +40,15 @@ class Photo:
     def halved(self) -> Photo:
         """Return the photo at half the size, pixels averaged by area."""
         width, height = max(self.camera.width // 2, 1), max(self.camera.height // 2, 1)
-        small = Image.fromarray(self.pixels.numpy()).resize((width, height), Image.Resampling.BOX)
-        return Photo(torch.from_numpy(np.array(small)), self.camera.resized(width, height))
+        return Photo(torch.from_numpy(self.shrunk(width, height)), self.camera.resized(width, height))
+
+    def shrunk(self, width: int, height: int) -> np.ndarray:
+        """Return the pixels of a smaller picture, averaged by area, [height, width, 3 or 4] uint8."""
+        pixels = self.pixels.numpy()
+        if pixels.shape[2] == 3:
+            return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
+        bands = [Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in range(4)]  # else multiplied once more
+        return np.stack([np.array(band.resize((width, height), Image.Resampling.BOX)) for band in bands], axis=2)
 
     def pyramid(self, levels: int) -> list[Photo]:
         """Return the photo, halved 0, 1, .. `levels` times, as far as its longer side stays long enough."""
@@ -46,15 +57,23 @@ class Photo:
             sizes.append(sizes[-1].halved())
         return sizes
 
-    def float(self) -> Tensor:
-        """Return the pixels as [H, W, 3] float32 in 0..1."""
-        return self.pixels.to(torch.float32).mul_(1.0 / 255.0)
+    def float(self, background: Tensor | None = None) -> Tensor:
+        """Return the pixels as [H, W, 3] float32 in 0..1, on a background [3] (None: black)."""
+        return over(self.pixels.to(torch.float32).mul_(1.0 / 255.0), background)
+
+
+def over(colors: Tensor, background: Tensor | None) -> Tensor:
+    """Put colours [H, W, 3], or these times alpha and alpha [H, W, 4], on a background [3] (None: black)."""
+    if colors.shape[2] == 3:
+        return colors
+    behind = 0.0 if background is None else (1 - colors[..., 3:]) * background
+    return colors[..., :3] + behind
 
 
 def read_photo(view: View, load_image: Callable[[View], np.ndarray]) -> Photo:
     """Read the photo of a view; InputError where it is not of its camera's size."""
     pixels, camera = load_image(view), view.camera
-    if pixels.shape != (camera.height, camera.width, 3) or pixels.dtype != np.uint8:
+    if pixels.shape not in [(camera.height, camera.width, c) for c in (3, 4)] or pixels.dtype != np.uint8:
         raise InputError(
             f"{view.image_path} was read as {pixels.dtype} {'x'.join(map(str, pixels.shape))} where its "
             f"camera has uint8 {camera.height}x{camera.width}x3; make the model again from these images"
@@ -97,7 +116,9 @@ class Photos:
 
     def mean_pixels(self, levels: int) -> list[float]:
         """Return the mean number of pixels of a photo halved 0, 1, .. `levels` times."""
-        sizes = [[self._at(view, level)[1].pixels.numel() / 3 for view in self.views] for level in range(levels + 1)]
+        sizes = [
+            [math.prod(self._at(view, level)[1].pixels.shape[:2]) for view in self.views] for level in range(levels + 1)
+        ]
         return [float(np.mean(s)) for s in sizes]
 
     def take(self, view: int, level: int, then: Which | None = None) -> Photo:

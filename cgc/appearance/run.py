@@ -205,7 +205,7 @@ class Run:
         self, view: int, photo: Photo, render: Render, step: int, place: int, shown: bool
     ) -> tuple[Tensor, float]:
         """Add the gradients of a photo's render; return its loss and, where shown, its PSNR."""
-        target, photos = photo.float(), self.settings.views_per_step
+        target, photos = photo.float(self._background(self._drawn(step, place)[2])), self.settings.views_per_step
         colors, beside = _apart(render.values)
         predicted = self.capture.predict(view, colors)
         loss = self._loss(view, colors, predicted, target)
@@ -248,12 +248,17 @@ class Run:
 
     def _render(self, splats: Splats, values: Tensor, cameras: Sequence[Camera], step: int, number: int) -> Render:
         """Render a photo of a step, before which `number` others came."""
-        background, beside = None, values.shape[-1] - 3
-        if self.settings.background != "black":
-            background = schedule.background_at(self.settings, number).to(self._device, non_blocking=True)
-            background = torch.cat([background, background.new_zeros(beside)]) if beside else background
+        background, beside = self._background(number), values.shape[-1] - 3
+        if background is not None and beside:
+            background = torch.cat([background, background.new_zeros(beside)])
         absgrad = self._densifier.absgrad and schedule.counts_gradients(self.settings, step)
         return self._rasterizer.render(splats, values, cameras, backgrounds=background, absgrad=absgrad)
+
+    def _background(self, number: int) -> Tensor | None:
+        """Return what is behind the photo before which `number` others came, [3]; None: black."""
+        if self.settings.background == "black":
+            return None
+        return schedule.background_at(self.settings, number).to(self._device, non_blocking=True)
 
     def _companion_terms(self, view: int, camera: Camera, beside: Tensor | None, step: int, place: int) -> list[Tensor]:
         """Return what the companion adds to the loss; several cameras of a photo share its time evenly."""

@@ -73,7 +73,8 @@ def train(
 ) -> tuple[Splats, TrainStats]:
     """Train splats on every view of `scene` but each `test_every`-th (0: on all); return them on `device`.
 
-    `load_image(view)` gives uint8 [H, W, 3] of the view's camera's size; it is asked for training views only.
+    `load_image(view)` gives uint8 [H, W, 3] of the view's camera's size, or [H, W, 4] where some of it is see-through
+    (colours times alpha, and alpha); it is asked for training views only.
     Training begins with `start`, or else with Gaussians on the points of the scene; `title` is what the bar says.
     With `checkpoint_dir` a killed training continues from its newest checkpoint, to the same result; not so with
     a budget, because the cap then follows from the seconds that steps take by `clock`.

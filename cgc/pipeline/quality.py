@@ -11,7 +11,6 @@ from cgc.evaluation.instances import InstanceScores
 from cgc.evaluation.pictures import psnr, ssim
 from cgc.evaluation.truth import Truth
 from cgc.pipeline.workspace import Workspace
-from cgc.scene.images import load_image
 from cgc.segmentation.labels import render_rgb
 from cgc.splats.types import Splats
 
@@ -32,7 +31,7 @@ class Measures(NamedTuple):
 def measure_view(work: Workspace, index: int, splats: Splats) -> Measures:
     """Measure a view's picture against its photo, exposed alike where that was learned."""
     view = work.scene.views[index]
-    photo = load_image(view).astype(np.float32) / 255
+    photo = work.photo(index).astype(np.float32) / 255
     shown = render_rgb(splats, view.camera, work.rasterizer, work.background, work.exposures.get(index))
     return Measures(psnr(shown, photo), ssim(shown, photo), brightness(shown, photo))
 

@@ -15,7 +15,6 @@ from cgc.pipeline.render import label_renderer
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer
-from cgc.scene.images import load_image
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
 from cgc.segmentation.labels import render_rgb
@@ -115,9 +114,10 @@ def _report_levels(work: Workspace, segmentation: Segmentation, table: list[Segm
         chosen = {"Coarser": float(stops[base // 2]), **chosen}
     if base < len(stops) - 1:
         chosen["Finer"] = float(stops[(base + len(stops)) // 2])
-    view = work.scene.views[by_name[best[0]]]
+    index = by_name[best[0]]
+    view = work.scene.views[index]
     pictures = label_renderer(work, segmentation)(view.camera, list(chosen.values()))
-    photo = load_image(view)
+    photo = work.photo(index)
     return [
         ReportLevel(f"{name}: level {level:.2g}", view.name, number(overlay(photo, picture.ids), picture.ids))
         for (name, level), picture in zip(chosen.items(), pictures)
@@ -139,7 +139,7 @@ def _evenly(items: list[int], n: int) -> list[int]:
 
 def _report_view(work: Workspace, index: int, segmentation: Segmentation | None, quality: Quality) -> ReportView:
     view = work.scene.views[index]
-    photo = load_image(view)
+    photo = work.photo(index)
     splats = work.splats if segmentation is None else segmentation.splats
     shown = (255 * render_rgb(splats, view.camera, work.rasterizer, work.background)).round().astype(np.uint8)
     colored = masks = None
@@ -167,7 +167,7 @@ def _report_disputes(work: Workspace) -> list[ReportDispute]:
     shown = []
     for i in sorted(shares, key=lambda i: -shares[i])[:REPORT_DISPUTES]:
         view, masks, ids = work.scene.views[i], work.masks.load(i), _result(work, i)
-        photo = load_image(view)
+        photo = work.photo(i)
         marked = mark(photo, disagree(masks, ids))
         result = number(overlay(photo, ids), ids)
         shown.append(ReportDispute(view.name, shares[i], overlay(photo, masks), result, marked))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cgc.pipeline.facts import say_sharpened
 from cgc.pipeline.workspace import Workspace
-from cgc.scene.images import load_image
+from cgc.scene.images import load_view
 from cgc.segmentation.segments import SharpenedSplats, load_labels, save_sharpened
 from cgc.segmentation.sharpen import Sharpened, sharpen
 from cgc.settings import SharpenSettings
@@ -52,7 +52,7 @@ def _sharpen(work: Workspace, settings: SharpenSettings) -> Sharpened:
     if run.source.splats and training.background == "random":  # trained elsewhere, on black as a rule
         training = replace(training, background="black")
     return sharpen(
-        work.splats.to(work.device), load_labels(run.root)[0], work.scene, work.train_id_maps(), load_image,
+        work.splats.to(work.device), load_labels(run.root)[0], work.scene, work.train_id_maps(), load_view,
         work.rasterizer, settings, training, test_every=run.settings.scene.test_every, exposures=work.exposures,
         quiet=work.quiet,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from cgc.progress import progress_bar, short_time
 from cgc.run_folder import CORRECTIONS, TRAINED_FEATURES, RunFolder
 from cgc.scene.cameras import project
 from cgc.scene.corrections import Correction, Corrections, write_corrections
-from cgc.scene.images import load_image
+from cgc.scene.images import load_view
 from cgc.scene.types import Camera, Scene
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import read_ply, write_ply
@@ -70,7 +70,7 @@ def train(work: Workspace) -> str:
             cameras = {i: scene.views[i].camera.to(work.device) for i in work.train_views}
             capture = PhotoCapture(cameras, scene.extent, run.settings.train)
         splats, trained = train_splats(
-            scene, load_image, work.rasterizer, run.settings.train, device=work.device,
+            scene, load_view, work.rasterizer, run.settings.train, device=work.device,
             test_every=run.settings.scene.test_every, capture=capture, companion=companion,
             checkpoint_dir=run.root / "checkpoints", quiet=work.quiet,
         )  # fmt: skip
@@ -111,7 +111,7 @@ def _place(work: Workspace, splats: Splats) -> dict[int, Correction]:
     splats = splats.to(work.device)
     with progress_bar("held back", len(work.test_views), quiet=work.quiet) as bar:
         for i in work.test_views:
-            photo = torch.tensor(load_image(scene.views[i]), device=work.device) / 255.0
+            photo = torch.tensor(work.photo(i), device=work.device) / 255.0
             camera = scene.views[i].camera.to(work.device)
             found[i] = place(splats, camera, photo, work.rasterizer, scene.extent, settings, work.background)
             bar.advance(1)

@@ -26,6 +26,7 @@ from cgc.progress import console
 from cgc.rasterize.base import NEAR_OF_EXTENT, Rasterizer, device_of
 from cgc.run_folder import RunFolder
 from cgc.scene.corrections import Correction, corrected
+from cgc.scene.images import load_image
 from cgc.scene.types import Scene, picture_names
 from cgc.segmentation.segments import Segmentation, SharpenedSplats, follow, load_hierarchy, load_labels, load_sharpened
 from cgc.splats.ply import read_ply
@@ -116,6 +117,10 @@ class Workspace:
     def picture_names(self) -> list[str]:
         """What each view's pictures are called: its stem, or its whole name where two views share a stem."""
         return picture_names([view.name for view in self.scene_as_read.views])
+
+    def photo(self, index: int) -> np.ndarray:
+        """A view's photo, [H, W, 3] uint8, on the background of pictures where some of it is see-through."""
+        return load_image(self.scene_as_read.views[index], white=self.background is not None)
 
     @cached_property
     def splats(self) -> Splats:

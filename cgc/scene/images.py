@@ -76,16 +76,24 @@ def read_header(path: Path) -> Header:
 
 
 def load_photo(path: Path, exif_rotated: bool, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode an image to [H, W, 3] uint8, shrunk to `size` (width, height) by area; alpha is dropped."""
+    """Decode an image to [H, W, 3] uint8, shrunk to `size` (width, height) by area; what is see-through is black."""
+    return load_colors(path, exif_rotated, size)[..., :3]
+
+
+def load_colors(path: Path, exif_rotated: bool, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode an image as `load_photo` does; where some of it is see-through [H, W, 4]: colours times alpha, alpha."""
     try:
         with Image.open(path) as file:
             file.load()
             image = ImageOps.exif_transpose(file) if exif_rotated else file
             if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # which convert() would clip
                 image = Image.fromarray(_as_bytes(np.asarray(image)))
-            if image.mode == "P":
+            if image.has_transparency_data:
                 image = image.convert("RGBA")
-            image = image.convert("RGB")
+                least, most = image.getchannel("A").getextrema()
+                image = image.convert("RGBa" if least < 255 and most > 0 else "RGB")  # type: ignore[operator]
+            else:
+                image = image.convert("RGB")
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if size is not None and image.size != size:
@@ -104,9 +112,20 @@ def _as_bytes(grey: np.ndarray) -> np.ndarray:
     return (np.clip(grey, 0, None) * scale).astype(np.uint8)
 
 
-def load_image(view: View) -> np.ndarray:
-    """Decode a view's image at its camera's size, [H, W, 3] uint8; raise InputError for a broken file."""
-    return load_photo(view.image_path, view.exif_rotated, (view.camera.width, view.camera.height))
+def load_image(view: View, white: bool = False) -> np.ndarray:
+    """Decode a view's image at its camera's size, [H, W, 3] uint8, what is see-through on black or on white.
+
+    Raise InputError for a broken file.
+    """
+    colors = load_view(view)
+    if white and colors.shape[2] == 4:
+        return colors[..., :3] + (255 - colors[..., 3:])
+    return colors[..., :3]
+
+
+def load_view(view: View) -> np.ndarray:
+    """Decode a view's image at its camera's size as `load_colors` does, [H, W, 3 or 4] uint8."""
+    return load_colors(view.image_path, view.exif_rotated, (view.camera.width, view.camera.height))
 
 
 def check_images(views: Iterable[View]) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 from cgc.errors import InputError
 from cgc.evaluation.pictures import load_lpips, lpips, psnr, ssim
 from cgc.progress import progress_bar
-from cgc.scene.images import load_image
 from cgc.scoring.report import Report, rounded
 from cgc.scoring.runs import Run
 from cgc.segmentation.labels import render_rgb
@@ -30,7 +29,7 @@ def report_pictures(run: Run) -> Report:
     indices = run.test_views or list(range(len(run.views)))
     with progress_bar("pictures", len(indices), quiet=work.quiet) as bar:
         for index in indices:
-            photo = load_image(run.views[index]).astype(np.float32) / 255
+            photo = work.photo(index).astype(np.float32) / 255
             camera, exposure = run.views[index].camera, work.exposures.get(index)
             shown = render_rgb(work.shown_splats, camera, work.rasterizer, work.background, exposure)
             split = "test" if index in run.test_views else "train"

@@ -24,6 +24,7 @@ from scipy.sparse import coo_matrix
 from cgc.appearance.codes import LabelCodes
 from cgc.appearance.losses import psnr
 from cgc.appearance.photo_capture import KnownExposure
+from cgc.appearance.photos import over
 from cgc.appearance.trainer import train
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.settle import look_at, settle
@@ -241,7 +242,8 @@ def mean_psnr(
     """Return the mean PSNR of the pictures of some views, dB, exposed as their photos where that is known."""
     values = []
     for i in views:
-        photo = torch.tensor(load_image(scene.views[i])).float() / 255
+        behind = None if background is None else background.cpu()
+        photo = over(torch.tensor(load_image(scene.views[i])).float() / 255, behind)
         camera = scene.views[i].camera.to(splats.means.device)
         exposure = exposures.get(i) if exposures else None
         shown = torch.from_numpy(render_rgb(splats, camera, rasterizer, background, exposure))
