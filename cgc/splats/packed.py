@@ -1,0 +1,45 @@
+"""Packed splat files, read as the vertices of a plain 3DGS PLY.
+
+A file is told by what it begins with, and by its suffix only where the format has no mark of its own.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from cgc.splats.formats.supersplat import read_compressed_ply
+from cgc.splats.formats.vertices import check_finite
+
+
+def read_packed(path: Path) -> np.ndarray | None:
+    """Return the Gaussians of a packed splat file, [N] structured, None for a file of no format known here.
+
+    Fields are float32, in the order x y z, f_dc_0..2, f_rest_0..(3K-1) channel-major, opacity (a logit),
+    scale_0..2 (natural logarithms), rot_0..3 (wxyz, unit); all finite. Axes and units are those of a trainer's PLY.
+    Raise InputError for a packed file that is broken, empty, or of a version unknown here.
+    """
+    path = Path(path)
+    vertices = _read(path, _head(path))
+    if vertices is not None:
+        check_finite(path, vertices)
+    return vertices
+
+
+def _read(path: Path, head: bytes) -> np.ndarray | None:
+    if head.startswith(b"ply"):
+        return read_compressed_ply(path)
+    return None
+
+
+def _head(path: Path) -> bytes:
+    """Return the first bytes, none of what is no file or cannot be read: to open a pipe may take for ever."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return b""
+        with open(path, "rb") as file:
+            return file.read(64)
+    except (OSError, ValueError):
+        return b""

@@ -1,0 +1,267 @@
+"""Packed splat files: each format written by hand from its specification, whole and hostile.
+
+The writers here go one Gaussian at a time through `struct`, so that the readers are held against the formats and not
+against their own arithmetic. Tolerances are the steps of each quantisation.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cgc.errors import InputError
+from cgc.geometry import SH_C0, quat_to_rotation
+from cgc.splats.packed import read_packed
+from cgc.splats.ply import write_ply
+from cgc.splats.types import Splats
+
+TERMS = (0, 3, 8, 15)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Known Gaussians: colours and opacities as they are seen, SH above degree 0 as [N, K, 3]."""
+
+    means: np.ndarray
+    quats: np.ndarray  # [N, 4] wxyz, unit
+    log_scales: np.ndarray
+    rgb: np.ndarray
+    alphas: np.ndarray
+    rest: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+
+def scene(n: int = 9, degree: int = 3, seed: int = 0) -> Scene:
+    rng = np.random.default_rng(seed)
+    quats = rng.normal(size=(n, 4))
+    k = TERMS[degree]
+    signs = np.array([1, -1, 0.5])[None, None] * np.linspace(0.1, 0.9, k)[None, :, None]  # no two columns alike
+    return Scene(
+        means=rng.normal(size=(n, 3)) * 4,
+        quats=quats / np.linalg.norm(quats, axis=1, keepdims=True),
+        log_scales=rng.uniform(-6, 0, (n, 3)),
+        rgb=rng.uniform(0.02, 0.98, (n, 3)),
+        alphas=rng.uniform(0.05, 0.95, n),
+        rest=np.broadcast_to(signs, (n, k, 3)) * rng.uniform(0.8, 1, (n, 1, 1)),
+    )
+
+
+def columns(vertices: np.ndarray, *names: str) -> np.ndarray:
+    return np.stack([vertices[name] for name in names], axis=-1).astype(np.float64)
+
+
+def sh_rest(vertices: np.ndarray) -> np.ndarray:
+    """SH above degree 0, [N, K, 3], read channel by channel as a 3DGS PLY has it."""
+    k = sum(name.startswith("f_rest_") for name in vertices.dtype.names or ()) // 3
+    made = np.zeros((len(vertices), k, 3))
+    for channel in range(3):
+        for term in range(k):
+            made[:, term, channel] = vertices[f"f_rest_{channel * k + term}"]
+    return made
+
+
+def rotations(quats: np.ndarray) -> np.ndarray:
+    return quat_to_rotation(torch.from_numpy(np.asarray(quats, np.float64))).numpy()
+
+
+def decoded(path: Path) -> np.ndarray:
+    vertices = read_packed(path)
+    assert vertices is not None
+    return vertices
+
+
+def assert_near(
+    vertices: np.ndarray, known: Scene, *, means: float, scales: float, turn: float, rgb: float, alpha: float, sh: float
+) -> None:
+    """Hold decoded Gaussians against the known ones, each within its step."""
+    plain = ("x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", *(f"f_rest_{i}" for i in range(3 * known.rest.shape[1])))
+    plain += ("opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3")
+    assert vertices.dtype == np.dtype([(name, "f4") for name in plain])
+    assert len(vertices) == len(known)
+    np.testing.assert_allclose(columns(vertices, "x", "y", "z"), known.means, atol=means, rtol=0)
+    np.testing.assert_allclose(columns(vertices, *(f"scale_{i}" for i in range(3))), known.log_scales, atol=scales)
+    quats = columns(vertices, *(f"rot_{i}" for i in range(4)))
+    np.testing.assert_allclose(np.linalg.norm(quats, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(rotations(quats), rotations(known.quats), atol=turn)
+    seen = columns(vertices, "f_dc_0", "f_dc_1", "f_dc_2") * SH_C0 + 0.5
+    np.testing.assert_allclose(seen, known.rgb, atol=rgb, rtol=0)
+    np.testing.assert_allclose(1 / (1 + np.exp(-vertices["opacity"])), known.alphas, atol=alpha, rtol=0)
+    np.testing.assert_allclose(sh_rest(vertices), known.rest, atol=sh, rtol=0)
+
+
+def refused(path: Path, content: bytes | None = None) -> str:
+    """What is said of a file: one sentence that names it."""
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_packed(path)
+    assert "\n" not in str(error.value) and str(path.parent) in str(error.value)
+    return str(error.value)
+
+
+def whole(value: float, most: int) -> int:
+    """The nearest step, within 0 and `most`."""
+    return min(max(math.floor(value + 0.5), 0), most)
+
+
+def largest_first(quat: np.ndarray) -> tuple[int, list[float]]:
+    """Which component is the largest, and the three others, in order, with its sign made positive."""
+    largest = max(range(4), key=lambda i: abs(quat[i]))
+    sign = 1 if quat[largest] > 0 else -1
+    return largest, [sign * float(quat[i]) for i in range(4) if i != largest]
+
+
+def only_arrays_or_sentences(path: Path, content: bytes) -> None:
+    """Any bytes give finite Gaussians, nothing, or a sentence."""
+    path.write_bytes(content)
+    try:
+        vertices = read_packed(path)
+    except InputError as error:
+        assert str(error) and "\n" not in str(error)
+        return
+    if vertices is not None:
+        assert 0 < len(vertices) < 1_000_000
+        assert all(np.isfinite(vertices[name]).all() for name in vertices.dtype.names or ())
+        quats = columns(vertices, "rot_0", "rot_1", "rot_2", "rot_3")
+        np.testing.assert_allclose(np.linalg.norm(quats, axis=1), 1, atol=1e-5)
+
+
+damage = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=3)
+cut = st.floats(0, 1) | st.none()
+
+
+def damaged(content: bytes, changes: list[tuple[float, int]], end: float | None, early: int) -> bytes:
+    """Change bytes, the first `early` of which are hit half of the time, and cut the end off."""
+    made = bytearray(content)
+    for where, value in changes:
+        within = early if value % 2 else len(made)
+        made[min(int(where * within), len(made) - 1)] = value
+    return bytes(made if end is None else made[: int(end * len(made))])
+
+
+def test_what_is_no_packed_file_is_left_to_others(tmp_path):
+    assert read_packed(tmp_path / "missing.ply") is None
+    assert read_packed(tmp_path) is None
+    path = tmp_path / "a.ply"
+    for content in (b"", b"p", b"\x89PNG\r\n\x1a\n" * 9, b"{}", b'{"frames": []}', b"\x1f\x8b", b"PK\x03\x04"):
+        path.write_bytes(content)
+        assert read_packed(path) is None
+    known = scene(2)
+    plain = Splats(
+        means=torch.from_numpy(known.means),
+        quats=torch.from_numpy(known.quats),
+        log_scales=torch.from_numpy(known.log_scales),
+        logit_opacities=torch.from_numpy(known.alphas),
+        sh=torch.from_numpy(np.concatenate([known.rgb[:, None], known.rest], axis=1)),
+    )
+    write_ply(path, plain)
+    assert read_packed(path) is None
+
+
+# --- compressed PLY -----------------------------------------------------------------------------------------
+
+
+def compressed_ply(known: Scene, chunk_colors: bool = True, order: str = "<") -> bytes:
+    """Write a compressed PLY by its specification: 256 vertices a chunk, fractions of the chunk's ranges."""
+    n, k = known.rest.shape[:2]
+    head = ["ply", "format binary_little_endian 1.0" if order == "<" else "format binary_big_endian 1.0"]
+    head += [f"element chunk {math.ceil(n / 256)}"]
+    head += [f"property float {end}_{what}{a}" for what in ("", "scale_") for end in ("min", "max") for a in "xyz"]
+    head += [f"property float {end}_{a}" for end in ("min", "max") for a in "rgb"] if chunk_colors else []
+    head += [f"element vertex {n}", *(f"property uint packed_{w}" for w in ("position", "rotation", "scale", "color"))]
+    head += [f"element sh {n}", *(f"property uchar f_rest_{i}" for i in range(3 * k))] if k else []
+    chunks, words, sh = b"", b"", b""
+    for begin in range(0, n, 256):
+        rows = slice(begin, begin + 256)
+        ranges = [(x[rows].min(0), x[rows].max(0)) for x in (known.means, known.log_scales)]
+        ranges += [(known.rgb[rows].min(0), known.rgb[rows].max(0))] if chunk_colors else [(np.zeros(3), np.ones(3))]
+        for low, high in ranges if chunk_colors else ranges[:2]:
+            chunks += struct.pack(f"{order}6f", *low, *high)
+        for i in range(begin, min(n, begin + 256)):
+            parts = []
+            for values, (low, high) in zip((known.means, known.log_scales, known.rgb), ranges):
+                parts.append((values[i] - low) / np.where(high > low, high - low, 1))
+            position, scale = (
+                whole(x * 2047, 2047) << 21 | whole(y * 1023, 1023) << 11 | whole(z * 2047, 2047)
+                for x, y, z in parts[:2]
+            )
+            rotation, three = largest_first(known.quats[i])
+            for value in three:
+                rotation = rotation << 10 | whole((value / math.sqrt(2) + 0.5) * 1023, 1023)
+            color = 0
+            for value in (*parts[2], known.alphas[i]):
+                color = color << 8 | whole(value * 255, 255)
+            words += struct.pack(f"{order}4I", position, rotation, scale, color)
+            for channel in range(3):
+                for term in range(k):
+                    sh += bytes([min(max(int((known.rest[i, term, channel] / 8 + 0.5) * 256), 0), 255)])
+    return "\n".join([*head, "end_header\n"]).encode() + chunks + words + sh
+
+
+PLY_STEPS = {"means": 0.02, "scales": 6 / 1023, "turn": 3e-3, "rgb": 2.1e-3, "alpha": 2.1e-3, "sh": 4 / 256 + 1e-6}
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+@pytest.mark.parametrize("chunk_colors", [True, False])
+def test_compressed_ply(tmp_path, degree, chunk_colors):
+    known = scene(300, degree)
+    (tmp_path / "a.ply").write_bytes(compressed_ply(known, chunk_colors))
+    assert_near(decoded(tmp_path / "a.ply"), known, **PLY_STEPS)
+
+
+def test_compressed_ply_under_another_name_and_in_another_order(tmp_path):
+    known = scene(5, 1)
+    (tmp_path / "a.splat").write_bytes(compressed_ply(known, order=">"))
+    assert_near(decoded(tmp_path / "a.splat"), known, **PLY_STEPS)
+
+
+def test_one_gaussian_spans_no_range(tmp_path):
+    known = scene(1, 0)
+    (tmp_path / "a.ply").write_bytes(compressed_ply(known))
+    assert_near(decoded(tmp_path / "a.ply"), known, **PLY_STEPS)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_ends_of_opacity_are_half_a_step_away(tmp_path, alpha):
+    known = replace(scene(3, 0), alphas=np.full(3, alpha))
+    (tmp_path / "a.ply").write_bytes(compressed_ply(known))
+    logits = decoded(tmp_path / "a.ply")["opacity"]
+    np.testing.assert_allclose(logits, math.log(509) * (1 if alpha else -1), rtol=1e-5)
+
+
+def test_compressed_plys_that_are_broken(tmp_path):
+    path, known = tmp_path / "a.ply", scene(300, 1)
+    good = compressed_ply(known)
+    assert "truncated" in refused(path, good[:-1])
+    assert "truncated" in refused(path, good[:2000])
+    assert "no Gaussians" in refused(path, compressed_ply(scene(0, 0)))
+    assert "1 chunks where 2 were expected" in refused(path, good.replace(b"chunk 2", b"chunk 1"))
+    assert "lacks packed_scale" in refused(path, good.replace(b"uint packed_scale", b"uint packed_scabe"))
+    assert "lacks min_x" in refused(path, good.replace(b"element chunk", b"element lumps"))
+    assert "lacks packed_color of uints" in refused(path, good.replace(b"uint packed_color", b"float packed_color"))
+    assert "8 terms" in refused(path, good.replace(b"property uchar f_rest_8\n", b""))
+    assert "299 rows of SH for 300" in refused(path, good.replace(b"element sh 300", b"element sh 299"))
+    assert "lacks f_rest_8" in refused(path, good.replace(b"f_rest_8", b"f_rest_9"))
+    assert "a name twice" in refused(path, good.replace(b"property float max_b\n", b"property float max_b\n" * 2))
+    assert "more than its" in refused(path, good.replace(b"vertex 300", b"vertex 99999999999"))
+    start = good.index(b"end_header\n") + 11
+    hostile = good[:start] + struct.pack("<f", np.nan) + good[start + 4 :]
+    assert "256 of 300 Gaussians with NaN" in refused(path, hostile)
+
+
+@settings(deadline=None, max_examples=60)
+@given(changes=damage, end=cut)
+def test_damaged_compressed_plys(tmp_path_factory, changes, end):
+    good = compressed_ply(scene(4, 1))
+    path = tmp_path_factory.getbasetemp() / "damaged.ply"
+    only_arrays_or_sentences(path, damaged(good, changes, end, early=good.index(b"end_header")))
