@@ -265,3 +265,48 @@ def test_damaged_compressed_plys(tmp_path_factory, changes, end):
     good = compressed_ply(scene(4, 1))
     path = tmp_path_factory.getbasetemp() / "damaged.ply"
     only_arrays_or_sentences(path, damaged(good, changes, end, early=good.index(b"end_header")))
+
+
+# --- .splat -------------------------------------------------------------------------------------------------
+
+
+def splat_bytes(known: Scene) -> bytes:
+    made = b""
+    for i in range(len(known)):
+        made += struct.pack("<6f", *known.means[i], *np.exp(known.log_scales[i]))
+        made += bytes(whole(value * 255, 255) for value in (*known.rgb[i], known.alphas[i]))
+        made += bytes(whole(value * 128 + 128, 255) for value in known.quats[i])
+    return made
+
+
+SPLAT_STEPS = {"means": 1e-5, "scales": 1e-5, "turn": 0.03, "rgb": 2e-3, "alpha": 2e-3, "sh": 0}
+
+
+@pytest.mark.parametrize("name", ["a.splat", "A.SPLAT"])
+def test_splat(tmp_path, name):
+    known = scene(50, 0)
+    (tmp_path / name).write_bytes(splat_bytes(known))
+    assert_near(decoded(tmp_path / name), known, **SPLAT_STEPS)
+
+
+def test_splat_of_no_size_and_no_rotation(tmp_path):
+    good = splat_bytes(scene(2, 0))
+    (tmp_path / "a.splat").write_bytes(good[:12] + bytes(12) + good[24:28] + bytes([128] * 4) + good[32:])
+    vertices = decoded(tmp_path / "a.splat")
+    np.testing.assert_allclose(columns(vertices, "scale_0", "scale_1", "scale_2")[0], -87.3365, atol=1e-3)
+    np.testing.assert_array_equal(columns(vertices, "rot_0", "rot_1", "rot_2", "rot_3")[0], (1, 0, 0, 0))
+
+
+def test_splats_that_are_broken(tmp_path):
+    path, good = tmp_path / "a.splat", splat_bytes(scene(4, 0))
+    assert "127 bytes where a multiple of 32" in refused(path, good[:-1])
+    assert "1 of 4 Gaussians with a negative" in refused(path, good[:12] + struct.pack("<f", -1) + good[16:])
+    assert "1 of 4 Gaussians with a negative or NaN" in refused(path, good[:12] + struct.pack("<f", np.nan) + good[16:])
+    assert "1 of 4 Gaussians with NaN or infinite" in refused(path, struct.pack("<f", np.inf) + good[4:])
+    assert "no Gaussians" in refused(path, b"")
+
+
+@settings(deadline=None, max_examples=60)
+@given(content=st.binary(max_size=99) | st.binary(min_size=32, max_size=32))
+def test_any_bytes_as_splat(tmp_path_factory, content):
+    only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "any.splat", content)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cgc.splats.formats.antimatter import read_splat
 from cgc.splats.formats.supersplat import read_compressed_ply
 from cgc.splats.formats.vertices import check_finite
 
@@ -22,7 +23,8 @@ def read_packed(path: Path) -> np.ndarray | None:
     Raise InputError for a packed file that is broken, empty, or of a version unknown here.
     """
     path = Path(path)
-    vertices = _read(path, _head(path))
+    head = _head(path)
+    vertices = None if head is None else _read(path, head)
     if vertices is not None:
         check_finite(path, vertices)
     return vertices
@@ -31,15 +33,17 @@ def read_packed(path: Path) -> np.ndarray | None:
 def _read(path: Path, head: bytes) -> np.ndarray | None:
     if head.startswith(b"ply"):
         return read_compressed_ply(path)
+    if path.suffix.lower() == ".splat":
+        return read_splat(path)
     return None
 
 
-def _head(path: Path) -> bytes:
-    """Return the first bytes, none of what is no file or cannot be read: to open a pipe may take for ever."""
+def _head(path: Path) -> bytes | None:
+    """Return the first bytes, None of what is no file or cannot be read: to open a pipe may take for ever."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            return b""
+            return None
         with open(path, "rb") as file:
             return file.read(64)
     except (OSError, ValueError):
-        return b""
+        return None
