@@ -6,6 +6,7 @@ against their own arithmetic. Tolerances are the steps of each quantisation.
 
 from __future__ import annotations
 
+import gzip
 import math
 import struct
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgc.errors import InputError
-from cgc.geometry import SH_C0, quat_to_rotation
+from cgc.geometry import SH_C0, quat_to_rotation, rotate_sh, rotation_to_quat, sh_basis
 from cgc.splats.packed import read_packed
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
@@ -310,3 +311,139 @@ def test_splats_that_are_broken(tmp_path):
 @given(content=st.binary(max_size=99) | st.binary(min_size=32, max_size=32))
 def test_any_bytes_as_splat(tmp_path_factory, content):
     only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "any.splat", content)
+
+
+# --- .spz ---------------------------------------------------------------------------------------------------
+
+RUB = np.diag([1.0, -1.0, -1.0])  # from right, down, front: half a turn about x
+
+
+def turned(known: Scene, turn: np.ndarray) -> Scene:
+    """The same Gaussians in other axes, by matrices; SH by fitting the functions themselves."""
+    matrices = torch.from_numpy(turn @ rotations(known.quats) @ turn)
+    quats = np.stack([rotation_to_quat(matrix).numpy() for matrix in matrices])
+    sh = torch.from_numpy(np.concatenate([np.zeros((len(known), 1, 3)), known.rest], axis=1))
+    rest = rotate_sh(sh, torch.from_numpy(turn))[:, 1:].numpy()
+    return replace(known, means=known.means @ turn.T, quats=quats, rest=rest)
+
+
+def spz_content(known: Scene, version: int = 3, fraction: int = 12, flags: int = 0, after: bytes = b"") -> bytes:
+    """Write an .spz, not yet compressed, of Gaussians in its own axes."""
+    n, k = known.rest.shape[:2]
+    parts = [struct.pack("<4s2I4B", b"NGSP", version, n, TERMS.index(k), fraction, flags, 0)]
+    for mean in known.means:
+        if version == 1:
+            parts.append(struct.pack("<3e", *mean))
+        else:
+            parts += [round(float(x) * 2**fraction).to_bytes(3, "little", signed=True) for x in mean]
+    parts += [bytes([whole(alpha * 255, 255)]) for alpha in known.alphas]
+    parts += [bytes(whole((c - 0.5) / SH_C0 * 0.15 * 255 + 127.5, 255) for c in rgb) for rgb in known.rgb]
+    parts += [bytes(whole((s + 10) * 16, 255) for s in scales) for scales in known.log_scales]
+    for quat in known.quats:
+        if version < 3:
+            sign = 1 if quat[0] > 0 else -1
+            parts.append(bytes(whole(sign * x * 127.5 + 127.5, 255) for x in quat[1:]))
+            continue
+        word, three = largest_first(np.roll(quat, -1))
+        for value in three:
+            word = word << 10 | (512 if value < 0 else 0) | whole(abs(value) / math.sqrt(0.5) * 511, 511)
+        parts.append(struct.pack("<I", word))
+    parts += [bytes(whole(x * 128 + 128, 255) for x in terms.reshape(-1)) for terms in known.rest]
+    return b"".join([*parts, after])
+
+
+SPZ_STEPS = {"means": 2**-13, "scales": 1 / 32, "turn": 4e-3, "rgb": 3.8e-3, "alpha": 2e-3, "sh": 1 / 128}
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_spz(tmp_path, degree):
+    known = scene(40, degree)
+    (tmp_path / "a.spz").write_bytes(gzip.compress(spz_content(turned(known, RUB))))
+    assert_near(decoded(tmp_path / "a.spz"), known, **SPZ_STEPS)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_spz(tmp_path, version):
+    known = scene(40, 1)
+    quats = known.quats + np.array([1.2, 0, 0, 0])  # w follows from the others, least surely where it is small
+    known = replace(known, quats=quats / np.linalg.norm(quats, axis=1, keepdims=True))
+    (tmp_path / "a.spz").write_bytes(gzip.compress(spz_content(turned(known, RUB), version)))
+    steps = SPZ_STEPS | {"turn": 0.03}
+    assert_near(decoded(tmp_path / "a.spz"), known, **(steps | {"means": 8e-3} if version == 1 else steps))
+
+
+def test_spz_under_another_name_and_with_other_bits(tmp_path):
+    known = scene(5, 2)
+    (tmp_path / "a.ply").write_bytes(gzip.compress(spz_content(turned(known, RUB), fraction=8)))
+    assert_near(decoded(tmp_path / "a.ply"), known, **(SPZ_STEPS | {"means": 2**-9}))
+
+
+def test_axes_of_spz_are_turned(tmp_path):
+    """What is at p in the file is at RUB p, its covariance and what is seen of it from anywhere turn with it."""
+    raw = scene(20, 3)
+    (tmp_path / "a.spz").write_bytes(gzip.compress(spz_content(raw)))
+    made = decoded(tmp_path / "a.spz")
+    np.testing.assert_allclose(columns(made, "x", "y", "z"), raw.means @ RUB, atol=2**-13)
+
+    def covariances(quats: np.ndarray, log_scales: np.ndarray) -> np.ndarray:
+        axes = rotations(quats) * np.exp(log_scales)[:, None]
+        return axes @ axes.transpose(0, 2, 1)
+
+    after = covariances(columns(made, "rot_0", "rot_1", "rot_2", "rot_3"), raw.log_scales)
+    np.testing.assert_allclose(after, RUB @ covariances(raw.quats, raw.log_scales) @ RUB, atol=8e-3)
+    directions = np.random.default_rng(1).normal(size=(30, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    before_basis = sh_basis(torch.from_numpy(directions), 3)[:, 1:].numpy()
+    after_basis = sh_basis(torch.from_numpy(directions @ RUB), 3)[:, 1:].numpy()
+    seen_before = np.einsum("dk,nkc->ndc", before_basis, raw.rest)
+    seen_after = np.einsum("dk,nkc->ndc", after_basis, sh_rest(made))
+    np.testing.assert_allclose(seen_after, seen_before, atol=15 * 3 / 256)
+    assert np.ptp(seen_before) > 1
+
+
+@pytest.mark.parametrize(("axes", "turn"), [(0, RUB), (4, RUB), (6, np.eye(3)), (7, np.diag([-1.0, -1.0, 1.0]))])
+def test_axes_that_an_spz_names(tmp_path, axes, turn):
+    after = struct.pack("<2I3f", 0xADBE0002, 12, 0, 0, 0) + struct.pack("<3I", 0xADBE0003, 4, axes)
+    raw = scene(5, 0)
+    (tmp_path / "a.spz").write_bytes(gzip.compress(spz_content(raw, flags=2, after=after)))
+    assert_near(decoded(tmp_path / "a.spz"), turned(raw, turn), **SPZ_STEPS)
+
+
+def test_spz_files_that_are_broken(tmp_path):
+    path, good = tmp_path / "a.spz", spz_content(scene(40, 1))
+    assert "goes on after the 40 Gaussians" in refused(path, gzip.compress(good + b"!"))
+    assert "truncated" in refused(path, gzip.compress(good[:-1]))
+    assert "truncated" in refused(path, gzip.compress(good[:10]))
+    assert "truncated" in refused(path, gzip.compress(good)[:-9])
+    assert "not an .spz" in refused(path, gzip.compress(b"something else"))
+    assert "broken or truncated" in refused(path, b"something else")
+    assert "no Gaussians" in refused(path, gzip.compress(spz_content(scene(0, 0))))
+    assert "version 4 where 1 to 3" in refused(path, gzip.compress(spz_content(scene(2, 0), version=4)))
+    assert "version 4 and not in gzip" in refused(path, spz_content(scene(2, 0), version=4))
+    assert "truncated: 16 bytes" in refused(path, b"NGSP\4\0\0\0")
+    assert "degree 4" in refused(path, gzip.compress(good[:12] + b"\4" + good[13:]))
+    assert "99 bits" in refused(path, gzip.compress(good[:13] + b"c" + good[14:]))
+    assert "levels of detail" in refused(path, gzip.compress(spz_content(scene(2, 0), flags=0x80)))
+    assert "z up" in refused(
+        path, gzip.compress(spz_content(scene(2, 0), flags=2, after=struct.pack("<3I", 0xADBE0003, 4, 16)))
+    )
+    assert "goes on" in refused(path, gzip.compress(spz_content(scene(2, 0), flags=2, after=bytes(1 << 17))))
+    nowhere = replace(scene(2, 0), means=np.full((2, 3), np.nan))
+    assert "2 of 2 Gaussians with NaN" in refused(path, gzip.compress(spz_content(nowhere, version=1)))
+
+
+@pytest.mark.parametrize("count", [300_000, 10**8, 2**32 - 1])
+def test_spz_of_little_that_announces_much(tmp_path, count):
+    content = struct.pack("<4s2I4B", b"NGSP", 3, count, 3, 12, 0, 0) + bytes(1 << 24)
+    bomb = gzip.compress(content)  # 16 kB
+    assert f"announces {count:,} Gaussians where at most" in refused(tmp_path / "a.spz", bomb)
+
+
+@settings(deadline=None, max_examples=80)
+@given(changes=damage, end=cut, inside=st.booleans(), version=st.integers(1, 3))
+def test_damaged_spz(tmp_path_factory, changes, end, inside, version):
+    good = spz_content(scene(4, 1), version)
+    content = (
+        gzip.compress(damaged(good, changes, end, 16)) if inside else damaged(gzip.compress(good), changes, end, 10)
+    )
+    only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "damaged.spz", content)

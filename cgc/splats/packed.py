@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cgc.splats.formats.antimatter import read_splat
+from cgc.splats.formats.spz import MAGIC, is_spz, read_spz
 from cgc.splats.formats.supersplat import read_compressed_ply
 from cgc.splats.formats.vertices import check_finite
 
@@ -33,7 +34,10 @@ def read_packed(path: Path) -> np.ndarray | None:
 def _read(path: Path, head: bytes) -> np.ndarray | None:
     if head.startswith(b"ply"):
         return read_compressed_ply(path)
-    if path.suffix.lower() == ".splat":
+    suffix = path.suffix.lower()
+    if head.startswith(MAGIC) or suffix == ".spz" or (head.startswith(b"\x1f\x8b") and is_spz(path)):
+        return read_spz(path)
+    if suffix == ".splat":
         return read_splat(path)
     return None
 

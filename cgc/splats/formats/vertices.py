@@ -35,7 +35,7 @@ _OTHERS = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 
 def check_count(path: Path, count: int, stored: int | None = None) -> None:
     """Refuse no Gaussians, and more than `stored` bytes can hold, compressed, before anything is allocated by them."""
-    if count == 0:
+    if count <= 0:
         raise InputError(f"{path} holds no Gaussians; give a splat that has some")
     most = MAX_GAUSSIANS if stored is None else min(MAX_GAUSSIANS, _ALWAYS + _PER_BYTE * stored)
     if count > most:
