@@ -7,16 +7,22 @@ against their own arithmetic. Tolerances are the steps of each quantisation.
 from __future__ import annotations
 
 import gzip
+import io
+import json
 import math
 import struct
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cgc.errors import InputError
 from cgc.geometry import SH_C0, quat_to_rotation, rotate_sh, rotation_to_quat, sh_basis
@@ -447,3 +453,202 @@ def test_damaged_spz(tmp_path_factory, changes, end, inside, version):
         gzip.compress(damaged(good, changes, end, 16)) if inside else damaged(gzip.compress(good), changes, end, 10)
     )
     only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "damaged.spz", content)
+
+
+# --- .sog ---------------------------------------------------------------------------------------------------
+
+
+def webp(pixels: np.ndarray, format: str = "WEBP") -> bytes:
+    made = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(
+        made, format, **({"lossless": True, "exact": True} if format == "WEBP" else {})
+    )
+    return made.getvalue()
+
+
+def sheet(rows: list[list[int]], width: int = 8) -> np.ndarray:
+    """Lay pixels out in rows of a picture, with pixels to spare."""
+    made = np.zeros((math.ceil(len(rows) / width) + 1, width, 4), np.uint8)
+    for i, row in enumerate(rows):
+        made[i // width, i % width] = row
+    return made
+
+
+def sog_files(known: Scene, version: int = 2, **changes: object) -> dict[str, bytes]:
+    """Write a SOG as its files: codebooks of 256 evenly spaced numbers in version 2, ranges in version 1."""
+    n, k = known.rest.shape[:2]
+    squeezed = np.sign(known.means) * np.log1p(np.abs(known.means))
+    low, high = squeezed.min(0), squeezed.max(0)
+    wide = [[whole(v * 65535, 65535) for v in row] for row in (squeezed - low) / np.where(high > low, high - low, 1)]
+    quats = []
+    for quat in known.quats:
+        largest, three = largest_first(quat)
+        quats.append([*(whole((x / math.sqrt(2) + 0.5) * 255, 255) for x in three), 252 + largest])
+    dc = (known.rgb - 0.5) / SH_C0
+    logits = np.log(known.alphas / (1 - known.alphas))
+    meta: dict[str, Any] = {
+        "means": {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]},
+        "quats": {"files": ["quats.webp"]},
+    }
+    if version == 1:
+        meta["means"]["shape"] = [n, 3]
+        meta["scales"] = {"mins": [-6, -7, -8], "maxs": [0, 1, 2], "files": ["scales.webp"]}
+        meta["sh0"] = {"mins": [-2, -3, -2, -4], "maxs": [2, 2, 3, 4], "files": ["sh0.webp"]}
+        ranges = [meta[what][end] for what in ("scales", "sh0") for end in ("mins", "maxs")]
+    else:
+        meta |= {"version": 2, "count": n}
+        meta["scales"] = {"codebook": np.linspace(-6, 0, 256).tolist(), "files": ["scales.webp"]}
+        meta["sh0"] = {"codebook": np.linspace(-2, 2, 256).tolist(), "files": ["sh0.webp"]}
+        ranges = [[-6] * 3, [0] * 3, [-2] * 3 + [0], [2] * 3 + [1]]
+
+    def steps(values: np.ndarray, low: Sequence[float], high: Sequence[float]) -> list[int]:
+        return [whole((v - a) / (b - a) * 255, 255) for v, a, b in zip(values, low, high)]
+
+    last = logits if version == 1 else known.alphas
+    pictures = {
+        "means_l.webp": sheet([[v & 255 for v in row] + [255] for row in wide]),
+        "means_u.webp": sheet([[v >> 8 for v in row] + [255] for row in wide]),
+        "quats.webp": sheet(quats),
+        "scales.webp": sheet([[*steps(s, *ranges[:2]), 255] for s in known.log_scales]),
+        "sh0.webp": sheet([steps(np.append(c, a), *ranges[2:]) for c, a in zip(dc, last)]),
+    }
+    if k:  # every Gaussian has its own list, from the last list backwards
+        lists = n + 70
+        sh = {"mins": -1, "maxs": 1.5} if version == 1 else {"codebook": np.linspace(-1, 1.5, 256).tolist(), "bands": 9}
+        meta["shN"] = {**sh, "count": lists, "files": ["centroids.webp", "labels.webp"]}
+        centroids = np.zeros((math.ceil(lists / 64), 64 * k, 4), np.uint8)
+        for i in range(n):
+            label = lists - 1 - i
+            for term in range(k):
+                place = centroids[label // 64, label % 64 * k + term]
+                place[:3] = steps(known.rest[i, term], [-1] * 3, [1.5] * 3)
+        pictures["centroids.webp"] = centroids
+        pictures["labels.webp"] = sheet([[(lists - 1 - i) & 255, (lists - 1 - i) >> 8, 0, 255] for i in range(n)])
+    files = {name: webp(pixels) for name, pixels in pictures.items()}
+    return {"meta.json": json.dumps(meta | changes).encode()} | files
+
+
+def zipped(files: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", how) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return made.getvalue()
+
+
+def in_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder / "meta.json"
+
+
+SOG_STEPS = {"means": 2e-3, "scales": 10 / 510, "turn": 0.02, "rgb": 5 / 510 * SH_C0, "alpha": 4e-3, "sh": 2.5 / 510}
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2])
+def test_sog(tmp_path, version, degree):
+    known = scene(90, degree)
+    files = sog_files(known, version)
+    (tmp_path / "a.sog").write_bytes(zipped(files))
+    assert_near(decoded(tmp_path / "a.sog"), known, **SOG_STEPS)
+    assert_near(decoded(in_folder(tmp_path / "a", files)), known, **SOG_STEPS)
+
+
+def test_sog_under_another_name_deflated_with_png(tmp_path):
+    known = scene(300, 1)  # of which the labels need their second byte
+    files = sog_files(known)
+    for name in files.keys() - {"meta.json"}:
+        files[name] = webp(np.asarray(Image.open(io.BytesIO(files[name])).convert("RGBA")), "PNG")
+    (tmp_path / "a.ply").write_bytes(zipped(files, zipfile.ZIP_DEFLATED))
+    assert_near(decoded(tmp_path / "a.ply"), known, **SOG_STEPS)
+
+
+def test_codebook_that_begins_with_null(tmp_path):
+    known = scene(5, 0)
+    known.log_scales[0] = -6  # the first of the codebook
+    files = sog_files(known)
+    meta = json.loads(files["meta.json"])
+    meta["scales"]["codebook"][0] = None
+    files["meta.json"] = json.dumps(meta).encode()
+    assert_near(decoded(in_folder(tmp_path / "a", files)), known, **SOG_STEPS)
+    meta["scales"]["codebook"][1] = None  # only the first was ever written so
+    files["meta.json"] = json.dumps(meta).encode()
+    assert "256 numbers were expected (254 of them)" in refused(in_folder(tmp_path / "a", files))
+
+
+def test_sogs_that_are_broken(tmp_path):
+    path, files = tmp_path / "a.sog", sog_files(scene(90, 1))
+    good, meta = zipped(files), json.loads(files["meta.json"])
+
+    def says(**changes: object) -> str:
+        return refused(path, zipped(files | {"meta.json": json.dumps(meta | changes).encode()}))
+
+    assert "meta.json cannot be read" in refused(path, good[:-30])
+    assert "meta.json cannot be read" in refused(path, b"")
+    assert "meta.json cannot be read" in refused(path, zipped({"a/meta.json": b"{}"}))
+    assert "no JSON" in refused(path, zipped(files | {"meta.json": b"{"}))
+    assert "no JSON" in refused(path, zipped(files | {"meta.json": b"[" * 100_000}))
+    assert "quats.webp cannot be read" in refused(path, zipped({n: c for n, c in files.items() if n != "quats.webp"}))
+    assert "unknown way" in refused(path, zipped(files, zipfile.ZIP_LZMA))
+    assert "unknown way" in refused(path, zipped(files | {"quats.webp": bytes(1 << 24)}, zipfile.ZIP_DEFLATED))
+    assert "version 3" in says(version=3)
+    assert "version None" in refused(path, zipped(files | {"meta.json": b"[]"}))
+    assert "lacks what version 2" in says(quats={"files": []})
+    assert "lacks what version 2" in says(count="90")
+    assert "lacks what version 1" in says(version=1)
+    assert "plain file name" in says(quats={"files": ["../quats.webp"]})
+    assert "plain file name" in says(quats={"files": ["/etc/passwd"]})
+    assert "256 numbers were expected (9 of them)" in says(scales=meta["scales"] | {"codebook": [0] * 9})
+    assert "3 numbers" in says(means=meta["means"] | {"mins": [10**400, 0, 0]})
+    assert "NaN or infinite" in says(means=meta["means"] | {"maxs": [1e300, 0, 0]})
+    assert "no Gaussians" in says(count=0)
+    assert "no Gaussians" in says(count=-5)
+    assert "announces 1,000,000 Gaussians" in says(count=10**6)
+    assert "8 x 13 pixels where 105" in says(count=105)
+    assert "cannot be read" in refused(path, zipped(files | {"scales.webp": b"RIFF"}))
+    narrow = webp(np.zeros((2, 64 * 4, 4), np.uint8))
+    assert "256 pixels wide" in refused(path, zipped(files | {"centroids.webp": narrow}))
+    few = webp(np.zeros((1, 64 * 3, 4), np.uint8))
+    assert "points to list 159 of SH where it has 64" in refused(path, zipped(files | {"centroids.webp": few}))
+    no_rotations = webp(sheet([[0] * 4] * 90))
+    assert "90 of 90 rotations" in refused(path, zipped(files | {"quats.webp": no_rotations}))
+
+
+def test_sog_folders_that_are_broken(tmp_path):
+    files = sog_files(scene(9, 0))
+    path = in_folder(tmp_path / "a", files)
+    (tmp_path / "a" / "sh0.webp").unlink()
+    assert "sh0.webp, which cannot be read beside it" in refused(path)
+    (tmp_path / "a" / "sh0.webp").mkdir()
+    assert "sh0.webp, which cannot be read beside it" in refused(path)
+    assert "levels of detail" in refused(path, b'{"lodLevels": 3}')
+
+
+def test_picture_of_one_colour_that_is_huge(tmp_path):
+    """A few hundred bytes of WebP may hold 268 million pixels: more than its Gaussians need are refused."""
+    files = sog_files(scene(9, 0))
+    made = io.BytesIO()
+    Image.new("RGBA", (2000, 2000)).save(made, "WEBP", lossless=True)
+    content = zipped(files | {"quats.webp": made.getvalue()})
+    assert "2000 x 2000 pixels are more than" in refused(tmp_path / "a.sog", content)
+
+
+def test_pillow_without_webp(tmp_path, monkeypatch):
+    (tmp_path / "a.sog").write_bytes(zipped(sog_files(scene(9, 0))))
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    assert "pip install --upgrade pillow" in refused(tmp_path / "a.sog")
+
+
+@settings(deadline=None, max_examples=80)
+@given(changes=damage, end=cut, which=st.integers(0, 8))
+def test_damaged_sog(tmp_path_factory, changes, end, which):
+    files = sog_files(scene(4, 1))
+    if which < len(files):
+        name = list(files)[which]
+        files[name] = damaged(files[name], changes, end, 40)
+        content = zipped(files)
+    else:
+        content = damaged(zipped(files), changes, end, 40)
+    only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "damaged.sog", content)

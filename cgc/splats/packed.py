@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cgc.splats.formats.antimatter import read_splat
+from cgc.splats.formats.sog import is_sog, read_sog, read_sog_folder
 from cgc.splats.formats.spz import MAGIC, is_spz, read_spz
 from cgc.splats.formats.supersplat import read_compressed_ply
 from cgc.splats.formats.vertices import check_finite
@@ -37,6 +38,10 @@ def _read(path: Path, head: bytes) -> np.ndarray | None:
     suffix = path.suffix.lower()
     if head.startswith(MAGIC) or suffix == ".spz" or (head.startswith(b"\x1f\x8b") and is_spz(path)):
         return read_spz(path)
+    if suffix == ".sog" or (head.startswith(b"PK\3\4") and is_sog(path)):
+        return read_sog(path)
+    if head.lstrip().startswith(b"{") and (vertices := read_sog_folder(path)) is not None:
+        return vertices
     if suffix == ".splat":
         return read_splat(path)
     return None
