@@ -652,3 +652,116 @@ def test_damaged_sog(tmp_path_factory, changes, end, which):
     else:
         content = damaged(zipped(files), changes, end, 40)
     only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "damaged.sog", content)
+
+
+# --- .ksplat ------------------------------------------------------------------------------------------------
+
+
+def ksplat_bytes(parts: list[Scene], level: int, bucket: int = 4, sh_range: tuple[float, float] = (0, 0)) -> bytes:
+    """Write a .ksplat of one section for each scene; buckets are filled in order, the last two are not full."""
+    head = bytearray(4096)
+    struct.pack_into("<2B2x4IH", head, 0, 0, 1, len(parts), len(parts), 0, 0, level)
+    struct.pack_into("<2f", head, 36, *sh_range)
+    low, high = sh_range[0] or -1.5, sh_range[1] or 1.5
+    heads, sections = b"", b""
+    for known in parts:
+        n, k = known.rest.shape[:2]
+        full = max(n // bucket - 1, 0)
+        lengths = [part for part in ((n - full * bucket) // 2, n - full * bucket - (n - full * bucket) // 2) if part]
+        if level == 0:
+            full, lengths = 0, []
+        groups = [bucket] * full + lengths
+        owner = [i for i, length in enumerate(groups) for _ in range(length)]
+        block = 40.0
+        centers = [known.means[[i for i in range(n) if owner[i] == j]].mean(0).astype("f4") for j in range(len(groups))]
+        data = b""
+        for i in range(n):
+            linear = np.exp(known.log_scales[i])
+            if level == 0:
+                data += struct.pack("<10f", *known.means[i], *linear, *known.quats[i])
+            else:
+                fixed = (known.means[i] - centers[owner[i]]) / (block / 2) * 32767
+                data += struct.pack("<3H7e", *(round(x) + 32767 for x in fixed), *linear, *known.quats[i])
+            data += bytes(whole(v * 255, 255) for v in (*known.rgb[i], known.alphas[i]))
+            for begin, end in ((0, 3), (3, 8)):
+                for channel in range(3):
+                    for term in range(begin, min(end, k)):
+                        value = known.rest[i, term, channel]
+                        if level == 2:
+                            data += bytes([whole((value - low) / (high - low) * 255, 255)])
+                        else:
+                            data += struct.pack("<f" if level == 0 else "<e", value)
+        about = bytearray(1024)
+        some = bool(level)
+        struct.pack_into("<4IfH2xI", about, 0, n, n, bucket * some, len(groups), block * some, 12 * some, 32767 * some)
+        struct.pack_into("<3IH", about, 28, len(data), full, len(lengths), TERMS.index(k))
+        heads += bytes(about)
+        sections += struct.pack(f"<{len(lengths)}I", *lengths) + b"".join(c.tobytes() for c in centers) + data
+    return bytes(head) + heads + sections
+
+
+KSPLAT_STEPS = {"means": 1e-3, "scales": 1e-3, "turn": 3e-3, "rgb": 2e-3, "alpha": 2e-3, "sh": 3 / 510 + 1e-6}
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_ksplat(tmp_path, level, degree):
+    known = scene(30, degree)
+    (tmp_path / "a.ksplat").write_bytes(ksplat_bytes([known], level))
+    steps = KSPLAT_STEPS if level else dict.fromkeys(KSPLAT_STEPS, 1e-5) | {"rgb": 2e-3, "alpha": 2e-3}
+    assert_near(decoded(tmp_path / "a.ksplat"), known, **steps)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_ksplat_of_several_sections_and_degrees(tmp_path, level):
+    first, second = scene(13, 1), scene(6, 2, seed=1)
+    (tmp_path / "a.ksplat").write_bytes(ksplat_bytes([first, scene(0, 0), second], level, sh_range=(-1, 1)))
+    made = decoded(tmp_path / "a.ksplat")
+    rest = np.concatenate([first.rest, np.zeros((13, 5, 3))], axis=1)
+    assert_near(made[:13], replace(first, rest=rest), **KSPLAT_STEPS)
+    assert_near(made[13:], second, **KSPLAT_STEPS)
+
+
+def test_scales_that_half_floats_lost(tmp_path):
+    known = scene(4, 0)
+    known.log_scales[2] = -30
+    (tmp_path / "a.ksplat").write_bytes(ksplat_bytes([known], 1))
+    np.testing.assert_allclose(decoded(tmp_path / "a.ksplat")["scale_1"][2], -25 * math.log(2), rtol=1e-6)
+
+
+def test_ksplats_that_are_broken(tmp_path):
+    path, good = tmp_path / "a.ksplat", ksplat_bytes([scene(9, 1)], 1)
+
+    def says(at: int, format: str, value: float) -> str:
+        made = bytearray(good)
+        struct.pack_into(format, made, at, value)
+        return refused(path, bytes(made))
+
+    assert "truncated: 4,096 bytes" in refused(path, b"")
+    assert "truncated" in refused(path, good[:-1])
+    assert "version 1.1" in says(0, "B", 1)
+    assert "version 0.0" in says(1, "B", 0)
+    assert "level 3" in says(20, "<H", 3)
+    assert "truncated" in says(4, "<I", 2**32 - 1)
+    assert "no Gaussians" in says(4, "<I", 0)
+    assert "10 Gaussians in a section that has room for 9" in says(4096, "<I", 10)
+    assert "truncated" in says(4100, "<I", 2**32 - 1)
+    assert "degree 3" in says(4096 + 40, "<H", 3)
+    assert "truncated" in says(4096 + 12, "<I", 2**31)
+    assert "centres of buckets of 11 bytes" in says(4096 + 20, "<H", 11)
+    assert "outside of its 3 buckets" in says(4096 + 32, "<I", 0)
+    assert "outside of its 3 buckets" in says(4096 + 1024, "<I", 0)
+    assert "outside of its 3 buckets" in says(4096 + 8, "<I", 0)
+    assert "NaN or infinite" in says(4096 + 16, "<f", np.inf)
+    assert "NaN or infinite" in refused(
+        path, ksplat_bytes([scene(9, 1)], 2)[:36] + struct.pack("<2f", np.nan, 0) + ksplat_bytes([scene(9, 1)], 2)[44:]
+    )
+
+
+@settings(deadline=None, max_examples=80)
+@given(changes=damage, end=cut, where=st.integers(0, 47), value=st.integers(0, 255), level=st.integers(0, 2))
+def test_damaged_ksplats(tmp_path_factory, changes, end, where, value, level):
+    good = bytearray(ksplat_bytes([scene(9, 1)], level))
+    good[4096 + where if value % 2 else where] = value
+    content = damaged(bytes(good), changes, end, 48)
+    only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "damaged.ksplat", content)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cgc.splats.formats.antimatter import read_splat
+from cgc.splats.formats.ksplat import read_ksplat
 from cgc.splats.formats.sog import is_sog, read_sog, read_sog_folder
 from cgc.splats.formats.spz import MAGIC, is_spz, read_spz
 from cgc.splats.formats.supersplat import read_compressed_ply
@@ -26,7 +27,8 @@ def read_packed(path: Path) -> np.ndarray | None:
     """
     path = Path(path)
     head = _head(path)
-    vertices = None if head is None else _read(path, head)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number in the end is reported then
+        vertices = None if head is None else _read(path, head)
     if vertices is not None:
         check_finite(path, vertices)
     return vertices
@@ -42,6 +44,8 @@ def _read(path: Path, head: bytes) -> np.ndarray | None:
         return read_sog(path)
     if head.lstrip().startswith(b"{") and (vertices := read_sog_folder(path)) is not None:
         return vertices
+    if suffix == ".ksplat":
+        return read_ksplat(path)
     if suffix == ".splat":
         return read_splat(path)
     return None

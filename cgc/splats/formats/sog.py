@@ -271,11 +271,10 @@ def _means(path: Path, section: dict[str, Any], low: np.ndarray, high: np.ndarra
     """Return positions [N, 3] float64."""
     start, end = (_numbers(path, section[name], 3) for name in ("mins", "maxs"))
     made = np.empty((len(low), 3))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for axis in range(3):
-            fraction = _wide(low[:, axis], high[:, axis]) / 65535
-            squeezed = start[axis] + (end[axis] - start[axis]) * fraction
-            made[:, axis] = np.sign(squeezed) * np.expm1(np.abs(squeezed))
+    for axis in range(3):
+        fraction = _wide(low[:, axis], high[:, axis]) / 65535
+        squeezed = start[axis] + (end[axis] - start[axis]) * fraction
+        made[:, axis] = np.sign(squeezed) * np.expm1(np.abs(squeezed))
     return made
 
 
@@ -288,8 +287,7 @@ def _table(path: Path, section: dict[str, Any], channels: int) -> np.ndarray:
         return np.repeat(_numbers(path, codes, 256)[:, None], channels, axis=1)
     ends = [section[name] if isinstance(section[name], list) else [section[name]] for name in ("mins", "maxs")]
     start, end = (_numbers(path, values, channels) for values in ends)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return start + (end - start) * (np.arange(256) / 255)[:, None]
+    return start + (end - start) * (np.arange(256) / 255)[:, None]
 
 
 def _numbers(path: Path, values: Sequence[Any], n: int) -> np.ndarray:

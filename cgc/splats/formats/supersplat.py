@@ -116,11 +116,10 @@ def _fractions(packed: np.ndarray, shifts: tuple[int, ...], bits: tuple[int, ...
 def _spread(fractions: np.ndarray, chunks: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Spread fractions [N, n] over the ranges of their chunks, float64."""
     made = np.empty(fractions.shape)
-    with np.errstate(over="ignore", invalid="ignore"):  # of ranges that are infinite
-        for i, name in enumerate(names):
-            low = np.repeat(chunks[f"min_{name}"].astype(np.float64), _CHUNK)[: len(fractions)]
-            high = np.repeat(chunks[f"max_{name}"].astype(np.float64), _CHUNK)[: len(fractions)]
-            made[:, i] = low * (1 - fractions[:, i]) + high * fractions[:, i]
+    for i, name in enumerate(names):
+        low = np.repeat(chunks[f"min_{name}"].astype(np.float64), _CHUNK)[: len(fractions)]
+        high = np.repeat(chunks[f"max_{name}"].astype(np.float64), _CHUNK)[: len(fractions)]
+        made[:, i] = low * (1 - fractions[:, i]) + high * fractions[:, i]
     return made
 
 

@@ -65,9 +65,8 @@ def rest_names(terms: int) -> tuple[str, ...]:
 
 def put(vertices: np.ndarray, names: Sequence[str], values: np.ndarray) -> None:
     """Set columns to `values` [N, len(names)]; what float32 cannot hold becomes infinite, see `check_finite`."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        for i, name in enumerate(names):
-            vertices[name] = values[:, i]
+    for i, name in enumerate(names):
+        vertices[name] = values[:, i]
 
 
 def put_colors(vertices: np.ndarray, rgb: np.ndarray) -> None:
@@ -93,9 +92,8 @@ def put_linear_scales(vertices: np.ndarray, path: Path, scales: np.ndarray, leas
 
 def put_quats(vertices: np.ndarray, quats: np.ndarray) -> None:
     """Set rotations [N, 4] wxyz of any norm as unit quaternions; one of norm 0 turns nothing."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.sqrt((quats.astype(np.float64) ** 2).sum(1, keepdims=True))
-        put(vertices, QUATS, np.where(norms == 0, (1, 0, 0, 0), quats / np.where(norms == 0, 1, norms)))
+    norms = np.sqrt((quats.astype(np.float64) ** 2).sum(1, keepdims=True))
+    put(vertices, QUATS, np.where(norms == 0, (1, 0, 0, 0), quats / np.where(norms == 0, 1, norms)))
 
 
 def smallest_three(three: np.ndarray, largest: np.ndarray) -> np.ndarray:
