@@ -380,8 +380,8 @@ def test_older_spz(tmp_path, version):
 
 def test_spz_under_another_name_and_with_other_bits(tmp_path):
     known = scene(5, 2)
-    (tmp_path / "a.ply").write_bytes(gzip.compress(spz_content(turned(known, RUB), fraction=8)))
-    assert_near(decoded(tmp_path / "a.ply"), known, **(SPZ_STEPS | {"means": 2**-9}))
+    (tmp_path / "a.sog").write_bytes(gzip.compress(spz_content(turned(known, RUB), fraction=8)))
+    assert_near(decoded(tmp_path / "a.sog"), known, **(SPZ_STEPS | {"means": 2**-9}))
 
 
 def test_axes_of_spz_are_turned(tmp_path):
@@ -556,13 +556,16 @@ def test_sog(tmp_path, version, degree):
     assert_near(decoded(in_folder(tmp_path / "a", files)), known, **SOG_STEPS)
 
 
-def test_sog_under_another_name_deflated_with_png(tmp_path):
+@pytest.mark.parametrize("name", ["a.ply", "a.spz", "a.splat", "a"])
+def test_sog_under_another_name_deflated_with_png(tmp_path, name):
     known = scene(300, 1)  # of which the labels need their second byte
     files = sog_files(known)
     for name in files.keys() - {"meta.json"}:
         files[name] = webp(np.asarray(Image.open(io.BytesIO(files[name])).convert("RGBA")), "PNG")
-    (tmp_path / "a.ply").write_bytes(zipped(files, zipfile.ZIP_DEFLATED))
-    assert_near(decoded(tmp_path / "a.ply"), known, **SOG_STEPS)
+    (tmp_path / name).write_bytes(zipped(files, zipfile.ZIP_DEFLATED))
+    assert_near(decoded(tmp_path / name), known, **SOG_STEPS)
+    (in_folder(tmp_path / "folder", files)).rename(tmp_path / "folder" / f"b{name}")
+    assert_near(decoded(tmp_path / "folder" / f"b{name}"), known, **SOG_STEPS)
 
 
 def test_codebook_that_begins_with_null(tmp_path):
@@ -624,6 +627,8 @@ def test_sog_folders_that_are_broken(tmp_path):
     (tmp_path / "a" / "sh0.webp").mkdir()
     assert "sh0.webp, which cannot be read beside it" in refused(path)
     assert "levels of detail" in refused(path, b'{"lodLevels": 3}')
+    assert "no JSON" in refused(path, b'{"version"')
+    assert "lacks what version 1" in refused(path, b'{"frames": []}')
 
 
 def test_picture_of_one_colour_that_is_huge(tmp_path):

@@ -17,6 +17,8 @@ from cgc.splats.formats.spz import MAGIC, is_spz, read_spz
 from cgc.splats.formats.supersplat import read_compressed_ply
 from cgc.splats.formats.vertices import check_finite
 
+_BY_SUFFIX = {".spz": read_spz, ".sog": read_sog, ".ksplat": read_ksplat, ".splat": read_splat}
+
 
 def read_packed(path: Path) -> np.ndarray | None:
     """Return the Gaussians of a packed splat file, [N] structured, None for a file of no format known here.
@@ -37,18 +39,14 @@ def read_packed(path: Path) -> np.ndarray | None:
 def _read(path: Path, head: bytes) -> np.ndarray | None:
     if head.startswith(b"ply"):
         return read_compressed_ply(path)
-    suffix = path.suffix.lower()
-    if head.startswith(MAGIC) or suffix == ".spz" or (head.startswith(b"\x1f\x8b") and is_spz(path)):
+    if head.startswith(MAGIC) or (head.startswith(b"\x1f\x8b") and is_spz(path)):
         return read_spz(path)
-    if suffix == ".sog" or (head.startswith(b"PK\3\4") and is_sog(path)):
+    if head.startswith(b"PK\3\4") and is_sog(path):
         return read_sog(path)
     if head.lstrip().startswith(b"{") and (vertices := read_sog_folder(path)) is not None:
         return vertices
-    if suffix == ".ksplat":
-        return read_ksplat(path)
-    if suffix == ".splat":
-        return read_splat(path)
-    return None
+    reader = _BY_SUFFIX.get(path.suffix.lower())
+    return None if reader is None else reader(path)
 
 
 def _head(path: Path) -> bytes | None:

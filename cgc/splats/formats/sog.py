@@ -129,14 +129,14 @@ def read_sog_folder(path: Path) -> np.ndarray | None:
     if path.stat().st_size > _MAX_META:
         return None
     try:
-        meta = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        meta = _meta(path, path.read_bytes())
+    except InputError:
+        if path.name == _META:
+            raise
         return None
-    if not isinstance(meta, dict):
-        return None
-    if "lodLevels" in meta:
+    if isinstance(meta, dict) and "lodLevels" in meta:
         raise InputError(f"{path} lists levels of detail where one splat was expected; give the {_META} of one of them")
-    if "means" not in meta:
+    if path.name != _META and not (isinstance(meta, dict) and "means" in meta):
         return None
 
     def load(name: str) -> bytes:
@@ -154,7 +154,7 @@ def read_sog_folder(path: Path) -> np.ndarray | None:
     return _decode(path, meta, load)
 
 
-def _meta(path: Path, content: bytes) -> dict[str, Any]:
+def _meta(path: Path, content: bytes) -> Any:
     try:
         if len(content) > _MAX_META:
             raise ValueError(f"{len(content):,} bytes")
@@ -163,7 +163,7 @@ def _meta(path: Path, content: bytes) -> dict[str, Any]:
         raise InputError(f"{path} has a {_META} that is no JSON ({_reason(error)}); export it again") from error
 
 
-def _decode(path: Path, meta: dict[str, Any], load: Callable[[str], bytes]) -> np.ndarray:
+def _decode(path: Path, meta: Any, load: Callable[[str], bytes]) -> np.ndarray:
     coded = _check_meta(path, meta)
     count = meta["count"] if coded else meta["means"]["shape"][0]
     content = {what: [load(name) for name in meta[what]["files"]] for what in _PICTURES if what in meta}
