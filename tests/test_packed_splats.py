@@ -514,7 +514,11 @@ def sog_files(known: Scene, version: int = 2, **changes: object) -> dict[str, by
     }
     if k:  # every Gaussian has its own list, from the last list backwards
         lists = n + 70
-        sh = {"mins": -1, "maxs": 1.5} if version == 1 else {"codebook": np.linspace(-1, 1.5, 256).tolist(), "bands": 9}
+        sh = (
+            {"mins": -1, "maxs": 1.5}
+            if version == 1
+            else {"codebook": np.linspace(-1, 1.5, 256).tolist(), "bands": TERMS.index(k)}
+        )
         meta["shN"] = {**sh, "count": lists, "files": ["centroids.webp", "labels.webp"]}
         centroids = np.zeros((math.ceil(lists / 64), 64 * k, 4), np.uint8)
         for i in range(n):
@@ -649,7 +653,7 @@ def test_pillow_without_webp(tmp_path, monkeypatch):
 @settings(deadline=None, max_examples=80)
 @given(changes=damage, end=cut, which=st.integers(0, 8))
 def test_damaged_sog(tmp_path_factory, changes, end, which):
-    files = sog_files(scene(4, 1))
+    files = dict(SOGS[2])
     if which < len(files):
         name = list(files)[which]
         files[name] = damaged(files[name], changes, end, 40)
@@ -659,13 +663,38 @@ def test_damaged_sog(tmp_path_factory, changes, end, which):
     only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "damaged.sog", content)
 
 
+SOGS = {version: sog_files(scene(4, 1), version) for version in (1, 2)}
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data(), version=st.integers(1, 2), value=anything)
+def test_damaged_meta(tmp_path_factory, data, version, value):
+    meta = json.loads(SOGS[version]["meta.json"])
+    section = data.draw(st.sampled_from(["", *meta]))
+    place = meta[section] if section and isinstance(meta[section], dict) else meta
+    key = data.draw(st.sampled_from([*place, "codebook", "version"]))
+    if isinstance(place.get(key), list) and place[key] and data.draw(st.booleans()):
+        place, key = place[key], data.draw(st.integers(0, len(place[key]) - 1))
+    place[key] = value
+    content = zipped(SOGS[version] | {"meta.json": json.dumps(meta).encode()})
+    only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "meta.sog", content)
+
+
 # --- .ksplat ------------------------------------------------------------------------------------------------
 
 
 def ksplat_bytes(parts: list[Scene], level: int, bucket: int = 4, sh_range: tuple[float, float] = (0, 0)) -> bytes:
     """Write a .ksplat of one section for each scene; buckets are filled in order, the last two are not full."""
     head = bytearray(4096)
-    struct.pack_into("<2B2x4IH", head, 0, 0, 1, len(parts), len(parts), 0, 0, level)
+    total = sum(map(len, parts))
+    struct.pack_into("<2B2x4IH", head, 0, 0, 1, len(parts), len(parts), total, total, level)
     struct.pack_into("<2f", head, 36, *sh_range)
     low, high = sh_range[0] or -1.5, sh_range[1] or 1.5
     heads, sections = b"", b""

@@ -172,9 +172,9 @@ def _decode(path: Path, meta: Any, load: Callable[[str], bytes]) -> np.ndarray:
     pixels = {what: [_picture(path, what, picture, count) for picture in each] for what, each in content.items()}
     vertices = new_vertices(count, lists.shape[1])
     put(vertices, MEANS, _means(path, meta["means"], *pixels["means"]))
-    put(vertices, SCALES, _looked_up(_table(path, meta["scales"], 3), pixels["scales"][0][:, :3]))
+    put(vertices, SCALES, _looked_up(_table(path, meta["scales"], 3, coded), pixels["scales"][0][:, :3]))
     put_quats(vertices, _quats(path, pixels["quats"][0]))
-    colors = _table(path, meta["sh0"], 4 - coded)
+    colors = _table(path, meta["sh0"], 4 - coded, coded)
     put(vertices, DC, _looked_up(colors, pixels["sh0"][0][:, :3]))
     alphas = pixels["sh0"][0][:, 3]
     if coded:
@@ -182,7 +182,7 @@ def _decode(path: Path, meta: Any, load: Callable[[str], bytes]) -> np.ndarray:
     else:
         put(vertices, (OPACITY,), colors[alphas, 3:])
     if lists.size:
-        table = _table(path, meta["shN"], 1)[:, 0]
+        table = _table(path, meta["shN"], 1, coded)[:, 0]
         for i, (channel, term) in enumerate(np.ndindex(3, lists.shape[1])):
             put(vertices, (f"f_rest_{i}",), table[lists[:, term, channel]][labels, None])
     return vertices
@@ -201,7 +201,9 @@ def _check_meta(path: Path, meta: Any) -> bool:
         raise InputError(f"{path} has a {_META} that lacks what version {version} of SOG holds; export it again")
     for name in (name for files in names for name in files):
         if not re.fullmatch(r"[\w -][\w .-]*", name):
-            raise InputError(f"{path} names the picture {name!r:.80} where a plain file name was expected")
+            raise InputError(
+                f"{path} names the picture {name!r:.80} where a plain file name was expected; export it again"
+            )
     return version == 2
 
 
@@ -278,13 +280,14 @@ def _means(path: Path, section: dict[str, Any], low: np.ndarray, high: np.ndarra
     return made
 
 
-def _table(path: Path, section: dict[str, Any], channels: int) -> np.ndarray:
+def _table(path: Path, section: dict[str, Any], channels: int, coded: bool) -> np.ndarray:
     """Return what each byte stands for in each channel, [256, channels] float64."""
-    if "codebook" in section:
-        codes = list(section["codebook"])
-        if len(codes) == 256 and codes[0] is None and None not in codes[1:]:
+    if coded:
+        first, *others = section["codebook"] or [None]
+        codes = _numbers(path, [*(others[:1] if first is None else [first]), *others], 256)
+        if first is None:
             codes[0] = codes[1] + (codes[1] - codes[255]) / 255
-        return np.repeat(_numbers(path, codes, 256)[:, None], channels, axis=1)
+        return np.repeat(codes[:, None], channels, axis=1)
     ends = [section[name] if isinstance(section[name], list) else [section[name]] for name in ("mins", "maxs")]
     start, end = (_numbers(path, values, channels) for values in ends)
     return start + (end - start) * (np.arange(256) / 255)[:, None]

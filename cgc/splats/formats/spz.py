@@ -7,8 +7,9 @@ SH above degree 0 ((byte - 128) / 128, all channels of a term, then of the next)
 (byte / 255 - 0.5) / 0.15. Extensions follow where the flags say so.
 
 Axes are right, up, back (RUB), in an extension of Adobe others; those of a trainer's PLY are right, down, front (RDF).
-They are turned here, as Niantic's library does for `UnpackOptions.to = RDF`. Its tool ply_to_spz leaves them as they
-are, against the format: files from it come out upside down (github.com/nianticlabs/spz/issues/84).
+They are turned here, as Niantic's library does for `UnpackOptions.to = RDF`. Its tool ply_to_spz and splat-transform
+leave a PLY's axes as they are, against the format, and nothing in the file tells: such files come out turned by half a
+turn about x (github.com/nianticlabs/spz/issues/84).
 
 Source: github.com/nianticlabs/spz, README.md, src/cc/{load-spz.cc,splat-types.h} and extensions/README.md.
 """
@@ -108,7 +109,7 @@ def _check_version(path: Path, head: bytes) -> None:
         raise truncated(path, _HEADER.size, len(head))
     raise InputError(
         f"{path} is an .spz of version {version} and not in gzip, where version 1 to {_LATEST} was expected; "
-        f"export it as version {_LATEST} or as .ply (splat-transform does both)"
+        f"convert it by splat-transform --spz-version {_LATEST}"
     )
 
 
@@ -122,7 +123,7 @@ def _parse(path: Path, head: bytes) -> _Header:
     if not _HALVES <= version <= _LATEST:
         raise InputError(
             f"{path} is an .spz of version {version} where 1 to {_LATEST} was expected; "
-            f"export it as version {_LATEST} or as .ply"
+            f"convert it by splat-transform --spz-version {_LATEST}"
         )
     if degree >= len(TERMS):
         raise InputError(f"{path} has SH of degree {degree} where 0 to 3 was expected; export it with a lower one")
