@@ -22,12 +22,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib import recfunctions as rfn
 from PIL import Image
 
 from cgc.errors import InputError
 from cgc.geometry import SH_C0, quat_to_rotation, rotate_sh, rotation_to_quat, sh_basis
 from cgc.splats.packed import read_packed
-from cgc.splats.ply import write_ply
+from cgc.splats.ply import to_vertices, write_ply
+from cgc.splats.read import read_splats
 from cgc.splats.types import Splats
 
 TERMS = (0, 3, 8, 15)
@@ -154,6 +156,27 @@ def damaged(content: bytes, changes: list[tuple[float, int]], end: float | None,
         within = early if value % 2 else len(made)
         made[min(int(where * within), len(made) - 1)] = value
     return bytes(made if end is None else made[: int(end * len(made))])
+
+
+def to_plain(splats: Splats, origin: Sequence[float] = (0.0, 0.0, 0.0)) -> np.ndarray:
+    """The vertices of splats, their origin given back."""
+    vertices = to_vertices(replace(splats, means=splats.means + torch.tensor(origin)))
+    return rfn.drop_fields(vertices, ("nx", "ny", "nz"))
+
+
+def test_files_that_are_packed_or_not_are_read_alike(tmp_path):
+    known = scene(5, 2)
+    (tmp_path / "a.splat").write_bytes(splat_bytes(known))
+    splats, notes = read_splats(tmp_path / "a.splat")
+    assert len(splats) == 5 and not notes and splats.sh.shape == (5, 1, 3)
+    write_ply(tmp_path / "a.ply", splats)
+    again, notes = read_splats(tmp_path / "a.ply")
+    assert torch.equal(again.means, splats.means) and torch.equal(again.sh, splats.sh) and not notes
+    _, [note] = read_splats(tmp_path / "a.ply", (4_649_776.0, 0.0, 0.0))
+    assert "rounded to 0.5" in note and "double precision" in note
+    (tmp_path / "a.txt").write_text("no splats")
+    with pytest.raises(InputError, match="not a PLY file"):
+        read_splats(tmp_path / "a.txt")
 
 
 def test_what_is_no_packed_file_is_left_to_others(tmp_path):
@@ -405,6 +428,21 @@ def test_axes_of_spz_are_turned(tmp_path):
     seen_after = np.einsum("dk,nkc->ndc", after_basis, sh_rest(made))
     np.testing.assert_allclose(seen_after, seen_before, atol=15 * 3 / 256)
     assert np.ptp(seen_before) > 1
+
+
+def test_spz_files_that_were_left_unturned_are_told_by_the_points_of_the_model(tmp_path):
+    """Some converters write the axes of a PLY, and nothing in the file says so."""
+    known, origin = scene(40, 3), (10.0, -20.0, 30.0)
+    points = known.means.astype(np.float32)[::2] - np.float32(origin)
+    for name, raw in (("as_said", turned(known, RUB)), ("unturned", known)):
+        path = tmp_path / f"{name}.spz"
+        path.write_bytes(gzip.compress(spz_content(raw)))
+        splats, notes = read_splats(path, origin, points)
+        assert len(notes) == (name == "unturned") and all("axes of a PLY" in note for note in notes)
+        assert_near(to_plain(splats, origin), known, **SPZ_STEPS)
+        assert read_splats(path)[1] == []
+    far = read_splats(tmp_path / "unturned.spz")[0]
+    assert_near(to_plain(far), turned(known, RUB), **SPZ_STEPS)  # without points as the format says
 
 
 @pytest.mark.parametrize(("axes", "turn"), [(0, RUB), (4, RUB), (6, np.eye(3)), (7, np.diag([-1.0, -1.0, 1.0]))])

@@ -27,7 +27,7 @@ from cgc.scene.types import Scene
 from cgc.segmentation.segments import Node, Segment, load_nodes, load_table
 from cgc.settings import RunSettings, check
 from cgc.splats.mapped import MappedSplats
-from cgc.splats.ply import read_ply
+from cgc.splats.read import read_splats
 
 LEVELS: dict[str, Callable[[Workspace, float], str]] = {"render": render_at, "export": export_at}
 """The steps that can be done at one level of the hierarchy."""
@@ -179,7 +179,7 @@ def _check_splats(path: Path, *, mapped: bool) -> None:
         for _ in MappedSplats(path).chunks():
             pass
     else:
-        _ = read_ply(path)
+        _ = read_splats(path)
 
 
 def run_at(out: Path, step: str, level: float, *, quiet: bool = False, device: str = "auto") -> None:

@@ -28,7 +28,8 @@ from cgc.scene.corrections import Correction, Corrections, write_corrections
 from cgc.scene.images import load_view
 from cgc.scene.types import Camera, Scene
 from cgc.splats.mapped import MappedSplats
-from cgc.splats.ply import read_ply, write_ply
+from cgc.splats.ply import write_ply
+from cgc.splats.read import read_splats
 from cgc.splats.types import Splats
 
 OF_TRAINING = ("splats", "scene", "exposures")
@@ -57,7 +58,9 @@ def train(work: Workspace) -> str:
     if run.source.splats and run.settings.blocks.gaussians:
         return take_mapped(work, Path(run.source.splats), target)
     if run.source.splats:
-        splats, cap = read_ply(run.source.splats, scene.origin), None
+        (splats, notes), cap = read_splats(run.source.splats, scene.origin, scene.points, scene.extent), None
+        for note in notes:
+            work.say(f"note: {note}")
         said = f"{len(splats):,} Gaussians taken from {run.source.splats}"
     else:
         if not len(scene.points):

@@ -9,7 +9,7 @@ SH above degree 0 ((byte - 128) / 128, all channels of a term, then of the next)
 Axes are right, up, back (RUB), in an extension of Adobe others; those of a trainer's PLY are right, down, front (RDF).
 They are turned here, as Niantic's library does for `UnpackOptions.to = RDF`. Its tool ply_to_spz and splat-transform
 leave a PLY's axes as they are, against the format, and nothing in the file tells: such files come out turned by half a
-turn about x (github.com/nianticlabs/spz/issues/84).
+turn about x (github.com/nianticlabs/spz/issues/84), which `half_turned` takes back.
 
 Source: github.com/nianticlabs/spz, README.md, src/cc/{load-spz.cc,splat-types.h} and extensions/README.md.
 """
@@ -99,6 +99,18 @@ def read_spz(path: Path) -> np.ndarray:
     if len(after) > (_MAX_EXTENSIONS if header.flags & _EXTENDED else 0):
         raise InputError(f"{path} goes on after the {header.count:,} Gaussians its header announces; export it again")
     return _decode(header, content, _signs(path, after))
+
+
+def half_turned(vertices: np.ndarray) -> np.ndarray:
+    """Return vertices [N] turned by half a turn about x: what an .spz that has the axes of a PLY was meant to be."""
+    turned = vertices.copy()
+    for name in ("y", "z", "rot_2", "rot_3"):
+        turned[name] = -vertices[name]
+    rest = [name for name in vertices.dtype.names or () if name.startswith("f_rest_")]
+    for i, name in enumerate(rest):
+        if (("y" in (odd := _ODD_IN[i % (len(rest) // 3)])) + ("z" in odd)) % 2:
+            turned[name] = -vertices[name]
+    return turned
 
 
 def _check_version(path: Path, head: bytes) -> None:

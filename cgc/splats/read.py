@@ -1,0 +1,62 @@
+"""Splats of any kind of file, as a scene has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import KDTree
+
+from cgc.ply import read_header
+from cgc.splats.formats.spz import half_turned, is_spz
+from cgc.splats.packed import read_packed
+from cgc.splats.ply import from_vertices, read_ply
+from cgc.splats.types import Splats
+
+TRIED = 2000
+"""Points of a model by which it is seen which way an .spz is up."""
+COARSE = 1e-4
+"""Times the extent: what positions are rounded to more coarsely is said."""
+
+
+def read_splats(
+    path: Path | str, origin: Sequence[float] = (0.0, 0.0, 0.0), points: np.ndarray | None = None, extent: float = 1.0
+) -> tuple[Splats, list[str]]:
+    """Read a 3DGS PLY, a compressed one of SuperSplat, .splat, .spz, .sog (or its meta.json) or .ksplat, and notes.
+
+    `origin` is taken from the positions; `points` [P, 3] are of the scene's model, less the origin, and `extent` is the
+    scene's: they only say whether an .spz has the axes of its format. InputError for what is no whole, finite splat.
+    """
+    path = Path(path)
+    vertices = read_packed(path)
+    if vertices is None:
+        return read_ply(path, origin), _rounding(path, origin, extent)
+    rest = tuple(name for name in vertices.dtype.names or () if name.startswith("f_rest_"))
+    splats = from_vertices(path, vertices, rest, origin)
+    if points is not None and len(points) and is_spz(path):
+        other = from_vertices(path, half_turned(vertices), rest, origin)
+        if _apart(other, points) < _apart(splats, points):
+            return other, [
+                f"{path} has the axes of a PLY and not those of its format, as some converters leave them: that way "
+                "its Gaussians lie at the model's points"
+            ]
+    return splats, []
+
+
+def _apart(splats: Splats, points: np.ndarray) -> float:
+    """Return how far a model's points are from the nearest Gaussian, the median of TRIED at most."""
+    some = points[:: 1 + len(points) // TRIED]
+    return float(np.median(KDTree(splats.means.numpy()).query(some)[0]))
+
+
+def _rounding(path: Path, origin: Sequence[float], extent: float) -> list[str]:
+    """Say that single-precision positions far from the origin are rounded coarsely, where they are."""
+    header = read_header(path)
+    step = float(np.spacing(np.float32(max(map(abs, origin)))))
+    if dict(header.elements[header.vertex].properties)["x"] == "double" or step < COARSE * extent:
+        return []
+    return [
+        f"positions in {path} are rounded to {step:.2g}, so far from the origin single precision has no more; give "
+        "splats with positions in double precision, or train them where the model is"
+    ]
