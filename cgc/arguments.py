@@ -73,7 +73,7 @@ class Run:
     out: Path | None = None
     """The run folder (default: runs/NAME, after the scene). A run that was stopped goes on where it was."""
     splats: Path | None = None
-    """An existing 3DGS .ply of this scene, in place of training."""
+    """Existing splats of this scene (.ply, .splat, .spz, .sog, .ksplat), in place of training."""
     preset: Preset = "default"
     """How much time to spend training: quick, short, default or full; on a GPU fast (7,000 steps) or standard (30,000),
     which is what default means there; or paper, the published method to compare."""

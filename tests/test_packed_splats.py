@@ -26,10 +26,11 @@ from numpy.lib import recfunctions as rfn
 from PIL import Image
 
 from cgc.errors import InputError
+from cgc.files import sha256
 from cgc.geometry import SH_C0, quat_to_rotation, rotate_sh, rotation_to_quat, sh_basis
 from cgc.splats.packed import read_packed
 from cgc.splats.ply import to_vertices, write_ply
-from cgc.splats.read import read_splats
+from cgc.splats.read import hash_splats, read_splats
 from cgc.splats.types import Splats
 
 TERMS = (0, 3, 8, 15)
@@ -162,6 +163,15 @@ def to_plain(splats: Splats, origin: Sequence[float] = (0.0, 0.0, 0.0)) -> np.nd
     """The vertices of splats, their origin given back."""
     vertices = to_vertices(replace(splats, means=splats.means + torch.tensor(origin)))
     return rfn.drop_fields(vertices, ("nx", "ny", "nz"))
+
+
+def test_the_pictures_of_a_meta_json_are_part_of_it(tmp_path):
+    for name in ("meta.json", "means_l.webp"):
+        (tmp_path / name).write_text(name)
+    before = hash_splats(tmp_path / "meta.json")
+    assert hash_splats(tmp_path / "means_l.webp") == sha256(tmp_path / "means_l.webp")
+    (tmp_path / "means_l.webp").write_text("other")
+    assert hash_splats(tmp_path / "meta.json") != before
 
 
 def test_files_that_are_packed_or_not_are_read_alike(tmp_path):

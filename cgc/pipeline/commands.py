@@ -13,7 +13,6 @@ from typing import Any
 from cgc import parallel
 from cgc.blocks.cut import check_size
 from cgc.errors import InputError, some
-from cgc.files import sha256
 from cgc.pipeline.export import export_at
 from cgc.pipeline.facts import find_warnings, headline
 from cgc.pipeline.render import render_at
@@ -27,7 +26,7 @@ from cgc.scene.types import Scene
 from cgc.segmentation.segments import Node, Segment, load_nodes, load_table
 from cgc.settings import RunSettings, check
 from cgc.splats.mapped import MappedSplats
-from cgc.splats.read import read_splats
+from cgc.splats.read import hash_splats, read_splats
 
 LEVELS: dict[str, Callable[[Workspace, float], str]] = {"render": render_at, "export": export_at}
 """The steps that can be done at one level of the hierarchy."""
@@ -110,7 +109,7 @@ def _take_given(
         if mapped and not splats and not run.is_done("train") and most > run.settings.blocks.gaussians:
             work.check_blocks()  # and not only when training has ended
     if splats:
-        run.source = replace(run.source, splats_hash=sha256(splats))
+        run.source = replace(run.source, splats_hash=hash_splats(splats))
     if not run.is_done("train"):
         check_images(scene.views)
         return notes

@@ -18,7 +18,7 @@ from cgc.appearance.photo_capture import PhotoCapture, place
 from cgc.appearance.trainer import train as train_splats
 from cgc.errors import InputError
 from cgc.features.joint import JointFeatures
-from cgc.files import sha256, write_arrays, write_beside
+from cgc.files import write_arrays, write_beside
 from cgc.pipeline.facts import say_corrections
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar, short_time
@@ -29,7 +29,7 @@ from cgc.scene.images import load_view
 from cgc.scene.types import Camera, Scene
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import write_ply
-from cgc.splats.read import read_splats
+from cgc.splats.read import hash_splats, read_splats
 from cgc.splats.types import Splats
 
 OF_TRAINING = ("splats", "scene", "exposures")
@@ -54,7 +54,7 @@ def train(work: Workspace) -> str:
         run.source = replace(run.source, masks_hash=work.hash_masks())
         companion = JointFeatures(work.train_id_maps(), run.settings.joint, run.settings.train.steps)
     if run.source.splats:
-        run.source = replace(run.source, splats_hash=sha256(Path(run.source.splats)))  # it may have changed
+        run.source = replace(run.source, splats_hash=hash_splats(Path(run.source.splats)))  # it may have changed
     if run.source.splats and run.settings.blocks.gaussians:
         return take_mapped(work, Path(run.source.splats), target)
     if run.source.splats:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial import KDTree
 
+from cgc.files import sha256
 from cgc.ply import read_header
 from cgc.splats.formats.spz import half_turned, is_spz
 from cgc.splats.packed import read_packed
@@ -42,6 +44,15 @@ def read_splats(
                 "its Gaussians lie at the model's points"
             ]
     return splats, []
+
+
+def hash_splats(path: Path) -> str:
+    """Return the SHA-256 of a splat file; of a meta.json with the pictures beside it."""
+    if path.suffix.lower() != ".json":
+        return sha256(path)
+    pictures = sorted(p for p in path.parent.iterdir() if p.suffix.lower() in (".webp", ".png"))
+    parts = [f"{p.name} {sha256(p)}" for p in (path, *pictures)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _apart(splats: Splats, points: np.ndarray) -> float:
