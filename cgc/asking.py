@@ -12,7 +12,7 @@ import numpy as np
 
 from cgc.api import load
 from cgc.device import choose
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.masks.id_maps import read_id_map
 from cgc.progress import console, short_lengths
 from cgc.segmentation.export import check_formats, job_of
@@ -368,3 +368,6 @@ def export(
             place = ", ".join(f"{x:g}" for x in job.world)
             console.print(f"note: the scene is far from its origin: positions are the model's less ({place})")
         console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}")
+        others = sorted(p.name for p in (target / "objects").glob("*.ply") if p not in paths) if "ply" in names else []
+        if others:
+            console.print(f"note: {target / 'objects'} has other files, of before: {some(others)}")

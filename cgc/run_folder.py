@@ -114,6 +114,7 @@ class Stats(TypedDict, total=False):
     seconds: dict[str, float]
     gaussians: int
     given: bool
+    splats_sha256: str
     origin: list[float] | None
     extent: float
     exposures: list[float] | None
@@ -224,11 +225,18 @@ class RunFolder:
             own |= {"joint": to_json(settings.joint), "masks": self.source.masks_hash}
         if step == "lift" and settings.lift.method == "joint" and not self.trains_features:
             own["joint"] = to_json(settings.joint)
+        if step == "lift" and "splats_sha256" in self.stats:  # the same settings may have made others: of other photos
+            own["splats"] = self.stats["splats_sha256"]
         if step == "lift" and self.is_cut:
             own["blocks"] = to_json(settings.blocks)
         before = _BEFORE.get(step)
         text = json.dumps([FORMAT, step, own, self.key(before) if before else None], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def key_of_splats(self) -> str:
+        """What the splats that are there were made of, and themselves."""
+        return self.key("train") + self.stats.get("splats_sha256", "")[:16]
 
     def _lifts_by(self) -> dict[str, Any]:
         """Its settings, without a method that is the usual one of such masks."""

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CLUMPS, FLOOR, cameras, clumps
 
+from cgc.api import load
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.geometry import SH_C0, quat_to_rotation
@@ -625,11 +626,11 @@ def test_a_save_leaves_those_of_longer_names_alone(tmp_path):
     aside = kept.rename(tmp_path / f".out.v2.{gone.pid}.old")
     save(tiny(), tmp_path / "out")
     assert (aside / "mine.txt").exists() and not (tmp_path / "out/mine.txt").exists()
-    assert len(load_saved(tmp_path / "out.v2").segmentation.splats)  # it is put back where it is asked for
+    assert len(load(tmp_path / "out.v2").splats)  # it is put back where it is asked for
     assert (kept / "mine.txt").read_text() == "mine" and not aside.exists()
     busy = kept.rename(tmp_path / f".out.v2.{os.getppid()}.old")
-    with pytest.raises(InputError, match=r"no segmentation\.json"):
-        load_saved(kept)  # a process that is alive is about to
+    with pytest.raises(InputError, match="there is no such folder"):
+        load(kept)  # a process that is alive is about to
     assert busy.exists()
 
 

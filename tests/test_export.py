@@ -87,7 +87,11 @@ def test_exported_splats_reload_bit_for_bit(job, tmp_path):
     got = read_ply(path)
     np.testing.assert_array_equal(got.extras["label"], job.segmentation.labels)
     assert same(got, job.segmentation.splats) and set(got.extras) == {"label"}
-    theirs = {"age": np.arange(len(got), dtype=np.float32), "label": np.zeros(len(got), np.uint8)}
+    theirs = {
+        "größe": np.ones(len(got), np.uint8),
+        "age": np.arange(len(got), dtype=np.float32),
+        "label": np.zeros(len(got), np.uint8),
+    }
     scene = replace(job.segmentation, splats=replace(got, extras=job.segmentation.splats.extras | theirs))
     got = read_ply(FORMATS["labelled"](replace(job, segmentation=scene), tmp_path)[0])
     assert set(got.extras) == {"age", "label"} and (got.extras["age"] == theirs["age"]).all()
@@ -95,16 +99,6 @@ def test_exported_splats_reload_bit_for_bit(job, tmp_path):
     cams = [v.camera for v in job.views]
     [path] = FORMATS["rest"](replace(job, ids=[2]), tmp_path)
     assert same(read_ply(path), remove(job.segmentation, 2, rasterizer=RASTERIZER, cameras=cams).splats)
-
-
-def test_files_of_objects_that_are_gone_go(job, tmp_path):
-    FORMATS["ply"](job, tmp_path)
-    (tmp_path / "objects/mine.ply").touch()
-    FORMATS["ply"](replace(job, ids=[1]), tmp_path)
-    assert (tmp_path / "objects/0002_green-groe.ply").exists()  # what was not asked for may be of use
-    left = replace(job, segmentation=relabel(remove(job.segmentation, 3, halo=False), 2, "cup"))
-    paths = FORMATS["ply"](left, tmp_path)
-    assert {*paths, tmp_path / "objects/mine.ply"} == set((tmp_path / "objects").iterdir())
 
 
 def test_what_cannot_be_drawn_is_not_exported(tmp_path):

@@ -166,12 +166,16 @@ def to_plain(splats: Splats, origin: Sequence[float] = (0.0, 0.0, 0.0)) -> np.nd
 
 
 def test_the_pictures_of_a_meta_json_are_part_of_it(tmp_path):
-    for name in ("meta.json", "means_l.webp"):
-        (tmp_path / name).write_text(name)
+    (tmp_path / "meta.json").write_text('{"means": {"files": ["means_l.webp"]}}')
+    (tmp_path / "means_l.webp").write_text("some")
     before = hash_splats(tmp_path / "meta.json")
     assert hash_splats(tmp_path / "means_l.webp") == sha256(tmp_path / "means_l.webp")
+    (tmp_path / "screenshot.png").write_text("no part of it")
+    assert hash_splats(tmp_path / "meta.json") == before
     (tmp_path / "means_l.webp").write_text("other")
     assert hash_splats(tmp_path / "meta.json") != before
+    with pytest.raises(InputError, match="there is no splat file"):
+        hash_splats(tmp_path / "gone.json")
 
 
 def test_files_that_are_packed_or_not_are_read_alike(tmp_path):

@@ -238,6 +238,17 @@ def test_a_deleted_result_is_made_again(tiny_scene, own_run, calls):
     assert after == before
 
 
+def test_labels_are_not_kept_for_other_splats_of_the_same_settings(own_scene, tmp_path, calls):
+    """Photos that have changed put nothing out of date by themselves; who trains on them wants their labels."""
+    run(own_scene, tmp_path / "run", FAST)
+    for path in (own_scene / "images").rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path).convert("RGB"))).save(path)
+    (tmp_path / "run/splats.ply").unlink()
+    calls.clear()
+    run(own_scene, tmp_path / "run", FAST)
+    assert calls == list(STEPS)
+
+
 def test_each_step_can_be_done_again_alone_and_names_what_it_made_stale(own_run, capsys):
     def states():
         info(own_run)
@@ -442,13 +453,6 @@ def test_two_commands_do_not_work_in_one_folder(tiny_scene, tmp_path, own_run, m
     with pytest.raises(KeyboardInterrupt):
         run(tiny_scene, new, FAST, masks=None)
     assert made and not run_folder._held
-
-
-def test_checkpoints_that_are_left_of_a_training_that_is_done_are_removed(own_run):
-    (own_run / "checkpoints").mkdir()
-    (own_run / "checkpoints/train_0000040.safetensors").write_bytes(b"of a process that was killed")
-    run(Path(open_run(own_run).source.scene), own_run, open_run(own_run).settings, masks=None)
-    assert not (own_run / "checkpoints").exists()
 
 
 def test_given_splats_that_have_changed_put_what_follows_out_of_date(tiny_scene, tmp_path, calls):

@@ -280,6 +280,20 @@ def test_undistortion_puts_a_grid_where_the_pinhole_sees_it(tmp_path, suffix, do
     assert "undistorted" in scene.notes[0] and view.full_size == (400, 300)
 
 
+def test_undistortion_keeps_what_is_see_through(tmp_path):
+    distorted_scene(tmp_path)
+    pixels = np.full((300, 400, 4), (200, 100, 50, 255), np.uint8)
+    pixels[:, 200:, 3] = 102
+    pixels[:100, 200:, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "images/sub/a.png")
+    flat = load_view(read_scene(tmp_path, quiet=True).views[0])
+    assert flat.shape[2] == 4
+    height, width = flat.shape[:2]
+    for x, y, alpha in ((0.2, 0.5, 255), (0.8, 0.6, 102), (0.8, 0.1, 0)):
+        seen = flat[int(y * height), int(x * width)].astype(int)
+        assert np.abs(seen - [200 * alpha / 255, 100 * alpha / 255, 50 * alpha / 255, alpha]).max() <= 2
+
+
 def test_undistorts_once_and_again_when_a_photo_changes(tmp_path):
     distorted_scene(tmp_path)
     first = read_scene(tmp_path, quiet=True).views[0].image_path

@@ -48,7 +48,7 @@ def map_tensors(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, np
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    with open(path, "w+b") as file:  # where a disk cannot reserve room the system reads and writes
         file.write(len(text).to_bytes(8, "little") + text)
         file.flush()
         reserve(file.fileno(), 8 + len(text) + end)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,8 +112,6 @@ def _take_given(
     if not run.is_done("train"):
         check_images(scene.views)
         return notes
-    if parallel.is_first():
-        shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # of a process that was killed when it was done
     if not run.source.splats and (newer := _newer(run, scene)):
         notes.append(
             f"photos are newer than the splats that were trained on them: {some(newer)}; if they show something else "

@@ -18,7 +18,7 @@ from cgc.appearance.photo_capture import PhotoCapture, place
 from cgc.appearance.trainer import train as train_splats
 from cgc.errors import InputError
 from cgc.features.joint import JointFeatures
-from cgc.files import write_arrays, write_beside
+from cgc.files import sha256, write_arrays, write_beside
 from cgc.pipeline.facts import say_corrections
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar, short_time
@@ -101,6 +101,7 @@ def train(work: Workspace) -> str:
             write_corrections(run.root / CORRECTIONS, corrections)
             facts |= _correction_facts(run, scene, corrections, splats.means)
             said += "".join(f"; {text}" for text in say_corrections(facts))
+    facts["splats_sha256"] = sha256(target)
     work.forget(*OF_TRAINING)
     work.splats = splats
     run.finish("train", time.perf_counter() - start, **facts)
@@ -158,7 +159,7 @@ def take_mapped(work: Workspace, given: Path, target: Path) -> str:
         (work.run.root / CORRECTIONS).unlink(missing_ok=True)
     work.forget(*OF_TRAINING)
     facts = {"gaussians": len(splats), "max_gaussians": None, "extent": work.scene_as_read.extent, **NO_CORRECTIONS}
-    facts |= {"given": True, "origin": None}
+    facts |= {"given": True, "origin": None, "splats_sha256": sha256(target)}
     work.run.finish("train", time.perf_counter() - start, **facts)
     return f"{len(splats):,} Gaussians taken from {given}: {target}"
 

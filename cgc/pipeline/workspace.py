@@ -150,7 +150,7 @@ class Workspace:
         if not run.is_cut:
             return None
         self.check_blocks()
-        return Blocks(run.root / "blocks", run.root / "splats.ply", run.settings.blocks, run.key("train"))
+        return Blocks(run.root / "blocks", run.root / "splats.ply", run.settings.blocks, run.key_of_splats)
 
     def check_blocks(self) -> None:
         """Raise InputError where labels or features come about by what does not go block by block."""

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 from PIL import Image
 
 from cgc.errors import InputError
 from cgc.leftovers import clear_folders
 from cgc.progress import progress_bar
-from cgc.scene.images import load_photo
+from cgc.scene.images import load_colors
 from cgc.scene.lens import undistort_photo
 from cgc.scene.types import Lens
 
@@ -78,7 +79,19 @@ def _key(photos: Sequence[Distorted]) -> str:
     for photo in photos:
         stat = photo.path.stat()
         facts.append([photo.name, photo.exif_rotated, astuple(photo.lens), stat.st_size, stat.st_mtime_ns])
+        if photo.path.suffix.lower() not in (".jpg", ".jpeg"):
+            facts.append("alpha is kept")  # unlike in what earlier versions have left
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _flat(colors: np.ndarray, lens: Lens, suffix: str) -> np.ndarray:
+    """Undistort colours [H, W, 3], or these times alpha and alpha [H, W, 4]: then they are divided by it again."""
+    flat = undistort_photo(colors[..., :3], lens)
+    if colors.shape[2] == 3 or suffix in (".jpg", ".jpeg"):
+        return flat
+    alpha = undistort_photo(np.repeat(colors[..., 3:], 3, axis=2), lens)[..., :1]
+    straight = flat.astype(np.float32) * 255 / np.maximum(alpha, 1)
+    return np.concatenate([straight.round().clip(0, 255).astype(np.uint8), alpha], axis=2)
 
 
 def _fill(partial: Path, photos: Sequence[Distorted], final: Path, quiet: bool) -> None:
@@ -86,8 +99,8 @@ def _fill(partial: Path, photos: Sequence[Distorted], final: Path, quiet: bool) 
     try:
         with progress_bar("undistort", len(photos), quiet=quiet) as bar:
             for photo in photos:
-                flat = undistort_photo(load_photo(photo.path, photo.exif_rotated), photo.lens)
                 path = partial / photo.target
+                flat = _flat(load_colors(photo.path, photo.exif_rotated), photo.lens, path.suffix.lower())
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # a JPEG takes the first two settings, a PNG the third
                 Image.fromarray(flat).save(path, quality=97, subsampling=0, compress_level=1)

@@ -193,10 +193,6 @@ def export_ply(job: Export, folder: Path) -> list[Path]:
     for segment in job.chosen:
         paths.append(folder / "objects" / f"{job.stem(segment)}.ply")
         write_ply(paths[-1], _rows(job, job.body(segment)))
-    if job.ids is None:
-        for old in (folder / "objects").glob("*.ply"):  # of objects that are gone, or were called otherwise
-            if re.fullmatch(r"\d{4,}(_[a-z0-9-]+)?", old.stem) and old not in paths:
-                old.unlink()
     return paths
 
 
@@ -223,13 +219,13 @@ def export_rest(job: Export, folder: Path) -> list[Path]:
 def export_labelled(job: Export, folder: Path) -> list[Path]:
     """Write the whole scene, every Gaussian, with the attribute `label` (-1: none that is chosen): labelled.ply.
 
-    Attributes of the file that was segmented are there too.
+    Attributes of the file that was segmented are there too, but for those whose names a PLY cannot be sure to hold.
     """
     labels = np.where(job.segmentation.labels > 0, job.segmentation.labels, -1).astype(np.int32)
     if job.ids is not None:
         labels[~np.isin(labels, job.chosen)] = -1
     splats = job.segmentation.splats
-    theirs = {name: values for name, values in splats.extras.items() if name not in (ORIGIN, MOVED)}
+    theirs = {k: v for k, v in splats.extras.items() if k not in (ORIGIN, MOVED) and re.fullmatch("[!-~]+", k)}
     write_ply(folder / "labelled.ply", splats, theirs | {"label": labels})
     return [folder / "labelled.ply"]
 

@@ -62,7 +62,7 @@ def save(
     there, and for a full disk.
     """
     folder = folder_at(folder).absolute()
-    _mend(folder)
+    mend(folder)
     clear_folders(folder.parent, folder.name)
     if _is_taken(folder):
         raise InputError(f"{folder} holds something else than a saved segmentation; choose another folder")
@@ -93,8 +93,9 @@ def save(
     return folder
 
 
-def _mend(folder: Path) -> None:
+def mend(folder: Path) -> None:
     """Bring back what a save that was killed has moved aside."""
+    folder = folder.absolute()
     with contextlib.suppress(OSError):
         for old in folder.parent.iterdir():
             saving = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.old", old.name)
@@ -123,8 +124,6 @@ def _remove_own(old: Path) -> None:
 def load_saved(folder: Path | str) -> SavedSegmentation:
     """Read what `save` wrote, bit for bit; InputError where a file is missing, broken or not of the same save."""
     folder = Path(folder)
-    if not folder.exists():
-        _mend(folder.absolute())
     if not (folder / FACTS).is_file():
         raise InputError(f"{folder} is no saved segmentation: it has no {FACTS}; give a folder that was saved to")
     facts = read_json(folder / FACTS, "the facts of a saved segmentation")

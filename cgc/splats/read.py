@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import KDTree
 
+from cgc.errors import InputError
 from cgc.files import sha256
 from cgc.ply import read_header
 from cgc.splats.formats.spz import half_turned, is_spz
@@ -47,10 +48,13 @@ def read_splats(
 
 
 def hash_splats(path: Path) -> str:
-    """Return the SHA-256 of a splat file; of a meta.json with the pictures beside it."""
+    """Return the SHA-256 of a splat file, of a meta.json with the pictures that it names; InputError without one."""
+    if not path.is_file():
+        raise InputError(f"there is no splat file {path}; check the path")
     if path.suffix.lower() != ".json":
         return sha256(path)
-    pictures = sorted(p for p in path.parent.iterdir() if p.suffix.lower() in (".webp", ".png"))
+    named = path.read_text(errors="replace")
+    pictures = sorted(p for p in path.parent.iterdir() if p.is_file() and p.suffix and f'"{p.name}"' in named)
     parts = [f"{p.name} {sha256(p)}" for p in (path, *pictures)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
