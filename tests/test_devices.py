@@ -271,7 +271,7 @@ def test_a_training_without_memory_says_what_to_lower_and_loses_nothing(tiny, tm
         train(*tiny, Full(2 * 23 + 1, kind=kind), settings, test_every=3, quiet=True, checkpoint_dir=tmp_path)
     said = str(caught.value)
     assert "did not suffice for step 23 of 60 with" in said and "photos of 32x24; add --train.photos host" in said
-    assert "goes on at step 23; or train anew" in said and "--scene.max-side 22" in said
+    assert "goes on at step 23; or train anew" in said and "with --max-side 22" in said
     there = replace(settings, photos="host")
     rest, stats = train(*tiny, CpuRasterizer(), there, test_every=3, quiet=True, checkpoint_dir=tmp_path)
     assert stats.resumed_from == 23

@@ -193,6 +193,20 @@ def test_masks_of_distorted_photos_are_undistorted_with_them(tmp_path):
     assert ((seen == 7) ^ expected).mean() < 0.002 and "before undistortion" in masks.notes[0]
     write_id_map(tmp_path / "a.png", np.ones((flat.height, flat.width), int))  # of the undistorted copy
     assert read_mask_folder(tmp_path, [view]).notes == ()
+    half = Camera(torch.eye(4), K_half(lenses.intrinsics(flat)), flat.width // 2, flat.height // 2)
+    small = View("a.jpg", half, Path("a.jpg"), (400, 300), lens)
+    assert "were resized from" in read_mask_folder(tmp_path, [small]).notes[0]  # of the undistorted copy still
+    pixels = np.stack([2 * x[:150, :200].ravel(), 2 * y[:150, :200].ravel()], 1)
+    rays = lenses.to_colmap(lens).cam_from_img(pixels).reshape(150, 200, 2)
+    write_id_map(tmp_path / "a.png", 7 * (np.hypot(rays[..., 0] - 0.3, rays[..., 1]) < 0.2).astype(int))
+    with pytest.raises(InputError, match="--resize nearest"):
+        read_mask_folder(tmp_path, [view])
+    masks = read_mask_folder(tmp_path, [view], "nearest")  # half as large, and of the photo before undistortion
+    assert ((masks.load(0) == 7) ^ expected).mean() < 0.005 and "before undistortion" in masks.notes[0]
+
+
+def K_half(K: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.diag([0.5, 0.5, 1.0]) @ K).float()
 
 
 # ---- borders

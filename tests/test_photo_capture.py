@@ -172,6 +172,25 @@ def test_a_training_finds_exposures_and_poses() -> None:
     assert as_taken > mean_psnr(splats, corrected(off, names), views, load, raster, None) + 1
 
 
+def test_exposures_of_photos_that_are_cut_out_are_found() -> None:
+    """What is behind what is see-through is as bright as the photo: else it says that all are exposed alike."""
+    _, scene, load, gains = misled()
+
+    def cut_out(view: View) -> np.ndarray:
+        rgb = load(view)
+        y, x = np.indices(rgb.shape[:2])
+        alpha = 255 * (np.hypot(y / len(rgb) - 0.5, x / rgb.shape[1] - 0.5) < 0.3)
+        return np.dstack([rgb * (alpha[..., None] > 0), alpha]).astype(np.uint8)
+
+    settings = replace(TINY, exposure=True, exposure_lr=0.02, steps=600, background="random")
+    capture = PhotoCapture({i: v.camera for i, v in enumerate(scene.views)}, scene.extent, settings)
+    train(scene, cut_out, CpuRasterizer(), settings, test_every=0, quiet=True, capture=capture)
+    found = torch.stack([c.photographed(torch.full((3,), 0.4)).mean() / 0.4 for c in capture.found().values()])
+    true = (gains / gains.mean(0)).mean(1)
+    apart, truly = found.log() - found.log().mean(), true.log() - true.log().mean()
+    assert 0.5 < float((apart * truly).sum() / (truly * truly).sum()) < 1.3
+
+
 def test_a_photo_that_was_held_back_is_placed_by_finished_splats() -> None:
     true, off, load, gains = misled()
     splats, _ = train(true, make_scene(12, 48)[1], CpuRasterizer(), replace(TINY, steps=600), test_every=0, quiet=True)

@@ -537,6 +537,8 @@ def test_field_of_view_and_missing_suffix_and_size(tmp_path):
     [
         ({"k1": 0.1}, "OPENCV"),
         ({"k3": 0.01}, "FULL_OPENCV"),
+        ({"k4": 0.01, "camera_model": "FULL_OPENCV"}, "FULL_OPENCV"),
+        ({"k4": 0.01, "k5": 0.01}, "FULL_OPENCV"),
         ({"k1": 0.1, "camera_model": "OPENCV_FISHEYE"}, "OPENCV_FISHEYE"),
         ({"is_fisheye": True}, "OPENCV_FISHEYE"),
         ({"k1": 0.0, "camera_model": "OPENCV"}, None),
@@ -546,6 +548,13 @@ def test_transforms_lenses(tmp_path, extra, model):
     root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30, **extra})
     lens = read_scene(root, quiet=True).views[0].distortion
     assert (lens.model if lens else None) == model
+
+
+def test_a_fourth_term_of_a_lens_is_refused(tmp_path):
+    """nerfstudio's is of r^8, what COLMAP calls k4 is of r^2 below the fraction."""
+    root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30, "k1": -0.1, "k4": 0.6, "camera_model": "OPENCV"})
+    with pytest.raises(InputError, match=r"it has k4.* undistort the photos"):
+        read_scene(root, quiet=True)
 
 
 def test_transforms_points_and_own_intrinsics_a_frame(tmp_path):

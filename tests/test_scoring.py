@@ -6,6 +6,8 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +18,16 @@ from tiny import CLUMPS, FLOOR, HEIGHT, NAMES, WIDTH, clumps, snapshot
 from cgc.cli import main
 from cgc.errors import InputError
 from cgc.evaluation.instances import score_instances
-from cgc.evaluation.truth import read_truth
+from cgc.evaluation.sizes import UNSEEN
+from cgc.evaluation.truth import Truth, read_truth
 from cgc.files import write_csv
 from cgc.masks.id_maps import read_id_map, resize_nearest, write_id_map
+from cgc.pipeline.render import score_truth
 from cgc.scene.lens import intrinsics, sample_distorted, undistorted
 from cgc.scene.types import Camera, Lens, View
 from cgc.scoring.cases import Case
 from cgc.scoring.instances import report_instances, report_prompts
-from cgc.scoring.runs import UNSEEN, Run
+from cgc.scoring.runs import Run
 
 STEMS = [name.rsplit(".", 1)[0] for name in sorted(NAMES)]
 TEST = [STEMS[0], STEMS[8]]
@@ -250,6 +254,15 @@ def test_id_maps_are_bent_back_to_the_lens_of_their_photo():
     assert 0.8 < seen.mean() < 0.99
     assert (back[seen] == truth[seen]).mean() > 0.95 > (unbent == truth)[seen].mean()
     assert run.notes == ["id maps were bent back to the photos' lens, as the truth is (nearest id)"]
+    said: list[str] = []
+    scene = SimpleNamespace(views=run.views)
+    work: Any = SimpleNamespace(test_views=[0], scene=scene, picture_names=["a"], say=said.append)
+    facts = score_truth(
+        work, Truth((truth.astype(np.int32),), dict.fromkeys(range(20), ""), frozenset()), [ids]
+    )  # as the main job does
+    assert facts["miou_things"] > 0.9 and not said
+    assert score_truth(work, Truth((np.ones((90, 90), np.int32),), {}, frozenset()), [ids]) == {}
+    assert "nothing was scored: the truth of a is 90x90" in said[0]
     with pytest.raises(InputError, match="the truth of a is 100x100 but the view is 100x80, which has another shape"):
         run.at_size(0, (100, 100))
 

@@ -24,7 +24,7 @@ def want_of_memory(photos: Photos, gaussians: int, fitted: int, step: int, steps
     return InputError(
         f"the GPU's memory did not suffice for step {step:,} of {steps:,} with {gaussians:,} Gaussians and photos of "
         f"{width}x{height}{_taken(photos.device)}; {', or '.join(advice)}: training then goes on {goes_on}; or train "
-        f"anew on smaller photos with --scene.max-side {round(SMALLER * max(width, height))}"
+        f"anew on smaller photos with --max-side {round(SMALLER * max(width, height))}"
     )
 
 

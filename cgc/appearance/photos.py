@@ -37,6 +37,11 @@ class Photo:
     pixels: Tensor
     camera: Camera
 
+    @property
+    def is_see_through(self) -> bool:
+        """Whether some of the photo is."""
+        return self.pixels.shape[2] == 4
+
     def halved(self) -> Photo:
         """Return the photo at half the size, pixels averaged by area."""
         width, height = max(self.camera.width // 2, 1), max(self.camera.height // 2, 1)

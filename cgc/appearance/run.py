@@ -205,9 +205,13 @@ class Run:
         self, view: int, photo: Photo, render: Render, step: int, place: int, shown: bool
     ) -> tuple[Tensor, float]:
         """Add the gradients of a photo's render; return its loss and, where shown, its PSNR."""
-        target, photos = photo.float(self._background(self._drawn(step, place)[2])), self.settings.views_per_step
-        colors, beside = _apart(render.values)
-        predicted = self.capture.predict(view, colors)
+        photos, (colors, beside) = self.settings.views_per_step, _apart(render.values)
+        predicted, target = self.capture.predict(view, colors), photo.float()
+        if photo.is_see_through:
+            behind = self._background(self._drawn(step, place)[2])
+            behind = colors.new_zeros(3) if behind is None else behind
+            with torch.no_grad():  # as the camera shows it
+                target = photo.float(self.capture.predict(view, behind.expand(len(colors), 1, 1, 3))[0, 0])
         loss = self._loss(view, colors, predicted, target)
         for term in self._companion_terms(view, photo.camera, beside, step, place):
             loss = loss + term

@@ -142,7 +142,15 @@ def fitting(
     used: Size = (camera.width, camera.height)
     lens = view.distortion
     photo_sizes = {view.full_size, (lens.width, lens.height) if lens else None}
-    if lens is not None and size in photo_sizes and not of_view:
+    as_photo = size in photo_sizes
+    if lens is not None and not (as_photo or of_view or size == used):
+        from cgc.scene.lens import undistorted
+
+        flat = undistorted(lens)
+        photo, whole = (lens.width, lens.height), (flat.width, flat.height)
+        photo_sizes.add(whole)
+        as_photo = resize == "nearest" and size != whole and _stretch(size, photo) <= _stretch(size, whole)
+    if lens is not None and as_photo and not of_view:
 
         def undistort(ids: np.ndarray) -> np.ndarray:
             from cgc.scene.lens import sample_distorted  # pycolmap takes half a second to import
@@ -163,8 +171,14 @@ def fitting(
         return lambda ids: resize_nearest(ids, *used), note
     raise InputError(
         f"{view.name} is {_text(view.full_size or used)} but its mask {path} is {_text(size)}; "
-        "make the mask again from this image, or have it resized to the nearest id"
+        "make the mask again from this image, or have all of them resized to the nearest id: "
+        "cgc masks SCENE --from DIR --resize nearest"
     )
+
+
+def _stretch(size: Size, other: Size) -> float:
+    """How far a size is from being another one, scaled."""
+    return abs(math.log(size[0] * other[1] / (size[1] * other[0])))
 
 
 def _on_its_side(size: Size, used: Size) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ import torch
 from cgc import parallel
 from cgc.errors import InputError
 from cgc.evaluation.instances import score_instances
+from cgc.evaluation.sizes import UNSEEN, at_truth_size
+from cgc.evaluation.truth import IGNORE, Truth
 from cgc.files import write_beside
-from cgc.masks.id_maps import resize_nearest, write_id_map
+from cgc.masks.id_maps import write_id_map
 from cgc.pipeline.lift import load_features
 from cgc.pipeline.quality import Measures, measure_view, quality_facts, score_facts
 from cgc.pipeline.workspace import Workspace
@@ -58,13 +61,28 @@ def render(work: Workspace) -> str:
             return ""
         facts = quality_facts(work, qualities)
         if work.truth is not None:
-            pairs = zip([predicted[i] for i in tests], work.truth.maps)
-            same_size = [resize_nearest(p, t.shape[1], t.shape[0]) for p, t in pairs]
-            facts |= score_facts(score_instances(work.truth.maps, same_size, work.truth.stuff_ids), work.truth)
+            facts |= score_truth(work, work.truth, [predicted[i] for i in tests])
         write_cameras(run.root / CAMERAS, {view.name: view.camera for view in work.scene.views})
         save_table(run.root, describe(segmentation, pixels), {"views": len(pixels)}, describe_nodes(segmentation))
     run.finish("render", time.perf_counter() - start, **facts)
     return f"{len(pixels)} id maps: {target}"
+
+
+def score_truth(work: Workspace, truth: Truth, predicted: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Score the id maps of the test views as `cgc eval` does; nothing, and a note, where they are of other pictures."""
+    try:
+        made = [
+            at_truth_size(ids, work.scene.views[i], true.shape, work.picture_names[i])[0]
+            for i, ids, true in zip(work.test_views, predicted, truth.maps)
+        ]
+    except InputError as error:
+        work.say(f"note: nothing was scored: {error}")
+        return {}
+    if any((ids == UNSEEN).any() for ids in made):
+        known = [np.where(ids == UNSEEN, IGNORE, true) for ids, true in zip(made, truth.maps)]
+        made = [np.maximum(ids, 0) for ids in made]
+        return score_facts(score_instances(known, made, truth.stuff_ids, IGNORE), truth)
+    return score_facts(score_instances(truth.maps, made, truth.stuff_ids), truth)
 
 
 def render_at(work: Workspace, level: float) -> str:

@@ -118,6 +118,11 @@ def _lens(values: dict[str, Any], image: Path | None) -> Lens:
         return Lens("OPENCV_FISHEYE", (*pinhole, k1, k2, k3, k4), width, height)
     if model not in _POLYNOMIAL:
         raise ValueError(f"camera_model is {model}, expected one of {', '.join(_POLYNOMIAL + _FISHEYE)}")
+    if k4 and not (k5 or k6) and model != "FULL_OPENCV":
+        raise ValueError(
+            "it has k4, the fourth term of nerfstudio's lenses (Metashape's), which none of COLMAP's has; undistort "
+            "the photos with the tool that has calibrated them"
+        )
     if any((k3, k4, k5, k6)):
         return Lens("FULL_OPENCV", (*pinhole, k1, k2, p1, p2, k3, k4, k5, k6), width, height)
     if any((k1, k2, p1, p2)):

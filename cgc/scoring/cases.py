@@ -10,10 +10,11 @@ import numpy as np
 
 from cgc.errors import InputError, some
 from cgc.evaluation.prompts import Level, Parts
+from cgc.evaluation.sizes import UNSEEN
 from cgc.evaluation.truth import IGNORE, Truth, read_drawn, read_truth
 from cgc.masks.id_maps import read_id_map, resize_nearest
 from cgc.scoring.report import check_shape, size_text
-from cgc.scoring.runs import UNSEEN, Run, learned_from
+from cgc.scoring.runs import Run, learned_from
 from cgc.settings import EvalSettings
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cgc.errors import InputError
+from cgc.evaluation.sizes import alike
 from cgc.files import write_csv, write_json
 from cgc.progress import console
 
@@ -75,11 +76,6 @@ def check_shape(path: Path, found: np.ndarray, true: np.ndarray) -> None:
             f"the prediction {path} is {size_text(found)} where the truth is {size_text(true)}, which has another "
             "shape: it is one of another picture, or turned; give that of this one"
         )
-
-
-def alike(shape: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether pictures of two sizes [H, W] have one shape, but for rounding."""
-    return abs(other[0] - other[1] * shape[0] / shape[1]) <= max(2.0, 0.01 * other[0])
 
 
 def size_text(picture: np.ndarray) -> str:

@@ -12,17 +12,13 @@ import numpy as np
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError, some
 from cgc.evaluation.prompts import Level
-from cgc.masks.id_maps import read_id_map, resize_nearest
+from cgc.evaluation.sizes import at_truth_size
+from cgc.masks.id_maps import read_id_map
 from cgc.pipeline.render import label_renderer
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
 from cgc.scene.types import View, picture_names
-from cgc.scoring.report import alike
 from cgc.segmentation.segments import load_hierarchy, load_labels
-
-UNSEEN = -1
-"""What an id map holds where the run's view does not reach as far as its photo."""
-
 
 LEVELS = (
     0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.8, 1.0
@@ -160,26 +156,14 @@ class Run:
 
         Where the photo was undistorted it is bent back; what the undistorted picture does not show is UNSEEN.
         """
-        ids, (height, width) = self.maps([index], level)[0], shape
-        view = self.views[index] if self.views else None
-        lens = view.distortion if view else None
-        full = (lens.width, lens.height) if lens else (ids.shape[1], ids.shape[0])
-        if (height, width) == ids.shape and (lens is None or full != (width, height)):
-            return ids
-        if not alike((full[1], full[0]), shape):
-            raise InputError(
-                f"the truth of {self.stems[index]} is {width}x{height} but the view is {full[0]}x{full[1]}, which has "
-                "another shape: it is the truth of another picture; give the truth of this one"
-            )
-        if view is not None and lens is not None:
-            from cgc.scene.lens import sample_undistorted  # pycolmap takes half a second to import
-
+        ids = self.maps([index], level)[0]
+        made, change = at_truth_size(ids, self.views[index] if self.views else None, shape, self.stems[index])
+        if change == "bent":
             self._note("id maps were bent back to the photos' lens, as the truth is (nearest id)")
-            return sample_undistorted(ids, view.camera, lens, width, height, UNSEEN)
-        self._note(
-            f"id maps of {ids.shape[1]}x{ids.shape[0]} were resized to the truth's {width}x{height} (nearest id)"
-        )
-        return resize_nearest(ids, width, height)
+        if change == "resized":
+            size = f"{shape[1]}x{shape[0]}"
+            self._note(f"id maps of {ids.shape[1]}x{ids.shape[0]} were resized to the truth's {size} (nearest id)")
+        return made
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

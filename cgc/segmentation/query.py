@@ -235,7 +235,8 @@ def from_mask(segmentation: Segmentation, view: ViewOrCamera, mask: np.ndarray) 
     if target.shape != (camera.height, camera.width):
         raise InputError(
             f"the mask is {'x'.join(map(str, target.shape[::-1]))} but the view is {camera.width}x{camera.height}; "
-            "resize the mask to the nearest pixel, or give the camera it was drawn for"
+            "resize the mask to the nearest pixel (but one of a photo that was undistorted since: draw it on the "
+            "undistorted one), or give the camera it was drawn for"
         )
     target = target.astype(bool)
     if not target.any():
