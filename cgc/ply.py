@@ -61,12 +61,12 @@ def read_header(path: Path) -> Header:
     """Parse the header; refuse counts beyond the file's bytes, before anything is allocated by them."""
     try:
         about = path.stat()
-        if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):  # to open a pipe may take for ever
-            raise InputError(f"{path} is a pipe or a device where a PLY file was expected; give a file on a disk")
         if stat.S_ISDIR(about.st_mode):
             within = next(path.rglob("*.ply"), None)
             such = f", such as {within}" if within else ""
             raise InputError(f"{path} is a folder where a PLY file was expected; give the file in it{such}")
+        if not stat.S_ISREG(about.st_mode):  # to open a pipe may take for ever
+            raise InputError(f"{path} is a pipe or a device where a PLY file was expected; give a file on a disk")
         size = about.st_size
         with open(path, "rb") as file:
             head = file.read(_MAX_HEADER).decode("latin-1")

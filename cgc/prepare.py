@@ -35,6 +35,7 @@ from cgc.scene.reconstruct import reconstruct
 from cgc.scene.transforms import find_transforms
 from cgc.scene.types import Scene, View
 from cgc.settings import MaskSettings, ReconstructSettings, RunSettings, SceneSettings, check, check_masks
+from cgc.splats.packed import SUFFIXES
 from cgc.view.pictures import contact_sheet, overlay
 
 MOST_WORKERS = 8
@@ -227,10 +228,6 @@ def masks_meant(word: str, *, quiet: bool = False, device: str = "auto") -> Path
     return partial(masks_of, quiet=quiet, device=device) if word == "auto" else Path(word)
 
 
-SPLATS = (".ply", ".splat", ".spz", ".sog", ".ksplat")
-"""What files of splats end in."""
-
-
 def masks_of(scene: Scene, *, quiet: bool = False, device: str = "auto") -> Path:
     """Return the folder of a scene's own masks; they are made, or finished, in the usual way where need be."""
     folder = scene.root / "masks"
@@ -268,7 +265,7 @@ def check_given(
     has_run = (out / "scene.json").exists()
     if masks == "none" and has_run and open_run(out).source.masks:
         raise InputError(f"{out} is a run with masks; to go without, start another one with --out")
-    if folder.is_file() and folder.suffix.lower() in SPLATS:
+    if folder.is_file() and folder.suffix.lower() in SUFFIXES:
         raise InputError(
             f"{folder} was expected to be a scene; give the folder of the scene that it was trained on, and the splats "
             f"by --splats {folder}"

@@ -47,7 +47,6 @@ class Geometry:
             data = read_arrays(folder / "cells.npz")
             self.cut = Cut(self._order, data["cells"], data["blocks"])
             self._low, self._high, self._reach = data["low"], data["high"], data["reach"]
-            self._sizes = np.diff(self.cut.cells)
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise InputError(f"{folder} is broken ({error}); remove it and run the same command again") from error
 
@@ -63,42 +62,29 @@ class Geometry:
         return rows[by_row], values[by_row]
 
     def members(self, block: int, margin: float) -> Members:
-        """Return a block's Gaussians; the margin is a share of the core's longest side."""
-        first, last = self.cut.blocks[block], self.cut.blocks[block + 1]
-        low, high = self._low[first:last].min(0), self._high[first:last].max(0)
-        width = margin * float(sides(self._values[self.cut.core(block), :3]).max())
-        apart = np.maximum(np.maximum(self._low - high, low - self._high), 0)
-        near = np.flatnonzero((apart <= width).all(1))
-        core = self._order[self.cut.core(block)]
-        if self._sizes[near].sum() > (1 + MARGIN_MOST) * len(core):
-            near, among = self._nearest(near, block, width)
-        else:
-            among = None
-        rows, values = self.read(near)
-        own = is_near(values[:, :3], low, high, width) if among is None else np.isin(rows, among, assume_unique=True)
-        return Members(rows[own], np.isin(rows[own], core, assume_unique=True), near)
+        """Return a block's Gaussians: the core, and what is within the margin, a share of its longest side, of its box.
 
-    def _nearest(self, cells: np.ndarray, block: int, width: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return a core and what is within the width of its box, but if that is too much what is nearest to the core.
-
-        Far Gaussians make boxes that hold everything: a sky's in a core, say. Returns the cells that these are in, and
-        their rows. Memory: 24 B a Gaussian of the core, 12 B for each other.
+        If that is too much, what is nearest to the core: far Gaussians make boxes that hold everything, those of a sky,
+        say. Memory: 24 B a Gaussian of the core, 12 B for each other.
         """
-        place = self.cut.core(block)
-        own = self._values[place, :3]
-        low, high = own.min(0), own.max(0)
-        first, last = self.cut.blocks[block], self.cut.blocks[block + 1]
-        others = cells[(cells < first) | (cells >= last)]
-        inside = [np.flatnonzero(is_near(self._of_cell(c), low, high, width)) for c in others]
+        place, first, last = self.cut.core(block), self.cut.blocks[block], self.cut.blocks[block + 1]
+        own, core = self._values[place, :3], self._order[place]
+        low, high = self._low[first:last].min(0), self._high[first:last].max(0)
+        width = margin * float(sides(own).max())
+        apart = np.maximum(np.maximum(self._low - high, low - self._high), 0)
+        cells = np.flatnonzero((apart <= width).all(1))
+        cells = cells[(cells < first) | (cells >= last)]
+        inside = [np.flatnonzero(is_near(self._of_cell(c), low, high, width)) for c in cells]
         most = MARGIN_MOST * len(own)
         if sum(map(len, inside)) > most:
             tree = KDTree(own)
-            apart = [tree.query(self._of_cell(c)[i])[0].astype(np.float32) for c, i in zip(others, inside)]
-            limit = np.partition(np.concatenate(apart), most)[most]
-            inside = [i[d < limit] for i, d in zip(inside, apart)]
-        rows = [self._order[self.cut.cells[c] : self.cut.cells[c + 1]][i] for c, i in zip(others, inside)]
-        kept = np.array([c for c, i in zip(others, inside) if len(i)], cells.dtype)
-        return np.union1d(np.arange(first, last), kept), np.concatenate([self._order[place], *rows])
+            far = [tree.query(self._of_cell(c)[i])[0].astype(np.float32) for c, i in zip(cells, inside)]
+            limit = np.partition(np.concatenate(far), most)[most]
+            inside = [i[d < limit] for i, d in zip(inside, far)]
+        others = [self._order[self.cut.cells[c] + i] for c, i in zip(cells, inside)]
+        rows = np.sort(np.concatenate([core, *others]))
+        kept = [c for c, i in zip(cells, inside) if len(i)]
+        return Members(rows, np.isin(rows, core, assume_unique=True), np.sort([*range(first, last), *kept]))
 
     def _of_cell(self, cell: int) -> np.ndarray:
         """Return the positions of a cell, [n, 3]."""

@@ -68,8 +68,8 @@ def settle(labels: np.ndarray, looks: Iterable[Look], own: float = OWN) -> tuple
     """Let the masks of all looks vote on labels [N] (NOISE or >= 0); returns labels and the winners' shares [N].
 
     `own` is what a Gaussian's vote for the label it has weighs, times its mass. Noise is never voted for. A Gaussian
-    that no look shows stays what it is, with share 0. Memory: all looks, and 12 B a Gaussian and
-    label that it shows in.
+    that no look shows stays what it is, with share 0. Memory: all looks, and 12 B a Gaussian and label that it shows
+    in.
     """
     looks = list(looks)
     columns = labels.astype(np.int64) + 1
@@ -82,8 +82,8 @@ def settle(labels: np.ndarray, looks: Iterable[Look], own: float = OWN) -> tuple
     return (columns + NOISE).astype(np.int32), shares
 
 
-def count(columns: np.ndarray, contenders: np.ndarray, looks: Sequence[Look], own: float = OWN) -> Any:
-    """Count the votes of masks for labels `columns` [N] (0 noise), [N, K + 1] csr; a Gaussian adds one for its own.
+def count(columns: np.ndarray, contenders: np.ndarray, looks: Sequence[Look], own: float) -> Any:
+    """Count the votes of masks for labels `columns` [N] (0 noise), [N, K + 1] csr; a Gaussian adds `own` for its own.
 
     contenders [2, N]: the labels that each Gaussian may be of, -1 = none; views count as far as they know both.
     """

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from cgc.errors import InputError
+from cgc.evaluation.truth import IGNORE
 from cgc.masks.id_maps import resize_nearest
 from cgc.scene.types import View
 
@@ -20,6 +21,14 @@ Change = Literal["", "bent", "resized"]
 def alike(shape: Sequence[int], other: Sequence[int]) -> bool:
     """Whether pictures of two sizes [H, W] have one shape, but for rounding."""
     return abs(other[0] - other[1] * shape[0] / shape[1]) <= max(2.0, 0.01 * other[0])
+
+
+def hide_unseen(truth: Sequence[np.ndarray], shown: Sequence[np.ndarray]) -> tuple[np.ndarray, ...] | None:
+    """Return true id maps with IGNORE where id maps of the same size are UNSEEN; None where none is anywhere."""
+    unseen = [ids == UNSEEN for ids in shown]
+    if not any(u.any() for u in unseen):
+        return None
+    return tuple(np.where(u, IGNORE, true) for true, u in zip(truth, unseen))
 
 
 def at_truth_size(ids: np.ndarray, view: View | None, shape: Sequence[int], name: str) -> tuple[np.ndarray, Change]:

@@ -135,32 +135,28 @@ def run_step(
     `scene` and `masks` say where these lie now. The run keeps the settings once the step has succeeded.
     """
     with at_work(out):
-        return _run_step(out, step, quiet, scene, masks, device, changed)
-
-
-def _run_step(
-    out: Path, step: str, quiet: bool, scene: Path | None, masks: Path | None, device: str, changed: dict[str, Any]
-) -> RunFolder:
-    run = open_run(out)
-    run.settings = replace(run.settings, **changed)
-    check(run.settings)
-    check_size(run.settings.blocks.gaussians)
-    if masks is not None:
-        run.source = replace(run.source, masks=os.path.realpath(masks))
-    work = Workspace(run, quiet=quiet, device=device)
-    if scene is not None:
-        place = os.path.realpath(scene)
-        kept = moved_masks(run.source.masks, run.source.scene, place)
-        run.source = replace(run.source, scene=place, masks=kept)
-        with parallel.first_before_others():
-            _ = work.scene_as_read
-    meet(work)
-    said = do(work, step)
-    stale = [s for s in STEPS if run.has_done(s) and not run.is_done(s)]
-    if stale:
-        work.say(f"now out of date: {', '.join(stale)} (run `cgc {stale[0]} {out}`, or `cgc run` for all of them)")
-    work.say(f"{step}: {said}")
-    return run
+        run = open_run(out)
+        run.settings = replace(run.settings, **changed)
+        check(run.settings)
+        check_size(run.settings.blocks.gaussians)
+        if masks is not None:
+            run.source = replace(run.source, masks=os.path.realpath(masks))
+        work = Workspace(run, quiet=quiet, device=device)
+        if scene is not None:
+            place = os.path.realpath(scene)
+            kept = moved_masks(run.source.masks, run.source.scene, place)
+            run.source = replace(run.source, scene=place, masks=kept)
+            with parallel.first_before_others():
+                _ = work.scene_as_read
+        meet(work)
+        if step == "train" and run.source.splats:
+            run.source = replace(run.source, splats_hash=hash_splats(Path(run.source.splats)))  # it may have changed
+        said = do(work, step)
+        stale = [s for s in STEPS if run.has_done(s) and not run.is_done(s)]
+        if stale:
+            work.say(f"now out of date: {', '.join(stale)} (run `cgc {stale[0]} {out}`, or `cgc run` for all of them)")
+        work.say(f"{step}: {said}")
+        return run
 
 
 def _newer(run: RunFolder, scene: Scene) -> list[str]:

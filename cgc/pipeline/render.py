@@ -13,7 +13,7 @@ import torch
 from cgc import parallel
 from cgc.errors import InputError
 from cgc.evaluation.instances import score_instances
-from cgc.evaluation.sizes import UNSEEN, at_truth_size
+from cgc.evaluation.sizes import at_truth_size, hide_unseen
 from cgc.evaluation.truth import IGNORE, Truth
 from cgc.files import write_beside
 from cgc.masks.id_maps import write_id_map
@@ -78,10 +78,8 @@ def score_truth(work: Workspace, truth: Truth, predicted: Sequence[np.ndarray]) 
     except InputError as error:
         work.say(f"note: nothing was scored: {error}")
         return {}
-    if any((ids == UNSEEN).any() for ids in made):
-        known = [np.where(ids == UNSEEN, IGNORE, true) for ids, true in zip(made, truth.maps)]
-        made = [np.maximum(ids, 0) for ids in made]
-        return score_facts(score_instances(known, made, truth.stuff_ids, IGNORE), truth)
+    if hidden := hide_unseen(truth.maps, made):  # what is unseen counts for no id
+        return score_facts(score_instances(hidden, made, truth.stuff_ids, IGNORE), truth)
     return score_facts(score_instances(truth.maps, made, truth.stuff_ids), truth)
 
 

@@ -29,7 +29,7 @@ from cgc.scene.images import load_view
 from cgc.scene.types import Camera, Scene
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import write_ply
-from cgc.splats.read import hash_splats, read_splats
+from cgc.splats.read import read_splats
 from cgc.splats.types import Splats
 
 OF_TRAINING = ("splats", "scene", "exposures")
@@ -53,8 +53,6 @@ def train(work: Workspace) -> str:
     if run.trains_features:
         run.source = replace(run.source, masks_hash=work.hash_masks())
         companion = JointFeatures(work.train_id_maps(), run.settings.joint, run.settings.train.steps)
-    if run.source.splats:
-        run.source = replace(run.source, splats_hash=hash_splats(Path(run.source.splats)))  # it may have changed
     if run.source.splats and run.settings.blocks.gaussians:
         return take_mapped(work, Path(run.source.splats), target)
     if run.source.splats:

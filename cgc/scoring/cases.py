@@ -10,7 +10,7 @@ import numpy as np
 
 from cgc.errors import InputError, some
 from cgc.evaluation.prompts import Level, Parts
-from cgc.evaluation.sizes import UNSEEN
+from cgc.evaluation.sizes import hide_unseen
 from cgc.evaluation.truth import IGNORE, Truth, read_drawn, read_truth
 from cgc.masks.id_maps import read_id_map, resize_nearest
 from cgc.scoring.report import check_shape, size_text
@@ -72,11 +72,9 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
         notes += learned_from(run, dict(zip(stems, indices)))
         run.prepare(indices, [*run.levels, 1.0] if run.has_levels else run.levels)
         shown = {level: [run.at_size(i, m.shape, level) for i, m in zip(indices, truth.maps)] for level in run.levels}
-        unseen = [m == UNSEEN for m in shown[None]]
         predicted = {level: list(maps) for level, maps in shown.items()}
-        if any(u.any() for u in unseen):
+        if hidden := hide_unseen(truth.maps, shown[None]):
             predicted = {level: [np.maximum(m, 0) for m in maps] for level, maps in shown.items()}
-            hidden = tuple(np.where(u, IGNORE, m) for m, u in zip(truth.maps, unseen))
             truth, ignore_id = replace(truth, maps=hidden), IGNORE
         if run.has_levels:
             finest = [np.maximum(run.at_size(i, m.shape, 1.0), 0) for i, m in zip(indices, truth.maps)]

@@ -18,6 +18,8 @@ from cgc.splats.formats.supersplat import read_compressed_ply
 from cgc.splats.formats.vertices import check_finite
 
 _BY_SUFFIX = {".spz": read_spz, ".sog": read_sog, ".ksplat": read_ksplat, ".splat": read_splat}
+SUFFIXES = (".ply", *_BY_SUFFIX)
+"""What files of splats end in."""
 
 
 def read_packed(path: Path) -> np.ndarray | None:

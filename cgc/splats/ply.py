@@ -19,12 +19,12 @@ from cgc.errors import InputError
 from cgc.ply import Header, read_header, read_vertices, write_vertices
 from cgc.splats.types import Splats
 
-_MEANS = ("x", "y", "z")
+MEANS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
 DC = ("f_dc_0", "f_dc_1", "f_dc_2")
-_OPACITY = ("opacity",)
-_SCALES = ("scale_0", "scale_1", "scale_2")
-_QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
+OPACITY = "opacity"
+SCALES = ("scale_0", "scale_1", "scale_2")
+QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
 _DEGREE_OF_REST = {0: 0, 9: 1, 24: 2, 45: 3}
 _FILTER = "filter_3D"
 _MOST_OPAQUE = 16.0  # a logit: 1e-7 from opaque, about the last that float32 tells from it
@@ -50,9 +50,9 @@ def from_vertices(
     path: Path, vertices: np.ndarray, rest: tuple[str, ...], origin: Sequence[float] = (0.0, 0.0, 0.0)
 ) -> Splats:
     """Turn vertices [N] of a file, whose f_rest are called `rest`, into splats; InputError unless they are finite."""
-    needed = (*_MEANS, *DC, *rest, *_OPACITY, *_SCALES, *_QUATS)
+    needed = (*MEANS, *DC, *rest, OPACITY, *SCALES, *QUATS)
     columns = {name: _float32(vertices[name]) for name in needed}
-    for name, start in zip(_MEANS, origin):
+    for name, start in zip(MEANS, origin):
         if start:
             columns[name] = _float32(vertices[name].astype(np.float64) - start)
     _clamp(columns)
@@ -62,18 +62,18 @@ def from_vertices(
     _check_finite(path, columns)
     if _FILTER in names:
         _fuse_filter(columns)
-    quats = _tensor(columns, _QUATS)
+    quats = _tensor(columns, QUATS)
     _check_quats(path, quats)
-    log_scales = _tensor(columns, _SCALES)
+    log_scales = _tensor(columns, SCALES)
     _check_scales(path, log_scales)
     dc = _tensor(columns, DC)[:, None, :]  # [N, 1, 3]
     higher = _tensor(columns, rest).reshape(len(dc), 3, -1).transpose(1, 2)  # [N, K, 3]
     ours = (*needed, *_NORMALS, _FILTER)
     return Splats(
-        means=_tensor(columns, _MEANS),
+        means=_tensor(columns, MEANS),
         quats=quats,
         log_scales=log_scales,
-        logit_opacities=torch.from_numpy(columns["opacity"]),
+        logit_opacities=torch.from_numpy(columns[OPACITY]),
         sh=torch.cat([dc, higher], dim=1).contiguous(),
         extras={n: _native(vertices[n]) for n in names if n not in ours},
     )
@@ -95,13 +95,13 @@ def to_vertices(splats: Splats, extra: Mapping[str, np.ndarray] | None = None) -
     """Turn splats into the vertices [N] of a PLY; `extra` as in `write_ply`."""
     n, sh = len(splats), splats.sh
     columns: dict[str, np.ndarray] = {}
-    _add_columns(columns, _MEANS, splats.means)
+    _add_columns(columns, MEANS, splats.means)
     _add_columns(columns, _NORMALS, torch.zeros(n, 3))
     _add_columns(columns, DC, sh[:, 0])
-    _add_columns(columns, _rest_names(3 * (sh.shape[1] - 1)), sh[:, 1:].transpose(1, 2).reshape(n, -1))
-    _add_columns(columns, _OPACITY, splats.logit_opacities[:, None])
-    _add_columns(columns, _SCALES, splats.log_scales)
-    _add_columns(columns, _QUATS, splats.quats)
+    _add_columns(columns, rest_names(3 * (sh.shape[1] - 1)), sh[:, 1:].transpose(1, 2).reshape(n, -1))
+    _add_columns(columns, (OPACITY,), splats.logit_opacities[:, None])
+    _add_columns(columns, SCALES, splats.log_scales)
+    _add_columns(columns, QUATS, splats.quats)
     for name, values in (extra or {}).items():
         columns[name] = _extra_column(name, values, n, taken=columns)
     table = np.empty(n, dtype=[(name, values.dtype.newbyteorder("<")) for name, values in columns.items()])
@@ -130,8 +130,8 @@ def check_header(path: Path, header: Header) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise InputError(f"{path} is broken: its header names a property twice; copy or export it again")
     n_rest = sum(re.fullmatch(r"f_rest_\d+", name) is not None for name in names)
-    rest = _rest_names(n_rest)
-    missing = [n for n in (*_MEANS, *DC, *rest, *_OPACITY, *_SCALES, *_QUATS) if n not in names]
+    rest = rest_names(n_rest)
+    missing = [n for n in (*MEANS, *DC, *rest, OPACITY, *SCALES, *QUATS) if n not in names]
     if missing:
         raise InputError(
             f"{path} lacks the properties {', '.join(missing)} of a 3DGS splat; "
@@ -149,22 +149,22 @@ def check_header(path: Path, header: Header) -> tuple[str, ...]:
 
 def _clamp(columns: dict[str, np.ndarray]) -> None:
     """Make opacities of 0 and 1, and sizes of 0, finite: converters write the logits and logarithms of these."""
-    endless = np.isinf(columns["opacity"])
-    columns["opacity"] = np.where(endless, np.copysign(_MOST_OPAQUE, columns["opacity"]), columns["opacity"])
-    for name in _SCALES:
+    endless = np.isinf(columns[OPACITY])
+    columns[OPACITY] = np.where(endless, np.copysign(_MOST_OPAQUE, columns[OPACITY]), columns[OPACITY])
+    for name in SCALES:
         columns[name] = np.where(columns[name] == -np.inf, np.float32(_LEAST_SCALE), columns[name])
 
 
 def _fuse_filter(columns: dict[str, np.ndarray]) -> None:
     """Widen Gaussians by the 3D filter [N] of Mip-Splatting (arXiv 2311.16493, eq. 9), and thin them as much."""
-    width, scales = columns[_FILTER].astype(np.float64), [columns[name].astype(np.float64) for name in _SCALES]
+    width, scales = columns[_FILTER].astype(np.float64), [columns[name].astype(np.float64) for name in SCALES]
     thinner = np.zeros(len(width))
-    for name, scale in zip(_SCALES, scales):
+    for name, scale in zip(SCALES, scales):
         wide = 0.5 * np.logaddexp(2 * scale, 2 * np.log(np.maximum(width, 1e-30)))
         thinner += scale - wide  # the logarithm of sqrt(det / det')
         columns[name] = wide.astype(np.float32)
-    opacity = np.exp(thinner) / (1 + np.exp(-columns["opacity"].astype(np.float64)))
-    columns["opacity"] = np.log(opacity / (1 - opacity)).clip(-_MOST_OPAQUE, _MOST_OPAQUE).astype(np.float32)
+    opacity = np.exp(thinner) / (1 + np.exp(-columns[OPACITY].astype(np.float64)))
+    columns[OPACITY] = np.log(opacity / (1 - opacity)).clip(-_MOST_OPAQUE, _MOST_OPAQUE).astype(np.float32)
 
 
 def _float32(column: np.ndarray) -> np.ndarray:
@@ -219,7 +219,8 @@ def _check_scales(path: Path, log_scales: Tensor) -> None:
 # --- writing ----------------------------------------------------------------------------------------------
 
 
-def _rest_names(count: int) -> tuple[str, ...]:
+def rest_names(count: int) -> tuple[str, ...]:
+    """Name the `count` columns of SH above degree 0: all terms of red, then green, then blue."""
     return tuple(f"f_rest_{i}" for i in range(count))
 
 

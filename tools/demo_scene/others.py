@@ -210,12 +210,7 @@ def build_shelf(b: Builder) -> None:
         x += width + 0.003
     for k, (code, x) in enumerate([("b3202a", 0.22), ("2f6690", 0.36), ("b3202a", 0.5)]):
         _mug(b, f"mug_{k + 1}", code, (x, y - 0.06, 0.95), b.rng(f"smug{k}"))
-    boxes = [
-        ("3a7d44", -0.55, (0.3, 0.2, 0.14)),
-        ("d98324", -0.2, (0.22, 0.2, 0.2)),
-        ("264653", 0.45, (0.36, 0.22, 0.12)),
-    ]
-    for k, (code, x, size) in enumerate(boxes):
+    for k, (code, x, size) in enumerate(BOXES):
         look = tex.scatter(b.rng(f"sbox{k}"), tex.flat(400, 500, tex.hex_colour(code)), 30,
                            tex.palette("f4f1de e9c46a"), (14, 40))  # fmt: skip
         skin = painted(f"sbox{k}", tex.framed(look, 14, (0.1, 0.1, 0.1)))

@@ -14,7 +14,6 @@ import numpy as np
 
 from cgc.errors import InputError
 from cgc.splats.formats.vertices import (
-    MEANS,
     check_count,
     new_vertices,
     put,
@@ -23,6 +22,7 @@ from cgc.splats.formats.vertices import (
     put_linear_scales,
     put_quats,
 )
+from cgc.splats.ply import MEANS
 
 _RECORD = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
 _LEAST = float(np.finfo(np.float32).tiny)

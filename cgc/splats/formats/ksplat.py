@@ -20,7 +20,6 @@ import numpy as np
 
 from cgc.errors import InputError
 from cgc.splats.formats.vertices import (
-    MEANS,
     TERMS,
     check_count,
     new_vertices,
@@ -31,6 +30,7 @@ from cgc.splats.formats.vertices import (
     put_quats,
     truncated,
 )
+from cgc.splats.ply import MEANS
 
 _HEADER, _SECTION = 4096, 1024  # bytes
 _MAX_DEGREE, _MAX_LEVEL = 2, 2

@@ -29,19 +29,8 @@ import numpy as np
 
 from cgc.errors import InputError
 from cgc.files import fits
-from cgc.splats.formats.vertices import (
-    DC,
-    MEANS,
-    OPACITY,
-    SCALES,
-    TERMS,
-    check_count,
-    new_vertices,
-    put,
-    put_alphas,
-    put_quats,
-    smallest_three,
-)
+from cgc.splats.formats.vertices import TERMS, check_count, new_vertices, put, put_alphas, put_quats, smallest_three
+from cgc.splats.ply import DC, MEANS, OPACITY, SCALES
 
 _META = "meta.json"
 _MAX_META = 1 << 22  # bytes; a real one has 20 thousand

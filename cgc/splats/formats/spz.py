@@ -20,6 +20,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +28,6 @@ import numpy as np
 
 from cgc.errors import InputError
 from cgc.splats.formats.vertices import (
-    DC,
-    MEANS,
-    SCALES,
     TERMS,
     check_count,
     new_vertices,
@@ -39,6 +37,7 @@ from cgc.splats.formats.vertices import (
     smallest_three,
     truncated,
 )
+from cgc.splats.ply import DC, MEANS, SCALES
 
 MAGIC = b"NGSP"
 _HEADER = struct.Struct("<4s2I4B")
@@ -103,14 +102,18 @@ def read_spz(path: Path) -> np.ndarray:
 
 def half_turned(vertices: np.ndarray) -> np.ndarray:
     """Return vertices [N] turned by half a turn about x: what an .spz that has the axes of a PLY was meant to be."""
-    turned = vertices.copy()
+    turned, sign = vertices.copy(), {"x": 1, "y": -1, "z": -1}
     for name in ("y", "z", "rot_2", "rot_3"):
         turned[name] = -vertices[name]
     rest = [name for name in vertices.dtype.names or () if name.startswith("f_rest_")]
     for i, name in enumerate(rest):
-        if (("y" in (odd := _ODD_IN[i % (len(rest) // 3)])) + ("z" in odd)) % 2:
-            turned[name] = -vertices[name]
+        turned[name] = _sign_of(i % (len(rest) // 3), sign) * vertices[name]
     return turned
+
+
+def _sign_of(term: int, sign: Mapping[str, int]) -> int:
+    """Return by what a term of SH above degree 0 is multiplied where axes are, by their `sign`."""
+    return math.prod(sign[axis] for axis in _ODD_IN[term])
 
 
 def _check_version(path: Path, head: bytes) -> None:
@@ -183,7 +186,7 @@ def _decode(header: _Header, content: bytes, signs: tuple[int, int, int]) -> np.
     quats = _rotations(header, rotations)
     put_quats(vertices, quats * np.array([1, *(math.prod(signs) * s for s in signs)], np.float32))
     for term in range(header.terms):
-        turned = _SH_OF_BYTE * np.float32(math.prod(sign[axis] for axis in _ODD_IN[term]))
+        turned = _SH_OF_BYTE * np.float32(_sign_of(term, sign))
         for channel in range(3):
             vertices[f"f_rest_{channel * header.terms + term}"] = turned[sh[:, 3 * term + channel]]
     return vertices

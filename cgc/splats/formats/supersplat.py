@@ -18,12 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from cgc.errors import InputError
+from cgc.geometry import SH_C0
 from cgc.ply import Header, read_header, read_vertices
 from cgc.splats.formats.vertices import (
-    DC,
-    MEANS,
-    SCALES,
-    SH_C0,
     TERMS,
     check_count,
     new_vertices,
@@ -31,9 +28,9 @@ from cgc.splats.formats.vertices import (
     put_alphas,
     put_colors,
     put_quats,
-    rest_names,
     smallest_three,
 )
+from cgc.splats.ply import DC, MEANS, SCALES, rest_names
 
 _CHUNK = 256
 _PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
@@ -103,7 +100,7 @@ def _read_sh(path: Path, header: Header, count: int) -> np.ndarray:
         raise _broken(path, f"has {len(element.properties)} terms of SH where 9, 24 or 45 were expected")
     if element.count != count:
         raise _broken(path, f"has {element.count:,} rows of SH for {count:,} vertices")
-    return _read(path, header, "sh", rest_names(terms), ("uchar",))
+    return _read(path, header, "sh", rest_names(3 * terms), ("uchar",))
 
 
 def _fractions(packed: np.ndarray, shifts: tuple[int, ...], bits: tuple[int, ...]) -> np.ndarray:

@@ -13,12 +13,8 @@ import numpy as np
 
 from cgc.errors import InputError
 from cgc.geometry import SH_C0
+from cgc.splats.ply import DC, MEANS, OPACITY, QUATS, SCALES, rest_names
 
-MEANS = ("x", "y", "z")
-DC = ("f_dc_0", "f_dc_1", "f_dc_2")
-OPACITY = "opacity"
-SCALES = ("scale_0", "scale_1", "scale_2")
-QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
 TERMS = (0, 3, 8, 15)
 """Terms of spherical harmonics above degree 0, by degree."""
 
@@ -54,13 +50,8 @@ def truncated(path: Path, expected: int, got: int) -> InputError:
 
 def new_vertices(count: int, terms: int) -> np.ndarray:
     """Return vertices [N] to be filled, with `terms` (of TERMS) of SH above degree 0."""
-    names = (*MEANS, *DC, *rest_names(terms), OPACITY, *SCALES, *QUATS)
+    names = (*MEANS, *DC, *rest_names(3 * terms), OPACITY, *SCALES, *QUATS)
     return np.empty(count, [(name, np.float32) for name in names])
-
-
-def rest_names(terms: int) -> tuple[str, ...]:
-    """Name the columns of SH above degree 0, all `terms` of red, then green, then blue."""
-    return tuple(f"f_rest_{i}" for i in range(3 * terms))
 
 
 def put(vertices: np.ndarray, names: Sequence[str], values: np.ndarray) -> None:
