@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,7 +14,7 @@ from cgc import parallel
 from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.masks.checkpoints import OFFICIAL, cache_folder
-from cgc.masks.generate import Made, Recipe, is_finished, keep_masks, make_masks
+from cgc.masks.generate import Made, Recipe, is_finished, keep_masks, make_together
 from cgc.masks.generators import Custom, Regions, Sam
 from cgc.masks.id_maps import read_id_map
 from cgc.masks.image_masks import ImageMasks
@@ -38,7 +36,6 @@ from cgc.settings import MaskSettings, ReconstructSettings, RunSettings, SceneSe
 from cgc.splats.packed import SUFFIXES
 from cgc.view.pictures import contact_sheet, overlay
 
-MOST_WORKERS = 8
 PREVIEW = "preview.jpg"
 PREVIEW_VIEWS = 12
 PREVIEW_SIDE = 480
@@ -86,34 +83,13 @@ def make(
 ) -> Made:
     """Make the masks of a scene's views. Photos are shared among processes that torchrun has started."""
     recipe, said = choose_recipe(settings, sam, regions)
-    shard = parallel.here()
     if not quiet:
-        console.print(said if shard[1] == 1 else f"{said}; {shard[1]} processes share the photos")
-    workers = settings.workers or (_cores() if isinstance(recipe, Regions) and shard[1] == 1 else 1)
-    parallel.check_same(masks=json.dumps([recipe.facts, settings.min_area, len(scene.views)], sort_keys=True))
-    made = make_masks(
-        scene.views, recipe, folder, min_area=settings.min_area, workers=workers, shard=shard, overwrite=overwrite,
+        size = parallel.count()
+        console.print(said if size == 1 else f"{said}; {size} processes share the photos")
+    return make_together(
+        scene.views, recipe, folder, min_area=settings.min_area, workers=settings.workers, overwrite=overwrite,
         quiet=quiet,
     )  # fmt: skip
-    return _of_all(made, scene.views)
-
-
-def _of_all(made: Made, views: Sequence[View]) -> Made:
-    """Return what all processes have made, in the order of the views; waits for them."""
-    shares = [Made(**share) for share in parallel.collect(asdict(made))]
-    if len(shares) == 1:
-        return made
-    names = [view.name for view in views]
-    masks = {name: share.masks[name] for name in names for share in shares if name in share.masks}
-    kept = tuple(name for name in names if any(name in share.kept for share in shares))
-    failed = {name: share.failed[name] for name in names for share in shares if name in share.failed}
-    return Made(masks, kept, failed, max(share.seconds for share in shares))
-
-
-def _cores() -> int:
-    """How many processes merge regions by default: a core each, but not more than memory (1 GB each) is likely for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_WORKERS)
 
 
 def say_made(made: Made, folder: Path, quiet: bool) -> None:
@@ -125,13 +101,7 @@ def say_made(made: Made, folder: Path, quiet: bool) -> None:
         kept = f", {len(made.kept)} of them kept from before" if made.kept else ""
         middle = f"{int(np.median(counts))} masks each in the middle" if counts else "no masks"
         console.print(f"{len(counts)} views in {short_time(made.seconds)}, {middle}{kept}: {folder}")
-    if made.failed:
-        some = "; ".join(f"{name} ({why})" for name, why in list(made.failed.items())[:3])
-        more = f" and {len(made.failed) - 3} more" if len(made.failed) > 3 else ""
-        raise InputError(
-            f"{len(made.failed)} of {len(made.failed) + len(counts)} views have no masks: {some}{more}; the others are "
-            "kept, and the same command tries these again"
-        )
+    made.check()
 
 
 def masks_command(
@@ -221,15 +191,20 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
     return np.array(image)
 
 
-def masks_meant(word: str, *, quiet: bool = False, device: str = "auto") -> Path | Callable[[Scene], Path] | None:
+def masks_meant(
+    word: str, *, quiet: bool = False, device: str = "auto"
+) -> Path | Callable[[Scene, bool], Path | None] | None:
     """Return what `--masks` means: a folder, what makes one of a scene (auto), or None (none)."""
     if word == "none":
         return None
     return partial(masks_of, quiet=quiet, device=device) if word == "auto" else Path(word)
 
 
-def masks_of(scene: Scene, *, quiet: bool = False, device: str = "auto") -> Path:
-    """Return the folder of a scene's own masks; they are made, or finished, in the usual way where need be."""
+def masks_of(scene: Scene, at_once: bool = True, *, quiet: bool = False, device: str = "auto") -> Path | None:
+    """Return the folder of a scene's own masks; they are made, or finished, in the usual way where need be.
+
+    None, unless they are needed `at_once`, where there are none and that way is to merge regions: splats help with it.
+    """
     folder = scene.root / "masks"
     usual = MaskSettings(), replace(SAM_PRESETS["default"], device=device), REGION_PRESETS["default"]
     if is_made(folder):
@@ -247,6 +222,15 @@ def masks_of(scene: Scene, *, quiet: bool = False, device: str = "auto") -> Path
             f"{folder} was not made by `cgc masks`, so it may be something else: use it with --masks {folder}, import "
             f"it with `cgc masks {scene.root} --from {folder} --out DIR`, or go without with --masks none"
         )
+    elif not at_once and isinstance(choose_recipe(*usual)[0], Regions):
+        if not quiet:
+            console.print(
+                "masks: no weights of Segment Anything are here, so regions are merged once there are splats, by their "
+                "colours, texture and depth. Segment Anything finds things, and parts of them: "
+                f"`cgc masks {scene.root} --generator sam` (it downloads its weights once; minutes a photo without a "
+                "GPU), then this command"
+            )
+        return None
     made = make(scene, folder, *usual, quiet=quiet)
     if made.masks and parallel.is_first():
         draw_preview(scene.views, folder)

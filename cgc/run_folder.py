@@ -62,6 +62,8 @@ TRAINED_FEATURES = "trained_features.safetensors"
 """What training leaves beside the splats where it learns features too."""
 CAMERAS = "cameras.json"
 """What rendering leaves beside the table: the views' cameras, for when the scene is gone."""
+OWN_MASKS = "regions"
+"""What a run's source has for masks that it makes itself, of its splats' depth: their folder in the run's."""
 CORRECTIONS = "corrections.json"
 """What training leaves beside the splats where it learns exposures or poses."""
 YOUNGER = {
@@ -138,7 +140,9 @@ class Stats(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Source:
-    """What a run is made from; paths are absolute. `fingerprint` identifies the scene's model and images.
+    """What a run is made from; paths are absolute, but for masks that it makes itself (OWN_MASKS).
+
+    `fingerprint` identifies the scene's model and images.
 
     `masks_hash` and `splats_hash` are of the files' contents, of the training views' masks only.
     """
@@ -168,6 +172,16 @@ class RunFolder:
     def trains_features(self) -> bool:
         """Say whether features are learned beside colour in training."""
         return self.settings.train.features == "joint" and not self.source.splats
+
+    @property
+    def masks_folder(self) -> Path | None:
+        """Where the masks lie, if there are any."""
+        return self.root / self.source.masks if self.source.masks else None
+
+    @property
+    def makes_masks(self) -> bool:
+        """Say whether the masks are the run's own, made once there are splats."""
+        return self.source.masks == OWN_MASKS
 
     @property
     def corrects_photos(self) -> bool:
@@ -390,7 +404,7 @@ def create_run(root: Path, settings: RunSettings, source: Source) -> RunFolder:
 
 def moved_masks(masks: str | None, old: str, new: str) -> str | None:
     """Return the folder of masks, which has moved with the scene from `old` to `new` if it lay in there."""
-    if masks and not Path(masks).exists() and Path(masks).is_relative_to(old):
+    if masks and masks != OWN_MASKS and not Path(masks).exists() and Path(masks).is_relative_to(old):
         there = new / Path(masks).relative_to(old)
         return str(there) if there.is_dir() else masks
     return masks

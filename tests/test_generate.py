@@ -286,3 +286,36 @@ def test_maps_that_were_painted_on_still_serve(views, tmp_path):
     set_path(folder, "v0").write_bytes((tmp_path / "x.npy").read_bytes())
     with pytest.raises(InputError, match="make them again"):
         masks.wholes(0)
+
+
+def test_generators_are_given_depths_and_few_of_them_wait(views, tmp_path):
+    asked = []
+
+    def depth_of(view):
+        asked.append(view.name)
+        return np.full((view.camera.height, view.camera.width), 1.0 + len(asked), np.float32)
+
+    for workers in (1, 2):
+        asked.clear()
+        folder = tmp_path / str(workers)
+        made = make_masks(views, ByDepth(), folder, workers=workers, depth_of=depth_of, quiet=True)
+        assert len(made.masks) == len(views) == len(asked)
+        assert sorted(made.masks.values()) == list(range(2, 2 + len(views)))
+        asked.clear()
+        assert len(make_masks(views, ByDepth(), folder, depth_of=depth_of, quiet=True).kept) == len(views)
+        assert not asked  # what is done needs none
+
+
+@dataclass(frozen=True)
+class ByDepth:
+    """Makes as many masks as the depth says."""
+
+    facts = {"generator": "by depth"}  # noqa: RUF012
+
+    def load(self, *, quiet=False):
+        return lambda image, depth: ImageMasks.from_id_maps(
+            [np.arange(depth.size).reshape(depth.shape) % int(depth[0, 0]) + 1]
+        )
+
+    def most_workers(self):
+        return 1

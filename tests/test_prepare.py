@@ -15,6 +15,7 @@ from cgc.masks.generators import Sam
 from cgc.masks.id_maps import read_id_map, read_mask_folder, write_id_map
 from cgc.masks.regions import RegionMerging
 from cgc.masks.sam import SegmentAnything
+from cgc.run_folder import open_run
 from cgc.scene.read import read_scene
 from cgc.settings import MaskSettings
 
@@ -137,15 +138,52 @@ def test_tracked_masks_are_voted_for(scene, tiny_scene, tmp_path, capsys):
 
 
 def test_one_command_from_a_scene_without_masks(scene, tmp_path, capsys):
-    assert main(["run", str(scene), "--out", str(tmp_path / "run"), *TINY]) == 0
-    assert (scene / "masks" / "preview.jpg").exists()
-    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    before, run = snapshot(scene), tmp_path / "run"
+    assert main(["run", str(scene), "--out", str(run), *TINY]) == 0
+    assert "once there are splats" in capsys.readouterr().out
+    assert snapshot(scene) == before  # the masks are of these splats, so they are the run's
+    record = json.loads((run / "regions" / "masks.json").read_text())["by"]
+    assert record["splats"] == open_run(run).stats["splats_sha256"][:16] and record["relief"]["bend"] > 0
+    page = (run / "report" / "index.html").read_text()
     assert "Masks of" in page and "Where masks and result disagree" in page
+    kept = snapshot(run)
+    assert main(["run", str(scene), "--out", str(run), *TINY]) == 0
+    assert snapshot(run) == kept and "lift: done before, kept" in capsys.readouterr().out
+
+
+def test_a_runs_own_masks_move_with_it_and_follow_its_splats(scene, tmp_path, capsys):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    assert main(["run", str(scene), "--out", str(run), *TINY]) == 0
+    kept = snapshot(run)
+    run.rename(moved)
+    assert main(["run", str(scene), "--out", str(moved), *TINY]) == 0
+    assert snapshot(moved) == kept
+    assert main(["lift", str(moved)]) == 0
+    assert snapshot(moved / "regions") == {k[8:]: v for k, v in kept.items() if k.startswith("regions/")}
+    shutil.rmtree(moved / "regions")
     capsys.readouterr()
-    assert main(["run", str(scene), "--out", str(tmp_path / "run"), *TINY]) == 0  # all is kept
-    assert "done before, kept" in capsys.readouterr().out
+    assert main(["cluster", str(moved)]) == 2
+    assert f"cgc lift {moved}" in " ".join(capsys.readouterr().err.split())
+    assert main(["lift", str(moved)]) == 0 and main(["cluster", str(moved)]) == 0
+    assert main(["train", str(moved), "--steps", "70"]) == 0
+    assert main(["lift", str(moved)]) == 0
+    assert main(["info", str(moved)]) == 0
+    assert str(moved / "regions") in capsys.readouterr().out.replace("\n", "")
+    now = json.loads((moved / "regions" / "masks.json").read_text())["by"]["splats"]
+    assert now == open_run(moved).stats["splats_sha256"][:16]
+    assert main(["run", str(scene), "--out", str(moved), "--masks", str(scene / "instance"), *TINY]) == 0
+    assert open_run(moved).source.masks == str(scene / "instance")
+
+
+@pytest.mark.parametrize("words", [["--train.features", "joint"], ["--blocks.gaussians", "100"]])
+def test_masks_that_cannot_wait_for_splats_are_the_scenes(scene, tmp_path, words, capsys):
+    run = tmp_path / "run"
+    assert main(["run", str(scene), "--out", str(run), *TINY]) == 0
+    assert main(["run", str(scene), "--out", str(run), *TINY, *words, "--quiet"]) == 0
+    assert (scene / "masks" / "preview.jpg").exists() and open_run(run).source.masks == str(scene / "masks")
+    capsys.readouterr()
     assert main(["run", str(scene), "--out", str(tmp_path / "two"), *TINY]) == 0
-    assert "masks: those in" in capsys.readouterr().out
+    assert "masks: those in" in capsys.readouterr().out and not (tmp_path / "two" / "regions").exists()
 
 
 def test_without_masks_when_asked(scene, tmp_path, capsys):

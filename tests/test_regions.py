@@ -14,6 +14,7 @@ from cgc.errors import InputError
 from cgc.masks.contrast import border_strength, distribution_planes
 from cgc.masks.merging import MergeRules, merge_levels, shared_borders
 from cgc.masks.regions import PRESETS, RegionMerging
+from cgc.masks.relief import Relief, bends, weigh_borders
 
 segment = PRESETS["default"]
 COLOURS = np.array([[220, 40, 30], [30, 90, 210], [40, 170, 60], [240, 200, 40], [150, 60, 160]], np.uint8)
@@ -237,22 +238,24 @@ def test_shared_borders_are_counted():
     assert borders.ends.tolist() == [[0, 1], [0, 2], [1, 2]]
     assert borders.lengths.tolist() == [1, 3, 2]
     assert borders.strengths.tolist() == [2, 4 + 4 + 6, 5 + 8]
+    assert borders.steps.tolist() == [0, 0, 0]
+    assert shared_borders(regions, strength, strength[::-1].copy()).steps.tolist() == [8, 4 + 7 + 3, 5 + 2]
 
 
-def slow_merge(regions, strength, planes, levels, min_areas, rules):
+def slow_merge(regions, strength, planes, levels, min_areas, rules, steps):
     """The obvious way: look at every pair of neighbours again after each merge."""
     owner, found = regions.copy(), []
-    outside = shared_borders(regions, strength)
+    outside = shared_borders(regions, strength, steps)
     for level, least in zip(levels, min_areas):
         while True:
             costs = {}
             links = {}
-            for (a, b), length, total in zip(outside.ends, outside.lengths, outside.strengths):
+            for (a, b), *sums in zip(outside.ends, outside.lengths, outside.strengths, outside.steps):
                 pair = (owner[regions == a][0], owner[regions == b][0])
                 if pair[0] != pair[1]:
                     key = (min(pair), max(pair))
-                    links[key] = links.get(key, np.zeros(2)) + np.array([length, total])
-            for (a, b), (length, total) in links.items():
+                    links[key] = links.get(key, np.zeros(3)) + np.array(sums)
+            for (a, b), (length, total, step) in links.items():
                 sides = [owner == a, owner == b]
                 area = min(side.sum() for side in sides)
                 means = [planes[:, side].mean(1) for side in sides]
@@ -260,6 +263,7 @@ def slow_merge(regions, strength, planes, levels, min_areas, rules):
                 rest = min(strength[side].mean() for side in sides)
                 cost = (total / length) ** rules.border * abs(means[0] - means[1]).sum() ** (1 - rules.border)
                 cost *= (1 - rules.enclosed * length / outline) / (1 + min(rules.unrest * rest, 1))
+                cost += step / length
                 cost *= min(1, area / rules.small) ** rules.favour_small
                 if cost <= level or area < least:
                     costs[(a, b)] = cost
@@ -271,8 +275,9 @@ def slow_merge(regions, strength, planes, levels, min_areas, rules):
     return found
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.5])
 @pytest.mark.parametrize("seed", range(4))
-def test_merging_matches_the_slow_reference(seed):
+def test_merging_matches_the_slow_reference(seed, apart):
     generator = np.random.default_rng(seed)
     regions = np.arange(30).reshape(5, 6).repeat(3, 0).repeat(3, 1)
     strength = generator.random(regions.shape, np.float32) * 10
@@ -280,11 +285,86 @@ def test_merging_matches_the_slow_reference(seed):
     planes += generator.random((4, 30), np.float32)[:, regions] * 5
     rules = MergeRules(border=0.4, enclosed=0.5, unrest=0.1, small=60.0, favour_small=0.3)
     levels, least = (1.5, 1.8, 1.9), (1.0, 1.0, 10.0)
-    owners = merge_levels(regions, strength, planes, levels, least, rules)
-    expected = slow_merge(regions, strength, planes, levels, least, rules)
+    steps = generator.random(regions.shape, np.float32) * np.float32(apart) if apart else None
+    owners = merge_levels(regions, strength, planes, levels, least, rules, steps)
+    expected = slow_merge(regions, strength, planes, levels, least, rules, steps)
     counts = []
     for owner, slow in zip(owners, expected):
         pairs = np.unique(np.stack([owner[regions].ravel(), slow.ravel()]), axis=1)
         counts.append(len(np.unique(slow)))
         assert pairs.shape[1] == counts[-1] == len(np.unique(owner))
     assert 30 >= counts[0] > counts[1] > counts[2] >= 1, counts
+
+
+# ---- with depth
+
+
+def floor_and_post(height: int = 90, width: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """Depth [H, W] of a slanted floor with a post on it, and where the post is, [H, W] bool."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    floor = 1 / (0.02 + 0.004 * y)  # 1 / depth is linear on a plane
+    post = (np.abs(x - 60) < 14) & (y > 25) & (y < 65)
+    return np.where(post, floor[65, 0], floor).astype(np.float32), post
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    slopes=st.tuples(*[st.floats(-0.9, 0.9)] * 2), near=st.floats(0.1, 100), size=st.tuples(*[st.integers(1, 50)] * 2)
+)
+def test_no_plane_bends(slopes, near, size):
+    y, x = np.mgrid[: size[0], : size[1]] / max(size)
+    depth = (near / (1 + 0.5 * slopes[0] * x + 0.5 * slopes[1] * y)).astype(np.float32)
+    folds, ridges = bends(depth, np.ones(size, bool), Relief(smoothing=0))
+    inner = np.s_[4:-4, 4:-4]  # a median levels the edge of a picture
+    assert folds[inner].max(initial=0) < 1e-3 and ridges[inner].max(initial=0) < 1e-3
+
+
+def test_folds_and_ridges_are_told_apart_whatever_the_unit():
+    depth, _ = floor_and_post()
+    folds, ridges = bends(depth, depth > 0, Relief())
+    assert folds[60:70, 60].max() > 0.01 > 10 * ridges[60:70, 60].max()  # where it stands
+    assert folds[25, 60] < 0.01 < 0.1 < ridges[25, 60]  # its own edge; what is behind is folded
+    assert folds[24, 60] > 0.1
+    for scale in (0.01, 100.0):
+        again = bends(depth * scale, depth > 0, Relief())
+        assert np.allclose(again[0], folds, atol=1e-4) and np.allclose(again[1], ridges, atol=1e-4)
+
+
+def test_depth_finds_what_has_no_colour_of_its_own():
+    depth, post = floor_and_post()
+    image = noisy(np.full((90, 120, 3), 150, np.uint8), 3)
+    alone, seen = segment(image), segment(image, depth)
+    assert max(best_iou(post, ids) for ids in alone) < 0.4 < 0.8 < max(best_iou(post, ids) for ids in seen)
+    check_laws(seen, (90, 120))
+
+
+def test_print_on_a_plane_counts_less():
+    image, ids = draw_discs(90, 120, 4, 3, 0.35)
+    pale = (0.5 * 190 + 0.5 * image).astype(np.uint8)
+    y, _ = np.mgrid[:90, :120]
+    plane = (1 / (0.1 + 0.004 * y)).astype(np.float32)
+    assert segment(noisy(pale))[0].max() > segment(noisy(pale), plane)[0].max()
+    assert max(best_iou(ids == 1, found) for found in segment(noisy(image), plane)) > 0.8  # but it counts
+
+
+def test_unknown_depth_leaves_colours_alone():
+    image = noisy(draw_discs(90, 120, 4, 3, 0.35)[0], 10)
+    depth, _ = floor_and_post()
+    assert all(np.array_equal(a, b) for a, b in zip(segment(image), segment(image, np.zeros_like(depth))))
+    broken = depth.copy()
+    broken[:, :40], broken[5, 80] = 0, np.nan
+    broken[80, 100] = np.inf
+    strength = np.full((90, 120), 5, np.float32)
+    found, steps = weigh_borders(strength, broken, Relief())
+    assert np.isfinite(found).all() and (found[:, :38] == 5).all() and (found[:, 60:] != 5).any()
+    assert not steps[:, :38].any() and 0 < steps.max() <= 1
+    with pytest.raises(InputError, match=r"\[90, 120\]"):
+        segment(image, depth[:-1])
+
+
+def test_depth_of_a_photo_that_is_shrunk():
+    depth, post = floor_and_post()
+    image = noisy(np.full((90, 120, 3), 150, np.uint8), 3).repeat(2, 0).repeat(2, 1)
+    maps = replace(segment, max_side=120)(image, depth.repeat(2, 0).repeat(2, 1))
+    check_laws(maps, (180, 240))
+    assert max(best_iou(post.repeat(2, 0).repeat(2, 1), ids) for ids in maps) > 0.8

@@ -1,7 +1,8 @@
 """Measure masks of single photos against a scene's truth: `python tools/benchmark_masks.py SCENE`.
 
-Masks are made by `RegionMerging`, or read with `--masks FOLDER`. Each row is a level, coarse to fine, and the last one
-is the best of all levels. Truth is SCENE/instance with instances.json, or drawn maps in SCENE/truth. Nothing is random.
+Masks are made by `RegionMerging`, with `--run RUN` of the depth of its splats too, or read with `--masks FOLDER`. Each
+row is a level, coarse to fine, and the last one is the best of all levels. Truth is SCENE/instance with instances.json,
+or drawn maps in SCENE/truth. Nothing is random.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+import cgc
 from cgc.errors import InputError
 from cgc.evaluation.truth import IGNORE, read_drawn, read_truth
 from cgc.masks.id_maps import read_id_map
@@ -31,6 +33,8 @@ class Benchmark:
     """Settings of the segmenter."""
     masks: Path | None = None
     """Measure the id maps in this folder instead, named like photos."""
+    run: Path | None = None
+    """A run of the scene, trained at the photos' size, whose splats say how far everything is."""
     every: int = 4
     """Use every n-th photo that has a truth."""
 
@@ -94,13 +98,16 @@ def read_scene(benchmark: Benchmark) -> list[tuple[Path, np.ndarray, np.ndarray]
 def main(benchmark: Benchmark) -> None:
     """Print a Markdown table."""
     whole, things, seconds = [], [], []
+    seen = cgc.load(benchmark.run) if benchmark.run else None
+    name_of = {Path(name).stem: name for name in seen.views} if seen else {}
     for photo, truth, wanted in read_scene(benchmark):
         image = np.asarray(Image.open(photo).convert("RGB"))
+        depth = seen.render(name_of[photo.stem], what="depth") if seen else None
         start = time.process_time()
         if benchmark.masks:
             levels = [read_id_map(benchmark.masks / f"{photo.stem}.png")]
         else:
-            levels = PRESETS[benchmark.preset](image)
+            levels = PRESETS[benchmark.preset](image, depth)
         seconds.append(time.process_time() - start)
         least = 30 / (400 * 300) * truth.size  # things of fewer pixels are not seen
         ids, counts = np.unique(truth, return_counts=True)

@@ -14,9 +14,10 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from cgc import parallel
 from cgc.errors import InputError
 from cgc.files import sha256, write_json
 from cgc.masks.id_maps import read_id_map, write_id_map
-from cgc.masks.image_masks import ImageMasks, MaskGenerator, read_facts
+from cgc.masks.image_masks import ImageMasks, read_facts
 from cgc.masks.record import FORMAT, RECORD, is_made, mask_names, read_record, set_path
 from cgc.progress import progress_bar
 from cgc.scene.images import load_image
@@ -37,14 +38,21 @@ LONGEST = 300
 
 
 class Recipe(Protocol):
-    """Settings of a generator, light enough to be sent to another process; `load` makes it ready once."""
+    """Settings of a generator, light enough to be sent to another process; `load` makes it ready once.
+
+    What is loaded takes an image [H, W, 3] uint8, and its depth [H, W] where `make_masks` is given depths.
+    """
 
     @property
     def facts(self) -> dict[str, Any]:
         """What tells these masks from others, as JSON values."""
         ...
 
-    def load(self, *, quiet: bool = False) -> MaskGenerator: ...
+    def load(self, *, quiet: bool = False) -> Callable[..., ImageMasks]: ...
+
+    def most_workers(self) -> int:
+        """How many processes of this machine may make masks at once."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,17 @@ class Made:
     failed: dict[str, str]
     seconds: float
 
+    def check(self) -> None:
+        """Raise InputError that names the views that failed, in the first process."""
+        if not self.failed or not parallel.is_first():
+            return
+        some = "; ".join(f"{name} ({why})" for name, why in list(self.failed.items())[:3])
+        more = f" and {len(self.failed) - 3} more" if len(self.failed) > 3 else ""
+        raise InputError(
+            f"{len(self.failed)} of {len(self.failed) + len(self.masks)} views have no masks: {some}{more}; the others "
+            "are kept, and the same command tries these again"
+        )
+
 
 def make_masks(
     views: Sequence[View],
@@ -66,12 +85,14 @@ def make_masks(
     workers: int = 1,
     shard: tuple[int, int] = (0, 1),
     overwrite: bool = False,
+    depth_of: Callable[[View], np.ndarray] | None = None,
     quiet: bool = False,
 ) -> Made:
     """Make the masks of every `shard[1]`-th view from the `shard[0]`-th, several at a time in `workers` processes.
 
     `min_area` is the smallest mask's share of the image. A view that fails does not stop the others. InputError where
-    the folder holds masks that were not made so, unless `overwrite`.
+    the folder holds masks that were not made so, unless `overwrite`. With `depth_of`, which gives the depth [H, W] of a
+    view's pixels and is asked here, a view at a time, the generator takes an image and its depth.
     """
     start = time.perf_counter()
     record = {"format": FORMAT, "by": recipe.facts, "min_area": min_area}
@@ -90,7 +111,7 @@ def make_masks(
             masks[job.view.name] = count
     kept = tuple(masks)
     with progress_bar("masks", len(jobs), start=len(kept), quiet=quiet) as bar:
-        for job, outcome in _work(todo, recipe, min(workers, len(todo)), quiet):
+        for job, outcome in _work(todo, recipe, min(workers, len(todo)), depth_of, quiet):
             done = len(masks) - len(kept) + 1
             pace = f"{60 * done / (time.perf_counter() - start):.3g}/min"
             if isinstance(outcome, int):
@@ -102,6 +123,38 @@ def make_masks(
                 job.set.unlink(missing_ok=True)
                 bar.advance(1, failed=len(failed), images=pace)
     return Made(masks, kept, failed, time.perf_counter() - start)
+
+
+def make_together(
+    views: Sequence[View],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    min_area: float = 1e-4,
+    workers: int = 0,
+    overwrite: bool = False,
+    depth_of: Callable[[View], np.ndarray] | None = None,
+    quiet: bool = False,
+) -> Made:
+    """Make masks as `make_masks` does, shared among the processes that torchrun has started; all return all of them.
+
+    `workers` 0: as many as suit the recipe, and the machine where there is one process.
+    """
+    shard = parallel.here()
+    workers = workers or (recipe.most_workers() if shard[1] == 1 else 1)
+    parallel.check_same(masks=json.dumps([recipe.facts, min_area, len(views)], sort_keys=True))
+    made = make_masks(
+        views, recipe, folder, min_area=min_area, workers=workers, shard=shard, overwrite=overwrite, depth_of=depth_of,
+        quiet=quiet,
+    )  # fmt: skip
+    shares = [Made(**share) for share in parallel.collect(asdict(made))]
+    if len(shares) == 1:
+        return made
+    names = [view.name for view in views]
+    masks = {name: share.masks[name] for name in names for share in shares if name in share.masks}
+    kept = tuple(name for name in names if any(name in share.kept for share in shares))
+    failed = {name: share.failed[name] for name in names for share in shares if name in share.failed}
+    return Made(masks, kept, failed, max(share.seconds for share in shares))
 
 
 def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
@@ -245,21 +298,33 @@ def _count_done(job: _Job) -> int | None:
     return int(facts["masks"])
 
 
-def _work(jobs: list[_Job], recipe: Recipe, workers: int, quiet: bool) -> Iterator[tuple[_Job, int | str]]:
+def _work(
+    jobs: list[_Job], recipe: Recipe, workers: int, depth_of: Callable[[View], np.ndarray] | None, quiet: bool
+) -> Iterator[tuple[_Job, int | str]]:
     """Do the jobs; gives each with its number of masks, or with why it failed."""
     if not jobs:
         return
+
+    def guides(job: _Job) -> tuple[np.ndarray, ...]:
+        return () if depth_of is None else (depth_of(job.view),)
+
     if workers <= 1:
         generator = recipe.load(quiet=quiet)
         for job in jobs:
-            yield job, _attempt(job, generator)
+            yield job, _attempt(job, generator, *guides(job))
         return
     context = multiprocessing.get_context("spawn")  # threads and CUDA do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(recipe,)) as pool:
-        futures = {pool.submit(_attempt_here, job): job for job in jobs}
+        futures: dict[Future[int | str], _Job] = {}
+        waiting = iter(jobs)
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while True:
+                for job in islice(waiting, 2 * workers - len(futures)):  # what waits has its depth in memory
+                    futures[pool.submit(_attempt_here, job, *guides(job))] = job
+                if not futures:
+                    break
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    yield futures.pop(future), future.result()
         except BrokenProcessPool as error:
             raise InputError(
                 "a process that made masks was ended from outside, most likely for want of memory; what is done is "
@@ -269,7 +334,7 @@ def _work(jobs: list[_Job], recipe: Recipe, workers: int, quiet: bool) -> Iterat
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_generator: MaskGenerator | None = None  # of a worker process
+_generator: Callable[..., ImageMasks] | None = None  # of a worker process
 
 
 def _prepare(recipe: Recipe) -> None:
@@ -277,15 +342,15 @@ def _prepare(recipe: Recipe) -> None:
     _generator = recipe.load(quiet=True)
 
 
-def _attempt_here(job: _Job) -> int | str:
+def _attempt_here(job: _Job, *guides: np.ndarray) -> int | str:
     assert _generator is not None
-    return _attempt(job, _generator)
+    return _attempt(job, _generator, *guides)
 
 
-def _attempt(job: _Job, generator: Callable[[np.ndarray], ImageMasks]) -> int | str:
+def _attempt(job: _Job, generator: Callable[..., ImageMasks], *guides: np.ndarray) -> int | str:
     """Make and write the masks of a view; returns how many, or why it failed: one bad photo must not lose the rest."""
     try:
-        made = generator(load_image(job.view))
+        made = generator(load_image(job.view), *guides)
         flat, painted = made.paint(min_area=round(job.min_area * made.height * made.width))
     except InputError as error:
         return str(error)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cgc.files import sha256
 from cgc.masks.custom import CustomGenerator, load_entry_point
 from cgc.masks.image_masks import ImageMasks, MaskGenerator
 from cgc.masks.regions import RegionMerging
+from cgc.masks.relief import Relief
 from cgc.masks.sam import SegmentAnything
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,33 @@ class Regions:
 
     def load(self, *, quiet: bool = False) -> MaskGenerator:
         return CustomGenerator(lambda image: ImageMasks.from_id_maps(self.settings(image)), "regions")
+
+    def most_workers(self) -> int:
+        return _cores()
+
+
+@dataclass(frozen=True)
+class RegionsInRelief:
+    """The weight-free generator where splats are known: of an image and its depth [H, W]."""
+
+    settings: RegionMerging
+    relief: Relief
+    splats: str
+    """What tells these splats from others: depths are theirs."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        known = {"relief": _plain(asdict(self.relief)), "splats": self.splats}
+        return {"generator": "regions", **_plain(asdict(self.settings)), **known}
+
+    def load(self, *, quiet: bool = False) -> RegionsInRelief:
+        return self
+
+    def __call__(self, image: np.ndarray, depth: np.ndarray) -> ImageMasks:
+        return ImageMasks.from_id_maps(self.settings(image, depth, self.relief))
+
+    def most_workers(self) -> int:
+        return _cores()
 
 
 @dataclass(frozen=True)
@@ -46,6 +80,9 @@ class Sam:
     def load(self, *, quiet: bool = False) -> MaskGenerator:
         return self.settings.load(quiet=quiet)
 
+    def most_workers(self) -> int:
+        return 1
+
 
 @dataclass(frozen=True)
 class Custom:
@@ -59,6 +96,15 @@ class Custom:
 
     def load(self, *, quiet: bool = False) -> MaskGenerator:
         return load_entry_point(self.entry)
+
+    def most_workers(self) -> int:
+        return 1
+
+
+def _cores() -> int:
+    """How many processes merge regions by default: a core each, but not more than memory (1 GB each) is likely for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 def _hash(path: Path) -> str:

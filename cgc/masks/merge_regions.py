@@ -10,24 +10,35 @@ from cgc.masks.contrast import border_strength, distribution_planes
 from cgc.masks.id_maps import resize_nearest
 from cgc.masks.merging import MergeRules, merge_levels
 from cgc.masks.regions import RegionMerging
+from cgc.masks.relief import Relief, weigh_borders
 
 _QUANTUM = 0.05  # of strength: what is flatter is flat
 
 
-def merge_regions(image: np.ndarray, settings: RegionMerging) -> list[np.ndarray]:
-    """Return nested id maps [H, W] int32 of an image [H, W, 3] uint8, coarse to fine; see `RegionMerging`."""
+def merge_regions(
+    image: np.ndarray, settings: RegionMerging, depth: np.ndarray | None = None, relief: Relief | None = None
+) -> list[np.ndarray]:
+    """Return nested id maps [H, W] int32 of an image [H, W, 3] uint8, coarse to fine; see `RegionMerging`.
+
+    depth [H, W] (0: unknown), in any unit, says where things end too (see `Relief`).
+    """
     height, width = image.shape[:2]
     small = _shrink(image, settings.max_side)
     side, pixels = max(small.shape[:2]), small.shape[0] * small.shape[1]
     planes = distribution_planes(small, settings.lightness, settings.texture)
     strength = border_strength(planes, [d * side for d in settings.distances], settings.distance_weights)
     strength *= strength / (strength + np.float32(settings.faint + 1e-6))
+    steps = None
+    if depth is not None:
+        relief = relief or Relief()
+        strength, steps = weigh_borders(strength, _shrink_depth(depth, small.shape[:2]), relief)
+        steps *= np.float32(relief.apart)
     patches = _patches(strength)
     rules = MergeRules(
         settings.border, settings.enclosed, settings.unrest, settings.small * pixels, settings.favour_small
     )
     areas = [share * pixels for share in reversed(settings.min_area)]
-    owners = merge_levels(patches, strength, planes, settings.levels[::-1], areas, rules)
+    owners = merge_levels(patches, strength, planes, settings.levels[::-1], areas, rules, steps)
     maps = [_number(owner)[patches] for owner in owners[::-1]]
     return maps if small is image else [resize_nearest(ids, width, height) for ids in maps]
 
@@ -38,6 +49,12 @@ def _shrink(image: np.ndarray, max_side: int) -> np.ndarray:
         return image
     height, width = (max(1, round(length * max_side / side)) for length in image.shape[:2])
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+
+
+def _shrink_depth(depth: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Take the nearest pixel's depth: means of two surfaces would lie on neither."""
+    rows, columns = ((2 * np.arange(n) + 1) * old // (2 * n) for n, old in zip(shape, depth.shape))
+    return depth[np.ix_(rows, columns)]
 
 
 def _patches(strength: np.ndarray) -> np.ndarray:

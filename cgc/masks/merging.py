@@ -2,12 +2,12 @@
 
 Regions are the nodes of a graph, shared borders its links. Two regions a and b differ by
 
-    cost = B^k R^(1 - k) (1 - e s) / (1 + min(c i_a, c i_b, 1)) min(1, min(A_a, A_b) / A)^g
+    cost = (B^k R^(1 - k) (1 - e s) / (1 + min(c i_a, c i_b, 1)) + S) min(1, min(A_a, A_b) / A)^g
 
-B: mean strength along their border; R: L1 distance of their mean contents; s: its share of the shorter outline;
-i: mean strength inside a region, so that what is uneven itself forgives more, up to a limit; A_a, A_b: areas.
-The product makes one what shades off (R without B) and what is patterned alike (B without R). k, e, c, A, g are
-`MergeRules`.
+B: mean strength along their border; S: mean step in depth there, which no likeness outweighs; R: L1 distance of their
+mean contents; s: its share of the shorter outline; i: mean strength inside a region, so that what is uneven itself
+forgives more, up to a limit; A_a, A_b: areas. The product makes one what shades off (R without B) and what is patterned
+alike (B without R). k, e, c, A, g are `MergeRules`.
 """
 
 # pyright: reportCallIssue=false, reportReturnType=false, reportArgumentType=false
@@ -50,20 +50,27 @@ class Borders(NamedTuple):
     """[E] float32: pairs of pixels across the border."""
     strengths: np.ndarray
     """[E] float32: the larger strength of the two pixels, summed over the pairs."""
+    steps: np.ndarray
+    """[E] float32: the larger step of the two pixels, likewise; 0 where none are known."""
 
 
-def shared_borders(regions: np.ndarray, strength: np.ndarray) -> Borders:
-    """Find the borders of regions [H, W], numbered from 0, on a map of strengths [H, W]."""
+def shared_borders(regions: np.ndarray, strength: np.ndarray, steps: np.ndarray | None = None) -> Borders:
+    """Find the borders of regions [H, W], numbered from 0, on maps of strengths and of steps [H, W]."""
     n = int(regions.max()) + 1
-    keys, values = [], []
+    keys, of_strength, of_step = [], [], []
     for near, far in (np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:]):
         a, b = regions[near].astype(np.int64), regions[far]
         differ = a != b
         keys.append((np.minimum(a, b) * n + np.maximum(a, b))[differ])
-        values.append(np.maximum(strength[near], strength[far])[differ])
+        of_strength.append(np.maximum(strength[near], strength[far])[differ])
+        if steps is not None:
+            of_step.append(np.maximum(steps[near], steps[far])[differ])
     pairs, link, counts = np.unique(np.concatenate(keys), return_inverse=True, return_counts=True)
-    sums = np.bincount(link, np.concatenate(values), len(pairs))
-    return Borders(np.stack([pairs // n, pairs % n], 1), counts.astype(np.float32), sums.astype(np.float32))
+    sums = [
+        np.bincount(link, np.concatenate(values) if values else None, len(pairs)).astype(np.float32) * bool(values)
+        for values in (of_strength, of_step)
+    ]
+    return Borders(np.stack([pairs // n, pairs % n], 1), counts.astype(np.float32), *sums)
 
 
 def merge_levels(
@@ -73,14 +80,15 @@ def merge_levels(
     levels: Sequence[float],
     min_areas: Sequence[float],
     rules: MergeRules,
+    steps: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return for every region of [H, W], numbered from 0, which one it belongs to at each level: [levels, R] int64.
 
     Levels rise: what differs by no more than the level is merged, and so is what has fewer pixels than its `min_areas`.
-    `planes` [C, H, W] are the contents.
+    `planes` [C, H, W] are the contents; `steps` [H, W], in the unit of levels, part regions whatever these are.
     """
     n, flat = int(regions.max()) + 1, regions.ravel()
-    borders = shared_borders(regions, strength)
+    borders = shared_borders(regions, strength, steps)
     area = np.bincount(flat, minlength=n).astype(np.float32)
     outline = np.bincount(borders.ends.ravel(), np.repeat(borders.lengths, 2), n).astype(np.float32)
     contents = np.stack([np.bincount(flat, plane.ravel(), n) for plane in planes], 1).astype(np.float32)
@@ -91,7 +99,7 @@ def merge_levels(
 
 
 @kernel
-def _cost(a, b, length, total, nodes, contents, rules):
+def _cost(a, b, length, total, step, nodes, contents, rules):
     border, enclosed, unrest, small, favour_small = rules
     apart = np.float32(0)
     for c in range(contents.shape[1]):
@@ -100,11 +108,11 @@ def _cost(a, b, length, total, nodes, contents, rules):
     forgiven = 1 + min(unrest * min(nodes[a, 1] / nodes[a, 0], nodes[b, 1] / nodes[b, 0]), np.float32(_MOST_FORGIVEN))
     size = min(min(nodes[a, 0], nodes[b, 0]) / small, np.float32(1)) ** favour_small
     difference = (total / length) ** border * apart ** (1 - border)
-    return np.float32(difference * (1 - enclosed * share) / forgiven * size)
+    return np.float32((difference * (1 - enclosed * share) / forgiven + step / length) * size)
 
 
 @kernel
-def _merge(nodes, contents, ends, lengths, totals, levels, rules):
+def _merge(nodes, contents, ends, lengths, totals, steps, levels, rules):
     """Merge from a heap of links (cost, link, version); see `merge_levels`.
 
     Every node has a list of its links: 2 e + k is the k-th end of link e, `following` the next one of the same node.
@@ -124,7 +132,7 @@ def _merge(nodes, contents, ends, lengths, totals, levels, rules):
             else:
                 following[last[node]] = 2 * e + k
             last[node] = 2 * e + k
-        cost = _cost(ends[e, 0], ends[e, 1], lengths[e], totals[e], nodes, contents, rules)
+        cost = _cost(ends[e, 0], ends[e, 1], lengths[e], totals[e], steps[e], nodes, contents, rules)
         heap.append((cost, e, np.int64(0)))
     heapq.heapify(heap)
     found = np.empty((levels.shape[0], n), np.int64)
@@ -144,12 +152,12 @@ def _merge(nodes, contents, ends, lengths, totals, levels, rules):
             nodes[a] += nodes[b]
             nodes[a, 2] -= 2 * lengths[e]
             contents[a] += contents[b]
-            _take_links(a, b, first, last, following, ends, lengths, totals, version, met)
+            _take_links(a, b, first, last, following, ends, lengths, totals, steps, version, met)
             half = first[a]
             while half >= 0:
                 e = half // 2
                 version[e] += 1
-                cost = _cost(ends[e, 0], ends[e, 1], lengths[e], totals[e], nodes, contents, rules)
+                cost = _cost(ends[e, 0], ends[e, 1], lengths[e], totals[e], steps[e], nodes, contents, rules)
                 heapq.heappush(heap, (cost, e, version[e]))
                 half = following[half]
         heap = kept
@@ -163,7 +171,7 @@ def _merge(nodes, contents, ends, lengths, totals, levels, rules):
 
 
 @kernel
-def _take_links(a, b, first, last, following, ends, lengths, totals, version, met):
+def _take_links(a, b, first, last, following, ends, lengths, totals, steps, version, met):
     """Give the links of b to a: two that lead to one neighbour become one, and what is gone leaves a's list."""
     half = first[a]
     while half >= 0:
@@ -179,6 +187,7 @@ def _take_links(a, b, first, last, following, ends, lengths, totals, version, me
             if known >= 0:
                 lengths[known] += lengths[e]
                 totals[known] += totals[e]
+                steps[known] += steps[e]
                 version[e] = -1
             else:
                 ends[e, k] = a

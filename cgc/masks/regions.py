@@ -12,6 +12,8 @@ from cgc.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from cgc.masks.relief import Relief
+
 
 @dataclass(frozen=True)
 class RegionMerging:
@@ -63,18 +65,23 @@ class RegionMerging:
                 if not (least and number <= most and math.isfinite(number)):
                     raise InputError(f"expected {name} to be {_range(name)}, got {number}; change it")
 
-    def __call__(self, image: np.ndarray) -> list[np.ndarray]:
+    def __call__(
+        self, image: np.ndarray, depth: np.ndarray | None = None, relief: Relief | None = None
+    ) -> list[np.ndarray]:
         """Return nested id maps [H, W] int32 of an image [H, W, 3] uint8, coarse to fine, ids from 1 without gaps.
 
-        Every region of a map lies in one region of the map before it, and hangs together. Deterministic.
+        Every region of a map lies in one region of the map before it, and hangs together. Deterministic. depth [H, W],
+        where it is known (over 0), says where things end too; `relief`: how much it counts.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != "uint8" or image.size == 0:
             raise InputError(
                 f"expected an image [H, W, 3] of uint8, got {list(image.shape)} of {image.dtype}; read it as RGB"
             )
+        if depth is not None and depth.shape != image.shape[:2]:
+            raise InputError(f"expected a depth for each pixel of {list(image.shape[:2])}, got {list(depth.shape)}")
         from cgc.masks.merge_regions import merge_regions
 
-        return merge_regions(image, self)
+        return merge_regions(image, self, depth, relief)
 
 
 def _range(name: str) -> str:

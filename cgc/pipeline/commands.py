@@ -18,7 +18,7 @@ from cgc.pipeline.render import render_at
 from cgc.pipeline.steps import do, meet
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import console
-from cgc.run_folder import STEPS, RunFolder, Source, at_work, create_run, moved_masks, open_run
+from cgc.run_folder import OWN_MASKS, STEPS, RunFolder, Source, at_work, create_run, moved_masks, open_run
 from cgc.scene.images import check_images
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Scene
@@ -27,6 +27,9 @@ from cgc.settings import RunSettings, check
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.read import hash_splats, read_splats
 
+MakeMasks = Callable[[Scene, bool], "Path | None"]
+"""Give the folder of a scene's masks, made where need be; None where the run's splats help to make them, unless True:
+they are needed at once."""
 LEVELS: dict[str, Callable[[Workspace, float], str]] = {"render": render_at, "export": export_at}
 """The steps that can be done at one level of the hierarchy."""
 
@@ -36,14 +39,14 @@ def run_all(
     out: Path,
     settings: RunSettings,
     *,
-    masks: Path | Callable[[Scene], Path] | None,
+    masks: Path | MakeMasks | None,
     splats: Path | None,
     quiet: bool = False,
     device: str = "auto",
 ) -> RunFolder:
     """Do every step that is not done yet, and say where the result lies; without masks the run ends with the splats.
 
-    masks: their folder, or what makes one where the run has none yet. device: see `cgc.device.choose`.
+    masks: their folder, or what finds or makes one where the run has none yet. device: see `cgc.device.choose`.
     Everything that is given is checked before anything is written.
     """
     check(settings)
@@ -87,20 +90,24 @@ def _hold(held: contextlib.ExitStack, out: Path) -> None:
 
 
 def _take_given(
-    work: Workspace, masks: Path | Callable[[Scene], Path] | None, splats: Path | None, held: contextlib.ExitStack
+    work: Workspace, masks: Path | MakeMasks | None, splats: Path | None, held: contextlib.ExitStack
 ) -> list[str]:
     """Check masks, splats and photos, make masks where they are to be made; returns what is to be said of them."""
     run, scene = work.run, work.scene_as_read
     notes, mapped = list(scene.notes), run.settings.blocks.gaussians > 0
     if splats:
         _check_splats(splats, mapped=mapped)
-    if callable(masks) and not run.source.masks:
+    at_once = run.trains_features or mapped
+    if callable(masks) and (not run.source.masks or (run.makes_masks and at_once)):
         if not run.is_done("train"):
             check_images(scene.views)
         _hold(held, run.root)
         run.save_settings()  # where that fails, nothing is made in vain
-        run.source = replace(run.source, masks=os.path.realpath(masks(scene)))
-    if run.source.masks:
+        found = masks(scene, at_once)
+        run.source = replace(run.source, masks=os.path.realpath(found) if found else OWN_MASKS)
+    if run.makes_masks:
+        _ = work.truth
+    elif run.source.masks:
         run.source = replace(run.source, masks_hash=work.hash_masks())
         notes += work.masks.notes
         _ = work.truth
@@ -203,7 +210,7 @@ def info(out: Path) -> None:
     """Print what a run folder holds."""
     run = open_run(out)
     console.print(f"{out}: a run of {run.source.scene}")
-    console.print(f"  masks             {run.source.masks or 'none'}")
+    console.print(f"  masks             {run.masks_folder or 'none'}")
     if run.source.splats:
         console.print(f"  splats            {run.source.splats}")
     for step in STEPS:

@@ -18,12 +18,15 @@ from cgc.features.frozen import learn_features
 from cgc.features.joint import learn_rasterised
 from cgc.features.samples import visible_mass
 from cgc.files import write_beside
+from cgc.pipeline.regions import make_regions
 from cgc.pipeline.workspace import Workspace
 from cgc.run_folder import TRAINED_FEATURES, RunFolder
 
 
 def lift(work: Workspace) -> str:
     """Learn a feature on every Gaussian from the masks; writes features.safetensors."""
+    if work.run.makes_masks:
+        make_regions(work)
     start = time.perf_counter()
     work.run.source = replace(work.run.source, masks_hash=work.hash_masks())
     run, target = work.run, work.run.root / "features.safetensors"

@@ -86,12 +86,15 @@ class Workspace:
     @cached_property
     def masks(self) -> MaskSet:
         """The id maps of the views."""
-        if not self.run.source.masks:
+        folder = self.run.masks_folder
+        if folder is None:
             raise InputError(
                 f"{self.run.root} has no masks: features are learned from id maps, one PNG a view; "
                 "give their folder with --masks DIR"
             )
-        return read_mask_folder(Path(self.run.source.masks), self.scene_as_read.views)
+        if self.run.makes_masks and not folder.is_dir():
+            raise InputError(f"the masks that {self.run.root} made are gone; run `cgc lift {self.run.root}` again")
+        return read_mask_folder(folder, self.scene_as_read.views)
 
     def train_id_maps(self) -> dict[int, np.ndarray]:
         """The id maps [H, W] of the training views that have one."""

@@ -1,0 +1,42 @@
+"""Masks of a run's own, where nobody gave any and no model makes them: regions by colours and by the splats' depth."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cgc.errors import InputError
+from cgc.masks.generate import is_finished, make_together
+from cgc.masks.generators import Regions, RegionsInRelief
+from cgc.masks.regions import PRESETS
+from cgc.masks.relief import Relief
+from cgc.pipeline.workspace import Workspace
+from cgc.rasterize.base import device_of
+from cgc.run_folder import OWN_MASKS
+from cgc.scene.types import View
+
+
+def make_regions(work: Workspace) -> None:
+    """Make the masks of a run that has none but its own; what was made of these splats is kept.
+
+    In blocks, where not all Gaussians are held at once, masks stay as they are, or are of colours alone.
+    """
+    run, views, folder = work.run, work.scene.views, work.run.root / OWN_MASKS
+    work.forget("masks")
+    if run.is_cut:
+        if not is_finished(folder, views):
+            make_together(views, Regions(PRESETS["default"]), folder, overwrite=True, quiet=work.quiet).check()
+        return
+    splats = work.splats.to(device_of(work.rasterizer))
+    nothing = torch.zeros(len(splats), 1, device=splats.means.device)
+
+    def depth_of(view: View) -> np.ndarray:
+        with torch.no_grad():
+            made = work.rasterizer.render(splats, nothing, [view.camera], depth=True)
+        if made.depths is None:
+            raise InputError("this rasteriser gives no depths; use the CPU's")
+        return made.depths[0].cpu().numpy()
+
+    recipe = RegionsInRelief(PRESETS["default"], Relief(), str(run.stats.get("splats_sha256", ""))[:16])
+    made = make_together(views, recipe, folder, overwrite=True, depth_of=depth_of, quiet=work.quiet)
+    made.check()
