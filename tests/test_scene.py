@@ -21,7 +21,7 @@ from cgc.errors import InputError
 from cgc.scene import lens as lenses
 from cgc.scene.binary import _PARAMETERS
 from cgc.scene.cameras import up_of
-from cgc.scene.images import check_images, load_colors, load_image, load_photo, load_view
+from cgc.scene.images import Header, check_images, load_colors, load_image, load_photo, load_view, read_header
 from cgc.scene.read import fingerprint, read_cameras, read_scene
 from cgc.scene.types import Camera, Lens
 from cgc.settings import SceneSettings
@@ -446,6 +446,25 @@ def test_exif_orientation_is_obeyed_only_where_the_turned_size_fits(tmp_path, st
     image = load_image(view)
     assert image.shape == (30, 40, 3) and view.exif_rotated == turned and view.full_size == (40, 30)
     assert image[5, 35 if turned else 5].min() > 200 and image[25, 20].max() < 50
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_stored_for_us_as_they_are_for_colmap(tmp_path, suffix, orientation):
+    path, exif = tmp_path / f"a{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    pixels[:15, :20, 0], pixels[:15, 20:, 1], pixels[15:, :20, 2] = 255, 255, 255
+    options = {"quality": 95, "subsampling": 0} if suffix == ".jpg" else {}
+    Image.fromarray(pixels).save(path, exif=exif, **options)
+    stored = load_photo(path, exif_rotated=False)
+    assert read_header(path) == Header((40, 30), orientation > 4)
+    assert np.abs(stored.astype(int) - pixels).mean() < 3
+    assert np.abs(stored.astype(int) - pycolmap.Bitmap.read(path, True).to_array()).mean() < 3
+    turned = load_photo(path, exif_rotated=True)
+    first = [(0, 0), (0, -1), (-1, -1), (-1, 0), (0, 0), (0, -1), (-1, -1), (-1, 0)][orientation - 1]
+    assert turned.shape[:2] == ((40, 30) if orientation > 4 else (30, 40)) and turned[first].argmax() == 0
+    assert turned[first].max() > 200
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "I;16", "1", "LA"])

@@ -1,7 +1,8 @@
 """Image files: find them, read their sizes from the header, decode them at their view's size.
 
 COLMAP works on stored pixels and ignores EXIF orientation, other tools turn the photo first. The size tells
-which: a photo is turned by its tag only where its turned size fits the camera and its stored size does not.
+which: a photo is turned by its tag only where its turned size fits the camera and its stored size does not. One that
+its tag says is upside down or mirrored fits both ways, and is taken as it is stored.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, TiffImagePlugin, features
 
 from cgc.errors import InputError
 from cgc.files import files_below
@@ -21,6 +22,13 @@ from cgc.scene.types import View
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", *((".avif",) if features.check("avif") else ()))
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
+_WIDTH, _HEIGHT = 256, 257  # tags of a TIFF
+_TURN = Image.Transpose
+_BACK = {
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE, 6: _TURN.ROTATE_90,
+    7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_270,
+}  # fmt: skip
+"""What undoes the turn that a tag asks for."""
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What PIL raises for files that are no images, or broken ones."""
 
@@ -67,7 +75,7 @@ def read_header(path: Path) -> Header:
             # PNG may keep EXIF behind the pixels; looking for it there would decode the whole image
             has_exif = image.format != "PNG" or "exif" in image.info
             orientation = image.getexif().get(_ORIENTATION, 1) if has_exif else 1
-            size = image.size
+            size = _stored_size(image)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if min(size) < 1:
@@ -84,8 +92,7 @@ def load_colors(path: Path, exif_rotated: bool, size: tuple[int, int] | None = N
     """Decode an image as `load_photo` does; where some of it is see-through [H, W, 4]: colours times alpha, alpha."""
     try:
         with Image.open(path) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file) if exif_rotated else file
+            image = _turned(file) if exif_rotated else _as_stored(file)
             if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # which convert() would clip
                 image = Image.fromarray(_as_bytes(np.asarray(image)))
             if image.has_transparency_data:
@@ -100,6 +107,29 @@ def load_colors(path: Path, exif_rotated: bool, size: tuple[int, int] | None = N
         smaller = size[0] <= image.width and size[1] <= image.height
         image = image.resize(size, Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
     return np.array(image, np.uint8)
+
+
+def _stored_size(file: Image.Image) -> tuple[int, int]:
+    """Return (width, height) as an opened file has them; of a TIFF, PIL may name those that its tag leads to."""
+    if isinstance(file, TiffImagePlugin.TiffImageFile):
+        return int(file.tag_v2[_WIDTH]), int(file.tag_v2[_HEIGHT])
+    return file.size
+
+
+def _turned(file: Image.Image) -> Image.Image:
+    """Decode an opened file, turned as its tag says."""
+    file.load()
+    return ImageOps.exif_transpose(file)
+
+
+def _as_stored(file: Image.Image) -> Image.Image:
+    """Decode an opened file as it is stored, as COLMAP does; PIL turns a TIFF unasked, and takes its tag away."""
+    is_tiff = isinstance(file, TiffImagePlugin.TiffImageFile)
+    asked = file.getexif().get(_ORIENTATION, 1) if is_tiff else 1
+    file.load()
+    if asked in _BACK and _ORIENTATION not in file.getexif():
+        return file.transpose(_BACK[asked])
+    return file
 
 
 def _as_bytes(grey: np.ndarray) -> np.ndarray:
