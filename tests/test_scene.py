@@ -551,6 +551,34 @@ def test_field_of_view_and_missing_suffix_and_size(tmp_path):
     assert list(fingerprint(scene)["model"]) == ["transforms_train.json"]
 
 
+@pytest.mark.parametrize("stored", [(40, 30), (30, 40)])
+@pytest.mark.parametrize(
+    ("intrinsics", "lies"),
+    [
+        ({"fl_x": 50}, None),  # which says nothing: as it is stored
+        ({"camera_angle_x": 0.8}, None),
+        ({"fl_x": 50, "cx": 20.6, "cy": 14.5}, True),
+        ({"fl_x": 50, "cx": 14.5, "cy": 20.6}, False),
+        ({"fl_x": 50, "cx": 19.0}, True),
+        ({"fl_x": 50, "cy": 19.0}, False),
+        ({"camera_angle_x": 0.8, "camera_angle_y": 0.6}, True),
+        ({"camera_angle_x": 0.6, "camera_angle_y": 0.8}, False),
+        ({"camera_angle_x": 0.8, "camera_angle_y": 0.8}, None),
+    ],
+)
+def test_photos_without_a_size_are_turned_only_where_that_alone_fits(tmp_path, stored, intrinsics, lies):
+    root = transforms_scene(tmp_path, intrinsics, names=("images/a.jpg", "images/b.jpg"))
+    for name in "ab":
+        write_image(root / f"images/{name}.jpg", stored, orientation=6)
+    size = stored if lies is None else (40, 30) if lies else (30, 40)
+    view = read_scene(root).views[0]
+    assert (view.camera.width, view.camera.height) == view.full_size == size and view.exif_rotated == (size != stored)
+    assert load_image(view).shape == (*size[::-1], 3)
+    for name in "ab":  # no tag, no turn
+        write_image(root / f"images/{name}.jpg", stored)
+    assert read_scene(root).views[0].full_size == stored
+
+
 @pytest.mark.parametrize(
     ("extra", "model"),
     [

@@ -16,7 +16,7 @@ import numpy as np
 from cgc import ply
 from cgc.errors import InputError
 from cgc.files import read_json
-from cgc.scene.images import find_images, read_header
+from cgc.scene.images import Header, find_images, read_header
 from cgc.scene.model import Model, Shot, check_name, no_points
 from cgc.scene.types import Lens
 
@@ -102,7 +102,8 @@ def _lens(values: dict[str, Any], image: Path | None) -> Lens:
     if not (width and height):
         if image is None:
             raise ValueError("neither w and h nor its image are there to tell its size")
-        width, height = read_header(image).size
+        told = (number(key) for key in ("cx", "cy", "camera_angle_x", "camera_angle_y"))
+        width, height = _size(read_header(image), *told)
     fx, fy = number("fl_x"), number("fl_y")
     if not fx and number("camera_angle_x"):
         fx = 0.5 * width / math.tan(0.5 * number("camera_angle_x"))
@@ -128,6 +129,26 @@ def _lens(values: dict[str, Any], image: Path | None) -> Lens:
     if any((k1, k2, p1, p2)):
         return Lens("OPENCV", (*pinhole, k1, k2, p1, p2), width, height)
     return Lens("PINHOLE", pinhole, width, height)
+
+
+def _size(header: Header, cx: float, cy: float, angle_x: float, angle_y: float) -> tuple[int, int]:
+    """Return the size (width, height) that a frame's other numbers were given for; those that are 0 say nothing.
+
+    As everywhere a photo is taken as it is stored, and turned by its EXIF tag only where that alone fits: where the
+    principal point is nearer to the middle of the turned photo, or the fields of view are wider along its longer side.
+    """
+    stored, turned = header.size, (header.size[1], header.size[0])
+
+    def off(size: tuple[int, int]) -> float:
+        """How far a photo's middle is from the principal point, in sides."""
+        return sum(abs(c / side - 0.5) for c, side in zip((cx, cy), size) if c)
+
+    if not header.sideways:
+        return stored
+    if cx or cy:
+        return turned if off(turned) < off(stored) else stored
+    stands = angle_x < angle_y if angle_x and angle_y and angle_x != angle_y else stored[0] < stored[1]
+    return turned if stands != (stored[0] < stored[1]) else stored
 
 
 def _read_points(path: Path, where: Path) -> tuple[np.ndarray, np.ndarray]:
