@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from test_appearance import TINY, Killed, assert_same, make_scene
-from tiny import SETTINGS, snapshot
+from tiny import FLOOR, SETTINGS, cameras, clumps, snapshot
 from torch import Tensor
 
 import cgc
@@ -23,16 +23,17 @@ from cgc.appearance.trainer import train
 from cgc.errors import InputError
 from cgc.pipeline.commands import run_all, run_step
 from cgc.pipeline.facts import UNEVEN, find_warnings
-from cgc.pipeline.quality import brightness
+from cgc.pipeline.quality import brightness, measure_view
 from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.scene.corrections import Correction, corrected, read_corrections, write_corrections
-from cgc.scene.images import load_image
+from cgc.scene.images import load_image, load_view
 from cgc.scene.types import Camera, Scene, View
 from cgc.segmentation.segments import load_sharpened
 from cgc.segmentation.sharpen import mean_psnr
 from cgc.settings import PAPER, BlockSettings, SharpenSettings
+from cgc.splats.types import Splats
 
 BOTH = replace(TINY, exposure=True, poses=True)
 EXTENT = 3.0
@@ -218,6 +219,54 @@ def test_the_exposure_of_a_picture_is_that_of_least_squares() -> None:
         found = Correction(exposure_of(plain, plain), torch.eye(4))
         torch.testing.assert_close(found.photographed(plain), plain, rtol=0, atol=1e-3)
     assert torch.equal(exposure_of(picture, torch.ones(30, 40, 3)), torch.eye(3, 4))  # all of it is white
+
+
+EXPOSED = Correction(
+    torch.tensor([[0.7, 0.05, 0.0, 0.06], [0.0, 0.65, 0.05, 0.04], [0.05, 0.0, 0.6, 0.08]]), torch.eye(4)
+)
+"""A photo darker than its picture, where black is not black and white is not white."""
+
+
+def cut_out(splats: Splats, camera: Camera, color: Correction) -> Tensor:
+    """A photo of splats alone, taken with some exposure: colours times alpha, and alpha, [H, W, 4]."""
+    with torch.no_grad():
+        seen = CpuRasterizer().render(splats, splats.colors(camera.position), [camera])
+    colors, alpha = seen.values[0], seen.alphas[0][..., None]
+    return torch.cat([color.photographed(colors) - (1 - alpha) * color.color[:, 3], alpha], 2)
+
+
+@pytest.mark.parametrize("background", [None, torch.ones(3)])
+def test_the_exposure_of_a_photo_that_is_cut_out_is_that_of_what_it_shows(background: Tensor | None) -> None:
+    splats, camera = clumps()[0], cameras()[0]
+    splats = splats.select(torch.arange(len(splats))[torch.from_numpy(clumps()[1]) != FLOOR])
+    photo = cut_out(splats, camera, EXPOSED)
+    assert 0.1 < float((photo[..., 3] > 0.5).float().mean()) < 0.6
+    with torch.no_grad():
+        colors = splats.colors(camera.position)
+        picture = CpuRasterizer().render(splats, colors, [camera], backgrounds=background).values[0]
+    torch.testing.assert_close(exposure_of(picture, photo, background), EXPOSED.color, rtol=0, atol=0.02)
+    found = place(splats, camera, photo, CpuRasterizer(), EXTENT, BOTH, background)
+    torch.testing.assert_close(found.color, EXPOSED.color, rtol=0, atol=0.03)
+    torch.testing.assert_close(found.viewmat, camera.viewmat, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("background", ["black", "white", "random"])
+def test_pictures_are_measured_before_what_the_photo_would_show_there(
+    learned: Path, tmp_path: Path, background: str
+) -> None:
+    work = Workspace(open_run(learned), quiet=True)
+    splats, view = work.splats.select(work.splats.means[:, 2] > 0.1), work.scene.views[3]
+    work.run.settings = replace(work.run.settings, train=replace(work.run.settings.train, background=background))
+    photo = cut_out(splats, view.camera, EXPOSED)
+    straight = torch.cat([photo[..., :3] / photo[..., 3:].clamp(min=1e-6), photo[..., 3:]], 2).clamp(0, 1)
+    Image.fromarray((255 * straight).round().byte().numpy()).save(tmp_path / "a.png")
+    for name in ("scene_as_read", "scene"):
+        taken = [replace(v, image_path=tmp_path / "a.png") for v in getattr(work, name).views]
+        setattr(work, name, replace(getattr(work, name), views=tuple(taken)))
+    work.exposures = {3: EXPOSED}
+    assert measure_view(work, 3, splats).psnr > 40
+    shown = mean_psnr(splats, work.scene, [3], load_view, work.rasterizer, work.background, work.exposures)
+    assert shown == pytest.approx(measure_view(work, 3, splats).psnr, abs=0.01)
 
 
 class Dies(PhotoCapture):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cgc.appearance.capture import IdentityCapture
 from cgc.appearance.losses import photometric_loss
+from cgc.appearance.photos import over
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.corrections import Correction
 from cgc.scene.types import Camera
@@ -104,13 +105,16 @@ def place(
 ) -> Correction:
     """Find how a photo [H, W, 3], in 0..1, was exposed and where its camera was, by splats that stay as they are.
 
-    What of it `settings` say is learned. For photos that were held back; nothing is learned from them but this.
+    [H, W, 4] where some of it is see-through: colours times alpha, and alpha; the background [3] (None: black) is
+    exposed too, as in training. What of it `settings` say is learned. For photos that were held back; nothing is
+    learned from them but this.
     """
     splats, there = splats.detach(), camera.viewmat
     color = torch.eye(3, 4, device=photo.device)
     twist = torch.zeros(6, device=there.device, requires_grad=True)
     rate = PLACING_LR / float(camera.K[0, 0])
     optimizer = torch.optim.Adam([twist], lr=rate)
+    behind = photo.new_zeros(3) if background is None else background.to(photo.device)
 
     def picture() -> Tensor:
         seen = replace(camera, viewmat=moved(there, twist, extent)) if settings.poses else camera
@@ -119,26 +123,33 @@ def place(
 
     def fitted() -> Tensor:
         with torch.no_grad():
-            return exposure_of(picture(), photo) if settings.exposure else color
+            return exposure_of(picture(), photo, behind) if settings.exposure else color
+
+    def as_taken(colors: Tensor) -> Tensor:
+        shown = Correction(color, there).photographed(colors)
+        return _clipped(shown) if settings.exposure else shown
 
     color = fitted()
+    target = over(photo, as_taken(behind))
     for step in range(PLACED if settings.poses else 0):
         optimizer.param_groups[0]["lr"] = rate * PLACING_LR_FINAL ** (step / (PLACED - 1))
-        shown = Correction(color, there).photographed(picture())
-        photometric_loss(_clipped(shown) if settings.exposure else shown, photo, settings.ssim_weight).backward()
+        photometric_loss(as_taken(picture()), target, settings.ssim_weight).backward()
         optimizer.step()
         optimizer.zero_grad()
     return Correction(fitted().cpu(), moved(there, twist.detach(), extent).cpu())
 
 
-def exposure_of(picture: Tensor, photo: Tensor) -> Tensor:
+def exposure_of(picture: Tensor, photo: Tensor, behind: Tensor | None = None) -> Tensor:
     """Return the affine map [3, 4] that makes a photo of its picture [H, W, 3], by least squares where it is not white.
 
-    min |X A^T - Y|^2 / P + PRIOR |A - (I, 0)|^2, over P pixels with X = (picture, 1) and Y = photo.
+    min |X A^T - Y|^2 / P + PRIOR |A - (I, 0)|^2, over P pixels with X = (picture, 1) and Y = photo. Where some of a
+    photo is see-through, [H, W, 4], `behind` [3] (None: black), which is exposed too, is taken off both sides: with
+    alpha a, X = (picture - (1 - a) behind, a) and Y = photo, colours times alpha.
     """
-    counts = photo.amax(-1) < WHITE
-    x, y = picture[counts].double(), photo[counts].double()
-    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    alpha = photo[..., 3:] if photo.shape[2] == 4 else torch.ones_like(photo[..., :1])  # [H, W, 1]
+    own = picture if behind is None else picture - (1 - alpha) * behind
+    counts = photo[..., :3].amax(-1) < WHITE * alpha[..., 0]
+    x, y = torch.cat([own, alpha], 2)[counts].double(), photo[..., :3][counts].double()
     prior, pixels = torch.eye(4, dtype=x.dtype, device=x.device), max(len(x), 1)
     found = torch.linalg.solve(x.T @ x / pixels + PRIOR * prior, x.T @ y / pixels + PRIOR * prior[:, :3])
     return found.T.float()

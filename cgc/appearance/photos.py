@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from cgc.errors import InputError
+from cgc.scene.corrections import Correction
 from cgc.scene.types import Camera, View
 
 SHORTEST = 160  # pixels on the longer side: no photo is halved below it (a level at 100 pixels cost segments a point)
@@ -73,6 +74,14 @@ def over(colors: Tensor, background: Tensor | None) -> Tensor:
         return colors
     behind = 0.0 if background is None else (1 - colors[..., 3:]) * background
     return colors[..., :3] + behind
+
+
+def on_exposed(colors: Tensor, background: Tensor | None, exposure: Correction | None = None) -> Tensor:
+    """Put a photo [H, W, 3 or 4] on a background [3] (None: black) that its camera exposed as all else, in 0..1."""
+    if exposure is None:
+        return over(colors, background)
+    behind = colors.new_zeros(3) if background is None else background.to(colors.device)
+    return over(colors, exposure.photographed(behind).clamp(0, 1))
 
 
 def read_photo(view: View, load_image: Callable[[View], np.ndarray]) -> Photo:

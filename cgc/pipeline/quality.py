@@ -31,7 +31,7 @@ class Measures(NamedTuple):
 def measure_view(work: Workspace, index: int, splats: Splats) -> Measures:
     """Measure a view's picture against its photo, exposed alike where that was learned."""
     view = work.scene.views[index]
-    photo = work.photo(index).astype(np.float32) / 255
+    photo = work.measured_photo(index)
     shown = render_rgb(splats, view.camera, work.rasterizer, work.background, work.exposures.get(index))
     return Measures(psnr(shown, photo), ssim(shown, photo), brightness(shown, photo))
 

@@ -113,7 +113,7 @@ def _place(work: Workspace, splats: Splats) -> dict[int, Correction]:
     splats = splats.to(work.device)
     with progress_bar("held back", len(work.test_views), quiet=work.quiet) as bar:
         for i in work.test_views:
-            photo = torch.tensor(work.photo(i), device=work.device) / 255.0
+            photo = torch.tensor(load_view(scene.views[i]), device=work.device) / 255.0
             camera = scene.views[i].camera.to(work.device)
             found[i] = place(splats, camera, photo, work.rasterizer, scene.extent, settings, work.background)
             bar.advance(1)

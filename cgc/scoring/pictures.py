@@ -29,7 +29,7 @@ def report_pictures(run: Run) -> Report:
     indices = run.test_views or list(range(len(run.views)))
     with progress_bar("pictures", len(indices), quiet=work.quiet) as bar:
         for index in indices:
-            photo = work.photo(index).astype(np.float32) / 255
+            photo = work.measured_photo(index)
             camera, exposure = run.views[index].camera, work.exposures.get(index)
             shown = render_rgb(work.shown_splats, camera, work.rasterizer, work.background, exposure)
             split = "test" if index in run.test_views else "train"

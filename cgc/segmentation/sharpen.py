@@ -24,7 +24,7 @@ from scipy.sparse import coo_matrix
 from cgc.appearance.codes import LabelCodes
 from cgc.appearance.losses import psnr
 from cgc.appearance.photo_capture import KnownExposure
-from cgc.appearance.photos import over
+from cgc.appearance.photos import on_exposed
 from cgc.appearance.trainer import train
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.settle import look_at, settle
@@ -243,9 +243,9 @@ def mean_psnr(
     values = []
     for i in views:
         behind = None if background is None else background.cpu()
-        photo = over(torch.tensor(load_image(scene.views[i])).float() / 255, behind)
-        camera = scene.views[i].camera.to(splats.means.device)
         exposure = exposures.get(i) if exposures else None
+        photo = on_exposed(torch.tensor(load_image(scene.views[i])).float() / 255, behind, exposure)
+        camera = scene.views[i].camera.to(splats.means.device)
         shown = torch.from_numpy(render_rgb(splats, camera, rasterizer, background, exposure))
         values.append(psnr(shown, photo))
     return float(np.mean(values))
