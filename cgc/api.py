@@ -21,7 +21,7 @@ from cgc.files import read_arrays
 from cgc.rasterize.base import NEAR, NEAR_OF_EXTENT, Rasterizer
 from cgc.run_folder import CAMERAS, RunFolder, open_run
 from cgc.scene.cameras import read_camera_file
-from cgc.scene.types import Camera, Scene
+from cgc.scene.types import Camera, Scene, View
 from cgc.segmentation.context import Context
 from cgc.segmentation.edit import MOVED, ORIGIN, track
 from cgc.segmentation.saved import FACTS, load_saved, mend
@@ -80,6 +80,7 @@ def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_o
         folder=run.root,
         read_cameras=beside.cameras,
         read_photo=beside.photo,
+        read_views=beside.views,
         read_best_views=beside.best_views,
         hierarchy=tree,
         background=torch.ones(3) if run.settings.train.background == "white" else None,
@@ -185,6 +186,13 @@ class _Beside:
             return next((load_image(view) for view in self.scene.views if view.name == name), None)
         except InputError:
             return None
+
+    def views(self) -> dict[str, View]:
+        """The views by name; none where the scene is gone."""
+        try:
+            return {view.name: view for view in self.scene.views}
+        except InputError:
+            return {}
 
     def best_views(self) -> dict[int, str]:
         """The view that shows most of each object, where the run has rendered them."""

@@ -368,6 +368,11 @@ def export(
             place = ", ".join(f"{x:g}" for x in job.world)
             console.print(f"note: the scene is far from its origin: positions are the model's less ({place})")
         console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}")
+        if {"masks", "coco"} & set(names) and any(job.as_taken(view).full_size is None for view in job.views):
+            console.print(
+                "note: the scene is gone, so the size and the lens of its photos are not known: masks are of the run's "
+                "own pictures, which may be smaller or undistorted"
+            )
         others = sorted(p.name for p in (target / "objects").glob("*.ply") if p not in paths) if "ply" in names else []
         if others:
             console.print(f"note: {target / 'objects'} has other files, of before: {some(others)}")

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from tiny import FLOOR, NAMES, WIDTH, cameras, clumps
+from tiny import FLOOR, HEIGHT, NAMES, WIDTH, cameras, clumps
 
+import cgc
+from cgc.cli import main
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map
-from cgc.masks.image_masks import encode
+from cgc.masks.image_masks import decode, encode
 from cgc.ply import read_header, read_vertices
 from cgc.rasterize.cpu import CpuRasterizer
-from cgc.scene.types import View
+from cgc.run_folder import RunFolder
+from cgc.scene.lens import intrinsics, to_colmap, undistorted
+from cgc.scene.read import read_scene
+from cgc.scene.types import Camera, Lens, View
 from cgc.segmentation.edit import keep, relabel, remove, track
-from cgc.segmentation.export import FORMATS, Export, export, export_turntables, is_sound, safe_name, safe_path
+from cgc.segmentation.export import FORMATS, Export, export, export_turntables, is_sound, job_of, safe_name, safe_path
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segments import Segmentation
 from cgc.segmentation.turntable import turntable, turntable_cameras, write_animation
@@ -58,6 +64,10 @@ def job() -> Export:
 
 def shot(scene: Segmentation, view: View) -> np.ndarray:
     return (255 * render_rgb(scene.splats, view.camera, RASTERIZER)).round().astype(np.uint8)
+
+
+def camera_of(lens: Lens, like: Camera) -> Camera:
+    return replace(like, K=torch.from_numpy(intrinsics(lens)).float(), width=lens.width, height=lens.height)
 
 
 def same(a: Splats, b: Splats) -> bool:
@@ -257,6 +267,81 @@ def test_coco_files_load_in_pycocotools(job, tmp_path, capsys):
         np.testing.assert_array_equal(rgb @ [1, 256, 65536], ids)
         assert {s["id"]: s["area"] for s in note["segments_info"]} == {
             i: int((ids == i).sum()) for i in np.unique(ids[ids > 0]).tolist()}  # fmt: skip
+
+
+def through(lens: Lens, scale: float) -> Callable[[View], View]:
+    """What is known of photos taken by a lens, of `scale` times its size."""
+    size = round(scale * lens.width), round(scale * lens.height)
+    return lambda view: replace(view, full_size=size, distortion=lens)
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_masks_and_annotations_fit_the_photos_that_they_name(job, tmp_path, scale):
+    lens = Lens("SIMPLE_RADIAL", (40.0, 24.0, 18.0, -0.25), 48, 36)
+    flat = undistorted(lens)
+    small = Camera.resized(camera_of(flat, job.views[0].camera), flat.width // 2, flat.height // 2)
+    views = tuple(replace(view, camera=replace(small, viewmat=view.camera.viewmat)) for view in job.views)
+    bent = replace(job, views=views, as_taken=through(lens, scale))
+    instances, _, *pictures = FORMATS["coco"](bent, tmp_path)
+    data, masks = json.loads(instances.read_text()), FORMATS["masks"](bent, tmp_path)
+    names = [view.name for view in views]
+    assert [(i["file_name"], i["width"], i["height"]) for i in data["images"]] == [
+        (name, 48 * scale, 36 * scale) for name in names
+    ]
+    corners = 0
+    for index, (view, path, picture) in enumerate(zip(views, masks, pictures), 1):
+        ids = read_id_map(path)
+        assert ids.shape == (36 * scale, 48 * scale)
+        np.testing.assert_array_equal(np.asarray(Image.open(picture)).astype(int) @ [1, 256, 65536], ids)
+        found = np.zeros(ids.shape, int)
+        for row in (row for row in data["annotations"] if row["image_id"] == index):
+            assert row["segmentation"]["size"] == list(ids.shape)
+            mask = decode(np.array(row["segmentation"]["counts"]), *ids.shape)
+            assert row["area"] == mask.sum()
+            found += row["object_id"] * mask
+        np.testing.assert_array_equal(found, ids)
+        shown = render_rgb(job.segmentation.splats, replace(view.camera, K=small.K), RASTERIZER)
+        assert shown.shape[:2] == bent.id_maps[index - 1].shape
+        for y, x in np.argwhere(np.ones(ids.shape, bool))[:: 7 * scale]:  # where pycolmap says that a pixel's ray goes
+            ray = to_colmap(lens).cam_from_img((np.array([x, y]) + 0.5) / scale)
+            at = small.K.numpy() @ [*ray, 1]
+            inside = 0 <= at[0] < small.width and 0 <= at[1] < small.height
+            assert ids[y, x] == (bent.id_maps[index - 1][int(at[1]), int(at[0])] if inside else 0)
+            corners += not inside
+    assert corners > 0
+    larger = replace(job, as_taken=lambda view: replace(view, full_size=(2 * WIDTH, 2 * HEIGHT)))  # as with --max-side
+    for path, ids in zip(FORMATS["masks"](larger, tmp_path), job.id_maps):
+        np.testing.assert_array_equal(read_id_map(path), ids.repeat(2, 0).repeat(2, 1))
+
+
+def test_a_run_knows_how_its_photos_were_taken_while_its_scene_is_there(tiny_run, tiny_scene, tmp_path, monkeypatch):
+    seg = cgc.load(tiny_run)
+    scene = read_scene(tiny_scene)
+    assert all(job_of(seg).as_taken(view).full_size == (WIDTH, HEIGHT) for view in job_of(seg).views)
+    lens = Lens("SIMPLE_RADIAL", (40.0, 24.0, 18.0, -0.25), 2 * WIDTH, 2 * HEIGHT)
+    taken = tuple(map(through(lens, 2), scene.views))
+    monkeypatch.setattr(RunFolder, "read_scene", lambda self, quiet: replace(scene, views=taken))
+    for made in (seg := cgc.load(tiny_run), seg.remove(2, halo=False)):
+        for path in made.export(tmp_path, "masks"):
+            assert read_id_map(path).shape == (4 * HEIGHT, 4 * WIDTH)
+
+    def gone(self, quiet):
+        raise InputError("gone")
+
+    monkeypatch.setattr(RunFolder, "read_scene", gone)
+    assert cgc.load(tiny_run).context.views == {}
+
+
+def test_it_is_said_where_nobody_knows_how_photos_were_taken(own_run, tmp_path, capsys):
+    words = ["export", str(own_run), "--format", "masks", "--objects", "2", "--to"]
+    assert main([*words, str(tmp_path / "a")]) == 0 and "note:" not in capsys.readouterr().out
+    facts = json.loads((own_run / "scene.json").read_text())
+    (own_run / "scene.json").write_text(json.dumps({**facts, "scene": str(tmp_path / "gone")}))
+    assert main([*words, str(tmp_path / "b")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: the scene is gone, so the size and the lens of its photos are not known" in said
+    for path in (tmp_path / "a").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
 def test_cutouts_show_the_photo_of_the_object_and_nothing_else(job, tmp_path):

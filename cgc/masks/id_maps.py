@@ -195,6 +195,19 @@ def resize_nearest(ids: np.ndarray, width: int, height: int) -> np.ndarray:
     return ids[rows[:, None], columns]
 
 
+def as_photo(ids: np.ndarray, view: View) -> np.ndarray:
+    """Bring an id map [H, W] that a view's camera has to its photo, in size and, where it was undistorted, in lens.
+
+    Every pixel takes the nearest id, and 0 where the undistorted picture does not show it. The other way: `fitting`.
+    """
+    width, height = view.full_size or (view.camera.width, view.camera.height)
+    if view.distortion:
+        from cgc.scene.lens import sample_undistorted  # pycolmap takes half a second to import
+
+        return sample_undistorted(ids, view.camera, view.distortion, width, height)
+    return ids if ids.shape == (height, width) else resize_nearest(ids, width, height)
+
+
 def read_id_map(path: Path | str) -> np.ndarray:
     """Read an id map, [H, W] int32: a PNG of one channel, 1 to 16 bits; a palette's indices; equal channels.
 

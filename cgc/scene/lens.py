@@ -14,6 +14,8 @@ from cgc.scene.types import Camera, Lens
 # Pinholes with coefficients on top: with all coefficients 0 they are pinholes. (A fisheye lens is not.)
 _POLYNOMIAL = ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
 
+_BAND = 256  # rows whose rays are in memory at once
+
 
 @functools.lru_cache(4096)
 def is_pinhole(lens: Lens) -> bool:
@@ -104,10 +106,23 @@ def sample_undistorted(
     Returns [height, width], the whole photo at any resolution.
     """
     K = camera.K.to(torch.float64).cpu().numpy()
-    y, x = np.mgrid[:height, :width] + 0.5
-    pixels = np.stack([x * (lens.width / width), y * (lens.height / height)], -1).reshape(-1, 2)
-    rays = np.asarray(to_colmap(lens).cam_from_img(pixels))[:, :2]
-    flat = rays * (K[0, 0], K[1, 1]) + (K[0, 2], K[1, 2])
-    inside = np.all((flat >= 0) & (flat < (camera.width, camera.height)), axis=1)
-    column, row = np.floor(np.where(inside[:, None], flat, 0)).astype(np.int64).T
-    return np.where(inside, ids[row, column], outside).reshape(height, width).astype(ids.dtype)
+    pinhole = Lens("PINHOLE", (K[0, 0], K[1, 1], K[0, 2], K[1, 2]), camera.width, camera.height)
+    index = _index_of_undistorted(lens, pinhole, width, height)
+    return np.where(index < 0, outside, ids.ravel()[index]).astype(ids.dtype)
+
+
+@functools.lru_cache(2)  # photos of one lens follow each other, and to trace 24 million rays takes 10 s
+def _index_of_undistorted(lens: Lens, pinhole: Lens, width: int, height: int) -> np.ndarray:
+    """Return which pixel of the undistorted picture each of a photo's has, [height, width] int32; -1 where none."""
+    index = np.empty((height, width), np.int32)
+    fx, fy, cx, cy = pinhole.params
+    for top in range(0, height, _BAND):
+        y, x = np.mgrid[top : min(top + _BAND, height), :width] + 0.5
+        pixels = np.stack([x * (lens.width / width), y * (lens.height / height)], -1).reshape(-1, 2)
+        rays = np.asarray(to_colmap(lens).cam_from_img(pixels))[:, :2]
+        flat = rays * (fx, fy) + (cx, cy)
+        inside = np.all((flat >= 0) & (flat < (pinhole.width, pinhole.height)), axis=1)  # NaN is outside
+        column, row = np.floor(np.where(inside[:, None], flat, 0)).astype(np.int32).T
+        index[top : top + _BAND] = np.where(inside, row * pinhole.width + column, -1).reshape(-1, width)
+    index.flags.writeable = False
+    return index

@@ -17,7 +17,7 @@ from cgc.errors import InputError, some
 from cgc.rasterize.base import Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.cameras import Z, up_of
-from cgc.scene.types import Camera
+from cgc.scene.types import Camera, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,7 @@ class Context:
     """Where a segmentation comes from. What takes time to read is read when it is first asked for.
 
     read_cameras gives the views' cameras by name, read_photo a view's photo [H, W, 3] uint8 (None where it is gone).
+    read_views gives the views by name as the scene has them, which says of photos how large they are and by which lens.
     read_best_views gives the view that shows most of an object, by id, of the objects of `hierarchy` alone.
     source says where it is from, as JSON values, and n_original how many Gaussians the file had that was segmented.
     background [3] is what pictures show behind the splats (None: black); blended: id maps are of blended features.
@@ -34,6 +35,7 @@ class Context:
     folder: Path | None = None
     read_cameras: Callable[[], Mapping[str, Camera]] | None = None
     read_photo: Callable[[str], np.ndarray | None] | None = None
+    read_views: Callable[[], Mapping[str, View]] | None = None
     read_best_views: Callable[[], Mapping[int, str]] | None = None
     hierarchy: Hierarchy | None = None
     background: Tensor | None = None
@@ -50,6 +52,11 @@ class Context:
                 "cgc.orbit, or cgc.cameras of a COLMAP model)"
             )
         return self.read_cameras()
+
+    @cached_property
+    def views(self) -> Mapping[str, View]:
+        """The views by name as the scene has them; none where it is gone."""
+        return self.read_views() if self.read_views else {}
 
     @cached_property
     def best_views(self) -> Mapping[int, str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from cgc.errors import InputError
 from cgc.files import fits, folder_at, write_beside, write_csv, write_json
 from cgc.geometry import sh_dc_to_rgb
-from cgc.masks.id_maps import write_id_map
+from cgc.masks.id_maps import as_photo, write_id_map
 from cgc.masks.image_masks import bounding_box, encode
 from cgc.ply import write_vertices
 from cgc.rasterize.base import Rasterizer
@@ -45,13 +45,18 @@ MARGIN = 6
 """Pixels around an object in its cut-out."""
 
 
+def _itself(view: View) -> View:
+    return view
+
+
 @dataclass(frozen=True)
 class Export:
     """What to export: the segmentation, the ids (None: all that are shown), and what some formats need besides.
 
-    `views` and the rasteriser make id maps; `load_image` gives a view's photo [H, W, 3] uint8. `origin` [N] says which
-    of the `n_original` Gaussians of the file that was segmented each was (None: those of `track`, or the same order);
-    `world` is what to add to positions to be in the model's world again (None: nothing), which tables say.
+    `views` and the rasteriser make id maps; `load_image` gives a view's photo [H, W, 3] uint8, at its camera's size and
+    undistorted; `as_taken` adds to a view what is known of its photo as the user has it: size and lens. `origin` [N]
+    says which of the `n_original` Gaussians of the file that was segmented each was (None: those of `track`, or the
+    same order); `world` is what to add to positions to be in the model's world again (None: nothing), which tables say.
     """
 
     segmentation: Segmentation
@@ -59,6 +64,7 @@ class Export:
     views: Sequence[View] = ()
     rasterizer: Rasterizer | None = None
     load_image: Callable[[View], np.ndarray] = images.load_image
+    as_taken: Callable[[View], View] = _itself
     origin: np.ndarray | None = None
     n_original: int | None = None
     world: Sequence[float] | None = None
@@ -95,6 +101,11 @@ class Export:
             ids = render_ids(splats, tree, level, view.camera, self.rasterizer)
             maps.append(np.where(np.isin(ids, self.chosen), ids, 0).astype(np.int32))
         return maps
+
+    def id_maps_of_photos(self) -> Iterator[np.ndarray]:
+        """Yield the id map of each view [H, W] as its photo is, whose size and lens may be others than its camera's."""
+        for view, ids in zip(self.views, self.id_maps):
+            yield as_photo(ids, self.as_taken(view))
 
     @cached_property
     def stems(self) -> list[str]:
@@ -308,9 +319,9 @@ def _cell(value: Any) -> Any:
 
 
 def export_masks(job: Export, folder: Path) -> list[Path]:
-    """Write each view's id map, consistent across views, as a 16-bit PNG: masks/VIEW.png."""
+    """Write each view's id map, consistent across views, as a 16-bit PNG of its photo's size: masks/VIEW.png."""
     paths = [folder / "masks" / f"{stem}.png" for stem in job.stems]
-    for path, ids in zip(paths, job.id_maps):
+    for path, ids in zip(paths, job.id_maps_of_photos()):
         write_id_map(path, ids)
     return paths
 
@@ -318,17 +329,18 @@ def export_masks(job: Export, folder: Path) -> list[Path]:
 def export_coco(job: Export, folder: Path) -> list[Path]:
     """Write COCO annotations of all views: coco/instances.json, and coco/panoptic.json with coco/panoptic/VIEW.png.
 
-    Categories are the segments' names ("object" for those without); an annotation's `object_id` is the same in all
-    views. Masks of instances are uncompressed run lengths.
+    They fit the photos that `file_name` names, in size and lens. Categories are the segments' names ("object" for
+    those without); an annotation's `object_id` is the same in all views. Masks of instances are uncompressed run
+    lengths.
     """
     categories = {name: i for i, name in enumerate(["object", *sorted(set(job.segmentation.names.values()))], 1)}
     of = {i: categories[job.segmentation.names.get(i, "object")] for i in job.chosen}
     pictures, instances, panoptic, paths = [], [], [], []
-    for index, (view, stem, ids) in enumerate(zip(job.views, job.stems, job.id_maps), 1):
+    for index, (view, stem, ids) in enumerate(zip(job.views, job.stems, job.id_maps_of_photos()), 1):
         height, width = ids.shape
         pictures.append({"id": index, "file_name": view.name, "height": height, "width": width})
         segments = []
-        for segment in np.unique(ids[ids > 0]).tolist():
+        for segment in np.flatnonzero(np.bincount(ids[ids > 0])).tolist():
             mask = ids == segment
             counts = encode(mask)
             box = list(bounding_box(counts, height))
@@ -350,7 +362,10 @@ def export_coco(job: Export, folder: Path) -> list[Path]:
 
 
 def export_cutouts(job: Export, folder: Path) -> list[Path]:
-    """Write photos of each object cut out of the views that show most of it, see-through: cutouts/0007_1.png."""
+    """Write photos of each object cut out of the views that show most of it, see-through: cutouts/0007_1.png.
+
+    They are cut out of the pictures that the run is made of: undistorted, and at the size it has used.
+    """
     paths = []
     counts = np.stack([_shown_whole(ids, max(job.chosen) + 1) for ids in job.id_maps])  # [V, K + 1]
     for segment in job.chosen:
@@ -453,9 +468,12 @@ def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Expo
             raise InputError(f"the photo {view.name} is gone, and cut-outs are made of photos; restore the scene")
         return found
 
+    def as_taken(view: View) -> View:
+        return replace(context.views.get(view.name, view), camera=view.camera)
+
     world: Any = context.source.get("origin")
     return Export(
-        segmentation, ids, views, context.rasterizer, photo, n_original=context.n_original,
+        segmentation, ids, views, context.rasterizer, photo, as_taken, n_original=context.n_original,
         world=world if fits(world, list[float]) and len(world) == 3 else None,
     )  # fmt: skip
 
