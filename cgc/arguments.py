@@ -131,6 +131,20 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class Clean:
+    """Copy a splat file without the Gaussians that are not finite, so that `cgc run SCENE --splats` takes it."""
+
+    splats: Annotated[
+        Positional[Path],
+        arg(metavar="SPLATS", help="Splats of any kind that --splats takes (.ply, .splat, .spz, .sog, .ksplat)."),
+    ]
+    out: Path | None = None
+    """The copy, a 3DGS .ply (default: NAME_clean.ply beside). Its attribute source_row says which Gaussian of the file
+    each was."""
+    quiet: Annotated[bool, arg(help="Say nothing.")] = False
+
+
+@dataclass(frozen=True)
 class Train:
     """Train the splats of a run again; --scene makes a new run that has splats only."""
 
@@ -336,6 +350,7 @@ COMMANDS = {
     "run": Run,
     "reconstruct": Reconstruct,
     "masks": Masks,
+    "clean": Clean,
     "train": Train,
     "lift": Lift,
     "cluster": Cluster,

@@ -19,6 +19,7 @@ import tyro
 from cgc import __version__, parallel
 from cgc.arguments import (
     COMMANDS,
+    Clean,
     Cluster,
     Demo,
     Edit,
@@ -146,6 +147,10 @@ def _call(config: object) -> None:
                 source=config.source, form=config.format, resize=config.resize, tracked=config.tracked,
                 preview=config.preview, overwrite=config.overwrite, quiet=config.quiet,
             )  # fmt: skip
+        case Clean(splats, out, quiet):
+            from cgc import prepare
+
+            prepare.clean_command(splats, out, quiet=quiet)
         case Train(out, Path() as folder, _, train, quiet, device) if not (out / "scene.json").exists():
             settings = RunSettings(train=train)
             commands.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet, device=device)
@@ -227,7 +232,7 @@ def _parse(name: str, arguments: list[str]) -> object:
         default = _with_defaults(name, settings)
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments, default=default)
 
-    if name in ("eval", "reconstruct", "query", "edit", "view"):
+    if name in ("eval", "reconstruct", "clean", "query", "edit", "view"):
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments)
     if name == "masks":
         return _parse_masks(arguments)

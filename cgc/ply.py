@@ -179,6 +179,6 @@ def write_parts(path: Path, count: int, dtype: np.dtype, parts: Iterable[np.ndar
     lines = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
     lines += [f"property {_NAMES[dtype[name].newbyteorder('=')]} {name}" for name in dtype.names or ()]
     with write_beside(path) as temporary, open(temporary, "wb") as file:
-        file.write("\n".join([*lines, "end_header\n"]).encode("ascii"))
+        file.write("\n".join([*lines, "end_header\n"]).encode("latin-1"))  # as names are read
         for part in parts:
             file.write(part.tobytes())

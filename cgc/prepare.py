@@ -1,4 +1,4 @@
-"""What comes before a run: a scene from bare photos, and masks of its views."""
+"""What comes before a run: a scene from bare photos, masks of its views, and splats without broken ones."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from cgc.scene.reconstruct import reconstruct
 from cgc.scene.transforms import find_transforms
 from cgc.scene.types import Scene, View
 from cgc.settings import MaskSettings, ReconstructSettings, RunSettings, SceneSettings, check, check_masks
+from cgc.splats.clean import ROW, clean
 from cgc.splats.packed import SUFFIXES
 from cgc.view.pictures import contact_sheet, overlay
 
@@ -287,3 +288,13 @@ def _is_scene(folder: Path) -> bool:
 def reconstruct_command(photos: Path, out: Path | None, settings: ReconstructSettings, *, quiet: bool = False) -> Path:
     """Make a scene of bare photos, or of a video; returns its folder."""
     return reconstruct(photos, out, settings, quiet=quiet).scene
+
+
+def clean_command(splats: Path, out: Path | None, *, quiet: bool = False) -> None:
+    """Copy splats without broken Gaussians, and say how many these were."""
+    copy, left_out, total = clean(splats, out)
+    if not quiet:
+        console.print(
+            f"{left_out:,} of {total:,} Gaussians left out, because they are not finite or of no possible size or "
+            f"rotation; {ROW} says which each of the others was: {copy}"
+        )

@@ -12,10 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgc.cli import main
 from cgc.errors import InputError
 from cgc.geometry import sh_to_rgb
+from cgc.ply import read_header, read_vertices
+from cgc.splats.clean import clean
 from cgc.splats.init import CUBE, MAX_SCALE, MIN_SCALE, random_splats, splats_from_points
 from cgc.splats.ply import read_ply, write_ply
+from cgc.splats.read import read_splats
 from cgc.splats.types import Splats
 
 KINDS = {"<": "binary_little_endian", ">": "binary_big_endian", "a": "ascii"}
@@ -417,3 +421,77 @@ def test_random_splats_fill_the_cube_and_are_seeded():
     assert not torch.equal(splats.means, draw(4).means)
     colors = splats.colors(torch.zeros(3))
     assert float(colors.std()) > 0.2 and float(colors.min()) >= 0 and float(colors.max()) <= 1 + 1e-6
+
+
+# --- leaving out what is broken ---
+
+
+def broken_columns(n: int = 40) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Columns of Gaussians with attributes of their own, and which of them are broken, each otherwise."""
+    columns = {name: values.copy() for name, values in columns_of(make_splats(n, 1)).items()}
+    columns["x"] = columns["x"].astype(np.float64) + 1e-12
+    columns |= {"filter_3D": np.full(n, 1e-3, np.float32), "größe": np.arange(n, dtype=np.uint8)}
+    broken = {"x": {3: np.nan, 4: 1e300}, "f_rest_8": {0: np.inf}, "filter_3D": {7: np.nan}, "scale_1": {11: 99.0}}
+    broken |= {"rot_2": {39: -np.inf}, "opacity": {20: np.nan}} | {f"rot_{i}": {12: 0.0} for i in (0, 1, 3)}
+    broken["rot_2"][12] = 0.0
+    read = {"opacity": {21: np.inf}, "scale_0": {22: -np.inf}, "nx": {23: np.nan}}  # for all that
+    for changes in (broken, read):
+        for name, values in changes.items():
+            columns[name][list(values)] = list(values.values())
+    return columns, [0, 3, 4, 7, 11, 12, 20, 39]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clean_copy_has_every_gaussian_that_can_be_read_and_no_other(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("cgc.splats.clean.CHUNK", 7)
+    columns, bad = broken_columns()
+    path = tmp_path / "a b.ply"
+    path.write_bytes(ply_bytes(columns, kind))
+    with pytest.raises(InputError, match=r"; `cgc clean '.*/a b\.ply'` writes a copy without these"):
+        read_splats(path)
+    before = path.read_bytes()
+    out, left_out, total = clean(path)
+    assert (out, left_out, total) == (tmp_path / "a b_clean.ply", len(bad), 40) and path.read_bytes() == before
+    kept = np.setdiff1d(np.arange(40), bad)
+    got = read_vertices(out, read_header(out))
+    assert b"\nproperty uchar gr\xc3\xb6\xc3\x9fe\n" in out.read_bytes() and got.dtype.names[-1] == "source_row"
+    for name, values in zip(got.dtype.names, [*(v[kept] for v in columns.values()), kept], strict=True):
+        np.testing.assert_array_equal(got[name], values)
+        assert name == "source_row" or got[name].dtype == values.dtype
+    splats, _ = read_splats(out)
+    assert len(splats) == len(kept) and (splats.extras["source_row"] == kept).all()
+    again, left_out, _ = clean(out, tmp_path / "again.ply")  # rows are still those of the first file
+    assert left_out == 0 and again.read_bytes() == out.read_bytes()
+    for row in bad:  # each of them is refused
+        path.write_bytes(ply_bytes({name: values[[row]] for name, values in columns.items()}, kind))
+        with pytest.raises(InputError, match="cgc clean"):
+            read_splats(path)
+
+
+def test_packed_splats_are_cleaned_too(tmp_path):
+    rows = np.zeros((5, 32), np.uint8)
+    rows[:, :24] = np.full((5, 6), 0.5, "<f4").view(np.uint8).reshape(5, 24)
+    rows[:, 24:] = 128
+    rows[2, 4:8] = np.array([np.inf], "<f4").view(np.uint8)
+    (tmp_path / "a.splat").write_bytes(rows.tobytes())
+    with pytest.raises(InputError, match=r"1 of 5 Gaussians with NaN or infinite .*`cgc clean .*a\.splat`"):
+        read_splats(tmp_path / "a.splat")
+    out, left_out, total = clean(tmp_path / "a.splat")
+    assert out == tmp_path / "a_clean.ply" and (left_out, total) == (1, 5)
+    assert read_splats(out)[0].extras["source_row"].tolist() == [0, 1, 3, 4]
+
+
+def test_what_cannot_be_cleaned_is_said(tmp_path, capsys):
+    columns, bad = broken_columns()
+    path = tmp_path / "a.ply"
+    path.write_bytes(ply_bytes({name: values[bad] for name, values in columns.items()}))
+    with pytest.raises(InputError, match="has no Gaussian that is whole, all 8 are broken"):
+        clean(path)
+    path.write_bytes(ply_bytes(columns))
+    with pytest.raises(InputError, match="is what is cleaned; give the copy another name"):
+        clean(path, path)
+    with pytest.raises(InputError, match="there is no PLY file"):
+        clean(tmp_path / "b.ply")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
+    assert main(["clean", str(path), "--out", str(tmp_path / "c.ply")]) == 0
+    assert "8 of 40 Gaussians left out" in " ".join(capsys.readouterr().out.split()) and (tmp_path / "c.ply").exists()

@@ -22,18 +22,19 @@ SUFFIXES = (".ply", *_BY_SUFFIX)
 """What files of splats end in."""
 
 
-def read_packed(path: Path) -> np.ndarray | None:
+def read_packed(path: Path, whole: bool = True) -> np.ndarray | None:
     """Return the Gaussians of a packed splat file, [N] structured, None for a file of no format known here.
 
     Fields are float32, in the order x y z, f_dc_0..2, f_rest_0..(3K-1) channel-major, opacity (a logit),
-    scale_0..2 (natural logarithms), rot_0..3 (wxyz, unit); all finite. Axes and units are those of a trainer's PLY.
+    scale_0..2 (natural logarithms), rot_0..3 (wxyz, unit); all finite, if `whole`. Axes and units are those of a
+    trainer's PLY.
     Raise InputError for a packed file that is broken, empty, or of a version unknown here.
     """
     path = Path(path)
     head = _head(path)
     with np.errstate(over="ignore", invalid="ignore"):  # what is no number in the end is reported then
         vertices = None if head is None else _read(path, head)
-    if vertices is not None:
+    if vertices is not None and whole:
         check_finite(path, vertices)
     return vertices
 

@@ -8,6 +8,7 @@ channel-major: all K of red, then green, then blue.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,17 +51,9 @@ def from_vertices(
     path: Path, vertices: np.ndarray, rest: tuple[str, ...], origin: Sequence[float] = (0.0, 0.0, 0.0)
 ) -> Splats:
     """Turn vertices [N] of a file, whose f_rest are called `rest`, into splats; InputError unless they are finite."""
-    needed = (*MEANS, *DC, *rest, OPACITY, *SCALES, *QUATS)
-    columns = {name: _float32(vertices[name]) for name in needed}
-    for name, start in zip(MEANS, origin):
-        if start:
-            columns[name] = _float32(vertices[name].astype(np.float64) - start)
-    _clamp(columns)
-    names = vertices.dtype.names or ()
-    if _FILTER in names:
-        columns[_FILTER] = _float32(vertices[_FILTER])
+    columns = _columns(vertices, rest, origin)
     _check_finite(path, columns)
-    if _FILTER in names:
+    if _FILTER in columns:
         _fuse_filter(columns)
     quats = _tensor(columns, QUATS)
     _check_quats(path, quats)
@@ -68,15 +61,40 @@ def from_vertices(
     _check_scales(path, log_scales)
     dc = _tensor(columns, DC)[:, None, :]  # [N, 1, 3]
     higher = _tensor(columns, rest).reshape(len(dc), 3, -1).transpose(1, 2)  # [N, K, 3]
-    ours = (*needed, *_NORMALS, _FILTER)
+    ours = (*columns, *_NORMALS)
     return Splats(
         means=_tensor(columns, MEANS),
         quats=quats,
         log_scales=log_scales,
         logit_opacities=torch.from_numpy(columns[OPACITY]),
         sh=torch.cat([dc, higher], dim=1).contiguous(),
-        extras={n: _native(vertices[n]) for n in names if n not in ours},
+        extras={n: _native(vertices[n]) for n in vertices.dtype.names or () if n not in ours},
     )
+
+
+def broken_rows(vertices: np.ndarray, rest: tuple[str, ...]) -> np.ndarray:
+    """Say which vertices [N] `from_vertices` refuses, [N] bool."""
+    columns = _columns(vertices, rest)
+    bad = np.any([~np.isfinite(values) for values in columns.values()], axis=0)
+    if _FILTER in columns:
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite
+            _fuse_filter(columns)
+    return bad | _bad_quats(_tensor(columns, QUATS)) | _bad_scales(_tensor(columns, SCALES))
+
+
+def _columns(
+    vertices: np.ndarray, rest: tuple[str, ...], origin: Sequence[float] = (0.0, 0.0, 0.0)
+) -> dict[str, np.ndarray]:
+    """Return what of vertices makes splats, [N] float32 a name, less the origin; opacities and sizes at their ends."""
+    needed = (*MEANS, *DC, *rest, OPACITY, *SCALES, *QUATS)
+    columns = {name: _float32(vertices[name]) for name in needed}
+    for name, start in zip(MEANS, origin):
+        if start:
+            columns[name] = _float32(vertices[name].astype(np.float64) - start)
+    _clamp(columns)
+    if _FILTER in (vertices.dtype.names or ()):
+        columns[_FILTER] = _float32(vertices[_FILTER])
+    return columns
 
 
 def write_ply(path: Path | str, splats: Splats, extra: Mapping[str, np.ndarray] | None = None) -> None:
@@ -129,17 +147,16 @@ def check_header(path: Path, header: Header) -> tuple[str, ...]:
     names = [name for name, _ in properties]
     if len(set(names)) < len(names):
         raise InputError(f"{path} is broken: its header names a property twice; copy or export it again")
-    n_rest = sum(re.fullmatch(r"f_rest_\d+", name) is not None for name in names)
-    rest = rest_names(n_rest)
+    rest = rest_of(names)
     missing = [n for n in (*MEANS, *DC, *rest, OPACITY, *SCALES, *QUATS) if n not in names]
     if missing:
         raise InputError(
             f"{path} lacks the properties {', '.join(missing)} of a 3DGS splat; "
             "a point cloud or a mesh is not a splat: give the .ply that a Gaussian-splatting trainer wrote"
         )
-    if n_rest not in _DEGREE_OF_REST:
+    if len(rest) not in _DEGREE_OF_REST:
         raise InputError(
-            f"{path} has {n_rest} f_rest properties where 0, 9, 24 or 45 were expected (SH degree 0 to 3); "
+            f"{path} has {len(rest)} f_rest properties where 0, 9, 24 or 45 were expected (SH degree 0 to 3); "
             "export it again with one of these degrees"
         )
     if count == 0:
@@ -193,30 +210,46 @@ def _check_finite(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     if names:
         raise InputError(
             f"{path} has NaN or infinite values in {broken.sum():,} of {len(broken):,} Gaussians "
-            f"({', '.join(names[:6])}{', ...' if len(names) > 6 else ''}); remove these and try again"
+            f"({', '.join(names[:6])}{', ...' if len(names) > 6 else ''}); {how_to_clean(path)}"
         )
 
 
 def _check_quats(path: Path, quats: Tensor) -> None:
-    norms = quats.double().norm(dim=-1)
-    bad = int(((norms < _QUAT_NORMS[0]) | (norms > _QUAT_NORMS[1])).sum())
-    if bad:
+    if bad := int(_bad_quats(quats).sum()):
         raise InputError(
             f"{path} has {bad:,} of {len(quats):,} Gaussians whose rotation (rot_0..3) has a norm of zero "
-            "or beyond float32; remove these and try again"
+            f"or beyond float32; {how_to_clean(path)}"
         )
+
+
+def _bad_quats(quats: Tensor) -> np.ndarray:
+    norms = quats.double().norm(dim=-1)
+    return ((norms < _QUAT_NORMS[0]) | (norms > _QUAT_NORMS[1])).numpy()
 
 
 def _check_scales(path: Path, log_scales: Tensor) -> None:
-    bad = int(log_scales.exp().isinf().any(-1).sum())
-    if bad:
+    if bad := int(_bad_scales(log_scales).sum()):
         raise InputError(
             f"{path} has {bad:,} of {len(log_scales):,} Gaussians with a scale (scale_0..2, which are natural "
-            "logarithms) over 88: wider than float32 can hold; remove these and try again"
+            f"logarithms) over 88: wider than float32 can hold; {how_to_clean(path)}"
         )
 
 
+def _bad_scales(log_scales: Tensor) -> np.ndarray:
+    return log_scales.exp().isinf().any(-1).numpy()
+
+
+def how_to_clean(path: Path) -> str:
+    """Say what leaves broken Gaussians out of a file."""
+    return f"`cgc clean {shlex.quote(str(path))}` writes a copy without these"
+
+
 # --- writing ----------------------------------------------------------------------------------------------
+
+
+def rest_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the columns of SH above degree 0 among those of vertices, in their order."""
+    return rest_names(sum(re.fullmatch(r"f_rest_\d+", name) is not None for name in names))
 
 
 def rest_names(count: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from cgc.files import sha256
 from cgc.ply import read_header
 from cgc.splats.formats.spz import half_turned, is_spz
 from cgc.splats.packed import read_packed
-from cgc.splats.ply import from_vertices, read_ply
+from cgc.splats.ply import from_vertices, read_ply, rest_of
 from cgc.splats.types import Splats
 
 TRIED = 2000
@@ -35,7 +35,7 @@ def read_splats(
     vertices = read_packed(path)
     if vertices is None:
         return read_ply(path, origin), _rounding(path, origin, extent)
-    rest = tuple(name for name in vertices.dtype.names or () if name.startswith("f_rest_"))
+    rest = rest_of(vertices.dtype.names or ())
     splats = from_vertices(path, vertices, rest, origin)
     if points is not None and len(points) and is_spz(path):
         other = from_vertices(path, half_turned(vertices), rest, origin)

@@ -13,7 +13,7 @@ import numpy as np
 
 from cgc.errors import InputError
 from cgc.geometry import SH_C0
-from cgc.splats.ply import DC, MEANS, OPACITY, QUATS, SCALES, rest_names
+from cgc.splats.ply import DC, MEANS, OPACITY, QUATS, SCALES, how_to_clean, rest_names
 
 TERMS = (0, 3, 8, 15)
 """Terms of spherical harmonics above degree 0, by degree."""
@@ -107,5 +107,5 @@ def check_finite(path: Path, vertices: np.ndarray) -> None:
     if broken.any():
         raise InputError(
             f"{path} has {broken.sum():,} of {len(broken):,} Gaussians with NaN or infinite values where numbers were "
-            "expected; copy or export it again"
+            f"expected; copy or export it again, or {how_to_clean(path)}"
         )
