@@ -40,7 +40,7 @@ from cgc.arguments import (
 from cgc.errors import InputError
 from cgc.masks.regions import PRESETS as REGION_PRESETS
 from cgc.masks.sam import PRESETS as SAM_PRESETS
-from cgc.settings import RunSettings, SceneSettings, preset_of, seconds_of
+from cgc.settings import SUITED, RunSettings, SceneSettings, preset_of, seconds_of, suited
 
 TOGETHER = ("demo", "run", "masks", "train", "lift", "cluster", "sharpen", "render", "export", "report")
 """Commands that several processes do together; of the others the first process does all."""
@@ -128,7 +128,7 @@ def _call(config: object) -> None:
         case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, blocks, quiet, device):
             from cgc import prepare
 
-            settings = RunSettings(scene, train, lift, cluster, joint, sharpen, blocks)
+            settings = RunSettings(_suited(scene, device), train, lift, cluster, joint, sharpen, blocks)
             out = out or _default_out(folder)
             prepare.check_given(folder, settings, masks, splats, out, device)
             folder = prepare.scene_of(folder, quiet=quiet)
@@ -152,7 +152,7 @@ def _call(config: object) -> None:
 
             prepare.clean_command(splats, out, quiet=quiet)
         case Train(out, Path() as folder, _, train, quiet, device) if not (out / "scene.json").exists():
-            settings = RunSettings(train=train)
+            settings = RunSettings(_suited(SceneSettings(max_side=SUITED), device), train)
             commands.run_all(folder, out, settings, masks=None, splats=None, quiet=quiet, device=device)
         case Train(out, folder, _, train, quiet, device):
             commands.run_step(out, "train", scene=folder, train=train, quiet=quiet, device=device)
@@ -216,6 +216,12 @@ __doc_main__ = (
 )
 
 
+def _suited(scene: SceneSettings, device: str) -> SceneSettings:
+    from cgc.device import see
+
+    return suited(scene, see(device)[0].type)
+
+
 def _is_saved(folder: Path) -> bool:
     """Say whether a folder is what an edit has saved, and no run."""
     return (folder / "segmentation.json").is_file()
@@ -238,7 +244,7 @@ def _parse(name: str, arguments: list[str]) -> object:
         return _parse_masks(arguments)
     preset = _value(arguments, "--preset")
     wanted = preset or ("short" if name == "demo" else "default")
-    settings = preset_of(wanted)
+    settings = _begun(preset_of(wanted))
     config = parse(settings)
     made_with, out = None, config.out or _default_out(config.scene_folder)
     if (out / "config.json").exists():
@@ -248,9 +254,14 @@ def _parse(name: str, arguments: list[str]) -> object:
         if preset is None:
             return parse(made_with)
     if name in TRAINING and wanted == "default" and _is_gpu(config.device):
-        settings = preset_of(wanted, gpu=True)
+        settings = _begun(preset_of(wanted, gpu=True))
         config = parse(settings)
     return parse(replace(made_with, **_set_by(settings))) if made_with else config
+
+
+def _begun(preset: RunSettings) -> RunSettings:
+    """Return the settings with which a run is begun: photos are used at a size that suits the device."""
+    return replace(preset, scene=replace(preset.scene, max_side=SUITED))
 
 
 def _parse_masks(arguments: list[str]) -> object:

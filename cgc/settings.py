@@ -16,6 +16,11 @@ from tyro.conf import arg
 
 from cgc.errors import InputError
 
+SUITED = -1
+"""A max_side that means what suits the device; runs keep what that was."""
+SIDES = {"cpu": 800, "cuda": 1600}
+"""What suits it, in pixels. 3DGS as published has 1600; a CPU has no time for more Gaussians than 800 show."""
+
 
 @dataclass(frozen=True)
 class SceneSettings:
@@ -24,7 +29,8 @@ class SceneSettings:
     downscale: int = 1
     """Use images this many times smaller (images_2, images_4, images_8 are used where they exist)."""
     max_side: int = 0
-    """Shrink images so that neither side is longer than this, in pixels; 0 keeps their size."""
+    """Shrink images so that neither side is longer than this, in pixels; 0 keeps their size; -1, where a run is begun:
+    1600 on a GPU, 800 on a CPU, or their size with --downscale."""
     test_every: int = 8
     """Hold back every n-th view, from the first, for measuring: nothing is learned from its photo or mask. 0: none."""
 
@@ -448,6 +454,13 @@ RECONSTRUCT_LIMITS: dict[str, Limit] = {
 
 MASK_LIMITS: dict[str, Limit] = {"min_area": (0, 1), "workers": 0}
 """Those of `MaskSettings`, likewise."""
+
+
+def suited(scene: SceneSettings, device: str) -> SceneSettings:
+    """Return settings with the size of images that suits a device of a kind (cpu, cuda), where that is asked for."""
+    if scene.max_side != SUITED:
+        return scene
+    return replace(scene, max_side=0 if scene.downscale > 1 else SIDES[device])
 
 
 def check(settings: RunSettings) -> None:

@@ -27,7 +27,8 @@ from cgc.cli import COMMANDS, main
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map, write_id_map
 from cgc.pipeline import commands
-from cgc.settings import PRESETS, RunSettings, seconds_of
+from cgc.run_folder import open_run
+from cgc.settings import PRESETS, RunSettings, SceneSettings, check, seconds_of
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
 
@@ -318,7 +319,25 @@ def test_train_makes_a_new_run_of_a_scene(called, tmp_path):
     assert main(["train", str(tmp_path / "new"), "--scene", "s", "--steps", "7"]) == 0
     name, (folder, out, settings), given = called[0]
     assert (name, folder, out, given["masks"]) == ("run_all", Path("s"), tmp_path / "new", None)
-    assert settings == replace(RunSettings(), train=replace(RunSettings().train, steps=7))
+    used = SceneSettings(max_side=800)
+    assert settings == replace(RunSettings(), scene=used, train=replace(RunSettings().train, steps=7))
+
+
+def test_photos_are_used_at_a_size_that_suits_the_device(called, own_run, tmp_path, monkeypatch):
+    def used(*words, out="new"):
+        assert main(["run", str(tmp_path / "s"), "--out", str(tmp_path / out), *words]) == 0
+        return called[-1][1][2].scene
+
+    assert used() == SceneSettings(max_side=800)
+    assert used("--max-side", "0") == SceneSettings()
+    assert used("--max-side", "1200").max_side == 1200
+    assert used("--downscale", "4") == SceneSettings(downscale=4)
+    assert used("--preset", "full", "--test-every", "0") == SceneSettings(max_side=800, test_every=0)
+    monkeypatch.setattr("cgc.device.see", lambda _: (torch.device("cuda:0"), ""))
+    assert used("--preset", "fast").max_side == 1600
+    assert used(out=own_run) == open_run(own_run).settings.scene  # a run keeps its size
+    with pytest.raises(InputError, match="max_side"):
+        check(RunSettings(scene=SceneSettings(max_side=-1)))
 
 
 def test_info_says_what_a_run_holds(own_run, capsys):
@@ -560,7 +579,7 @@ def test_steps_refuse_values_outside_their_limits(refused, own_run):
 
 @pytest.mark.parametrize(
     "words",
-    ["--train.steps -5", "--lift.dim 0", "--downscale 0", "--max-side -1", "--cluster.min-cluster-size 1",
+    ["--train.steps -5", "--lift.dim 0", "--downscale 0", "--max-side -2", "--cluster.min-cluster-size 1",
      "--train.sh-degree 4", "--test-every -1", "--lift.lr nan", "--train.ssim-weight 1.5", "--train.coarse-levels 9"],
 )  # fmt: skip
 def test_option_values_outside_their_limits(words, refused, tiny_scene, tmp_path):

@@ -410,9 +410,12 @@ def test_incomplete_downscaled_folder_is_left_aside_with_a_note(tmp_path):
 
 def test_max_side(tmp_path):
     root = make_scene(tmp_path)
-    camera = read_scene(root, SceneSettings(max_side=20)).views[0].camera
+    scene = read_scene(root, SceneSettings(max_side=20))
+    assert [note for note in scene.notes if "max-side" in note and "40x" in note and "20x" in note]
+    camera = scene.views[0].camera
     assert (camera.width, camera.height, camera.K[0, 2].item()) == (20, 15, 10)
-    assert read_scene(root, SceneSettings(max_side=400)).views[0].camera.width == 40
+    scene = read_scene(root, SceneSettings(max_side=400))
+    assert scene.views[0].camera.width == 40 and not [note for note in scene.notes if "max-side" in note]
 
 
 def test_images_smaller_than_the_model_scale_K_with_a_note(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def read_scene(
         )
     photos = _find_photos(model, settings.downscale, notes)
     views = _make_views(photos, settings, root, cache, quiet, notes)
+    notes += _say_shrunk(views, settings)
     points = model.points.astype(np.float32)
     return Scene(root, tuple(views), points, model.point_colors, model.path, tuple(notes), tuple(origin.tolist()))
 
@@ -269,6 +270,21 @@ def _make_views(
             )
         )
     return views
+
+
+def _say_shrunk(views: Sequence[View], settings: SceneSettings) -> list[str]:
+    """Say what `max_side` has done to photos, by the largest of them."""
+    if not settings.max_side:
+        return []
+    sizes = {view.full_size: view.camera for view in views if view.full_size}
+    whole = max(sizes, key=max, default=(0, 0))
+    if max(whole) <= settings.downscale * settings.max_side:
+        return []
+    used = (sizes[whole].width, sizes[whole].height)
+    return [
+        f"photos of {_text(whole)} are used at {_text(used)}, no side longer than {settings.max_side} pixels "
+        "(--max-side 0: as they are)"
+    ]
 
 
 def _used_size(size: Size, downscale: int, max_side: int) -> Size:
