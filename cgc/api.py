@@ -35,7 +35,8 @@ def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | Non
     Or what `Segmentation.save` has left, which has the views of the run that it is from, while that is there.
     The scene is not looked at until a view is asked for by name; where it is gone by then, the cameras that the run has
     kept serve. device: where pictures are made: auto, cpu, cuda or cuda:1; `rasterizer` is taken in its place.
-    InputError where the folder is no run, is not clustered yet, or is broken, and where the device cannot be had.
+    InputError where the folder is no run, is not clustered yet, or is broken, where its splats are not those that the
+    labels are of, and where the device cannot be had.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"the folder of a run was expected, got {path!r}")
@@ -50,10 +51,13 @@ def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | Non
     tree, features = load_hierarchy(run.root), _features(run)
     if features is not None:
         _check(run, "features", len(features), len(tree.leaves))
-    sharpened = load_sharpened(run.root) if run.is_done("sharpen") else None
+    sharpened = None
+    if run.is_done("sharpen"):
+        run.unchanged("sharpened.ply")
+        sharpened = load_sharpened(run.root)
     n_original = len(tree.leaves)
     if sharpened is None:
-        splats, (labels, confidences) = read_ply(run.root / "splats.ply"), load_labels(run.root)
+        splats, (labels, confidences) = read_ply(run.unchanged("splats.ply")), load_labels(run.root)
         _check(run, "labels", len(labels), len(splats))
     else:
         splats, labels, confidences, origin = sharpened

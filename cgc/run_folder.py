@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 from cgc import parallel
 from cgc.errors import InputError
-from cgc.files import fits, read_json, write_json
+from cgc.files import fits, read_json, sha256, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
 
 try:
@@ -45,7 +45,7 @@ _SCORES = ("miou_things", "boundary_iou", "pq", "instances")
 FACTS = {
     "lift": ("blocks",),
     "cluster": ("segments", "noise", "level"),
-    "sharpen": ("sharpened",),
+    "sharpen": ("sharpened", "sharpened_sha256"),
     "render": (*_QUALITY, *_SCORES),
 }
 """What a step adds to stats.json beside its time."""
@@ -58,6 +58,8 @@ _OUTPUTS = {
     "export": "segments",
     "report": "report/index.html",
 }
+_HASHES = {"splats.ply": ("train", "splats_sha256"), "sharpened.ply": ("sharpen", "sharpened_sha256")}
+"""Which step leaves the splats that labels are of, and what stats.json calls their hash."""
 TRAINED_FEATURES = "trained_features.safetensors"
 """What training leaves beside the splats where it learns features too."""
 CAMERAS = "cameras.json"
@@ -126,6 +128,7 @@ class Stats(TypedDict, total=False):
     noise: int
     level: float
     sharpened: SharpenFacts | None
+    sharpened_sha256: str | None
     quality: dict[str, ViewFacts]
     psnr_train: float | None
     psnr_test: float | None
@@ -283,6 +286,21 @@ class RunFolder:
             path = self.root / _OUTPUTS[step]
             state = f"{path} is out of date" if path.exists() else f"{self.root} has no {_OUTPUTS[step]} yet"
             raise InputError(f"{state}: run `cgc {step} {self.root}` first (or `cgc run`, which does every step)")
+
+    def unchanged(self, name: str) -> Path:
+        """Return the path of the run's splats; InputError where the file is not the one that its labels are of.
+
+        Runs made before hashes were kept have none to compare; that a file is missing is for its reader to say.
+        """
+        path, (step, hashed) = self.root / name, _HASHES[name]
+        wanted = self.stats.get(hashed)
+        if wanted and path.is_file() and sha256(path) != wanted:
+            raise InputError(
+                f"{path} is not the file that the run's labels are of: it was changed, cut off or replaced; put the "
+                f"original back, make it again (`cgc {step} {self.root}`, then `cgc run`), or give the changed file "
+                "to a new run with --splats"
+            )
+        return path
 
     @contextlib.contextmanager
     def changing(self, step: str) -> Iterator[None]:

@@ -21,7 +21,9 @@ from tiny import CLUMPS, COLORS, FLOOR, HEIGHT, NAMES, WIDTH, cameras, clumps, s
 import cgc
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
+from cgc.files import write_json
 from cgc.geometry import quat_to_rotation
+from cgc.pipeline.commands import run_step
 from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.base import group_contributions
 from cgc.rasterize.cpu import CpuRasterizer
@@ -36,6 +38,8 @@ from cgc.segmentation.labels import render_blended, render_levels, render_rgb
 from cgc.segmentation.objects import oriented_box
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import SharpenedSplats, describe, save_sharpened
+from cgc.settings import SharpenSettings
+from cgc.splats.ply import write_ply
 
 WHOLE, PARTS, PARTS_OF_PART = 8, (9, 10), (11, 12)
 """Of `family`: the whole of clumps 1 and 2, the parts of clump 3, and those of the second of these."""
@@ -763,16 +767,44 @@ def test_runs_that_cannot_be_opened_are_said(tiny_run, tmp_path):
         with pytest.raises(InputError, match="run `cgc lift"):
             cgc.load(run)
     (run / "features.safetensors").write_bytes(whole)
-    from cgc.splats.ply import write_ply
-
     few = cgc.load(run)
     save_file({"features": few.features[:9].clone(), "mass": torch.ones(9)}, run / "features.safetensors")
     with pytest.raises(InputError, match=r"has features of 9 Gaussians for \d+: they are of different trainings"):
         cgc.load(run)
     (run / "features.safetensors").write_bytes(whole)
     write_ply(run / "splats.ply", few.splats.select(torch.arange(9)))
+    without_hashes(run)
     with pytest.raises(InputError, match="for 9: they are of different trainings"):
         cgc.load(run)
+
+
+def without_hashes(run):
+    """Make a run one of before hashes of splats were kept."""
+    opened = open_run(run)
+    for name in ("splats_sha256", "sharpened_sha256"):
+        opened.stats.pop(name, None)
+    opened.stats["steps"] = {step: opened.key(step) for step in opened.stats["steps"]}
+    write_json(run / "stats.json", opened.stats)
+
+
+@pytest.mark.parametrize(("name", "step"), [("splats.ply", "train"), ("sharpened.ply", "sharpen")])
+def test_labels_are_not_shown_on_splats_that_have_changed(own_run, name, step):
+    """As many of them in another order, say: every label would be another Gaussian's."""
+    if name == "sharpened.ply":
+        run_step(own_run, "sharpen", quiet=True, sharpen=SharpenSettings(steps=2, max_loss=99.0))
+    wanted, path = cgc.load(own_run), own_run / name
+    whole = path.read_bytes()
+    write_ply(path, wanted.splats.select(torch.arange(len(wanted.splats)).flip(0)))
+    said = rf"{name} is not the file that the run's labels are of: .* \(`cgc {step} .*--splats"
+    for read in (cgc.load, lambda folder: Workspace(open_run(folder), quiet=True).segmentation()):
+        with pytest.raises(InputError, match=said):
+            read(own_run)
+    changed = path.read_bytes()
+    path.write_bytes(whole)
+    assert torch.equal(cgc.load(own_run).splats.means, wanted.splats.means)  # put back, it opens again
+    path.write_bytes(changed)
+    without_hashes(own_run)
+    assert torch.equal(cgc.load(own_run).splats.means, wanted.splats.means.flip(0))  # nobody knows of an older one
 
 
 # ---- around

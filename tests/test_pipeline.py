@@ -37,7 +37,7 @@ from cgc.run_folder import STEPS, YOUNGER, RunFolder, Source, create_run, open_r
 from cgc.segmentation.labels import render_labels
 from cgc.segmentation.pictures import id_map
 from cgc.segmentation.segments import Segmentation, load_labels, load_table
-from cgc.settings import LIMITS, PRESETS, ClusterSettings, RunSettings, SceneSettings, check, from_json, to_json
+from cgc.settings import LIMITS, PRESETS, BlockSettings, ClusterSettings, RunSettings, SceneSettings, check, from_json, to_json
 from cgc.splats.ply import read_ply, write_ply
 
 STEMS = [name.rsplit(".", 1)[0] for name in NAMES]
@@ -236,6 +236,21 @@ def test_a_deleted_result_is_made_again(tiny_scene, own_run, calls):
     after = snapshot(own_run)
     del before["stats.json"], after["stats.json"]
     assert after == before
+
+
+def test_splats_that_were_changed_are_not_taken_for_those_of_the_run(tiny_scene, own_run, calls):
+    path = own_run / "splats.ply"
+    whole, splats = path.read_bytes(), read_ply(path)
+    write_ply(path, splats.select(torch.arange(len(splats)).flip(0)))
+    for again in (lambda: run(tiny_scene, own_run), lambda: run_step(own_run, "lift", quiet=True),
+                  lambda: run_step(own_run, "lift", quiet=True, blocks=BlockSettings(gaussians=400)),
+                  lambda: run_step(own_run, "render", quiet=True)):  # fmt: skip
+        with pytest.raises(InputError, match=r"splats\.ply is not the file .* \(`cgc train .*`, then `cgc run`\)"):
+            again()
+    path.write_bytes(whole)
+    calls.clear()
+    run(tiny_scene, own_run)
+    assert calls == []
 
 
 def test_labels_are_not_kept_for_other_splats_of_the_same_settings(own_scene, tmp_path, calls):

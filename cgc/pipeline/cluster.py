@@ -30,8 +30,8 @@ def cluster_features(work: Workspace) -> str:
     """Cluster the features into segments; writes segments.npz."""
     start = time.perf_counter()
     run = work.run
-    if work.blocks:
-        return _cluster_blocks(work, work.blocks)
+    if blocks := work.blocks:
+        return _cluster_blocks(work, blocks)
     features, mass = load_features(run)
     if len(features) != len(work.splats):
         raise InputError(

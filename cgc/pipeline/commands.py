@@ -119,6 +119,7 @@ def _take_given(
     if not run.is_done("train"):
         check_images(scene.views)
         return notes
+    run.unchanged("splats.ply")
     if not run.source.splats and (newer := _newer(run, scene)):
         notes.append(
             f"photos are newer than the splats that were trained on them: {some(newer)}; if they show something else "

@@ -30,8 +30,8 @@ def lift(work: Workspace) -> str:
     start = time.perf_counter()
     work.run.source = replace(work.run.source, masks_hash=work.hash_masks())
     run, target = work.run, work.run.root / "features.safetensors"
-    if work.blocks:
-        return _lift_blocks(work, work.blocks)
+    if blocks := work.blocks:
+        return _lift_blocks(work, blocks)
     if parallel.is_first():
         shutil.rmtree(run.root / "blocks", ignore_errors=True)  # of other settings
     batches = work.batches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from cgc.files import sha256
 from cgc.pipeline.facts import say_sharpened
 from cgc.pipeline.workspace import Workspace
 from cgc.scene.images import load_view
@@ -41,7 +42,8 @@ def sharpen_borders(work: Workspace) -> str:
     with run.changing("sharpen"):
         save_sharpened(run.root, made)
     work.sharpened = made
-    run.finish("sharpen", time.perf_counter() - start, sharpened=facts)
+    hashed = sha256(run.root / "sharpened.ply") if made else None
+    run.finish("sharpen", time.perf_counter() - start, sharpened=facts, sharpened_sha256=hashed)
     return said
 
 

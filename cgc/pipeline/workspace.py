@@ -138,7 +138,7 @@ class Workspace:
     def splats(self) -> Splats:
         """The run's splats."""
         self.run.require("train")
-        return read_ply(self.run.root / "splats.ply")
+        return read_ply(self.run.unchanged("splats.ply"))
 
     @cached_property
     def batches(self) -> list[Batch | Elsewhere]:
@@ -162,7 +162,7 @@ class Workspace:
         if not run.is_cut:
             return None
         self.check_blocks()
-        return Blocks(run.root / "blocks", run.root / "splats.ply", run.settings.blocks, run.key_of_splats)
+        return Blocks(run.root / "blocks", run.unchanged("splats.ply"), run.settings.blocks, run.key_of_splats)
 
     def check_blocks(self) -> None:
         """Raise InputError where labels or features come about by what does not go block by block."""
@@ -194,6 +194,7 @@ class Workspace:
     def sharpened(self) -> SharpenedSplats | None:
         """The splats, labels and confidences that sharpening left, and their origins; None: it changed nothing."""
         self.run.require("sharpen")
+        self.run.unchanged("sharpened.ply")
         return load_sharpened(self.run.root)
 
     @property
