@@ -22,6 +22,7 @@ from tiny import FLOOR, HEIGHT, NAMES, WIDTH, cameras, clumps
 
 import cgc
 from cgc.cli import main
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map
 from cgc.masks.image_masks import decode, encode
@@ -109,6 +110,27 @@ def test_exported_splats_reload_bit_for_bit(job, tmp_path):
     cams = [v.camera for v in job.views]
     [path] = FORMATS["rest"](replace(job, ids=[2]), tmp_path)
     assert same(read_ply(path), remove(job.segmentation, 2, rasterizer=RASTERIZER, cameras=cams).splats)
+
+
+def test_labels_of_parts_and_wholes_are_written_for_all_that_is_in_them(tmp_path):
+    scene = tiny()
+    leaves = scene.labels.copy()
+    leaves[(leaves == 2) & (np.arange(len(leaves)) % 2 == 0)] = 9  # 2 has the parts 9 and 10, and is in 8 with 1
+    leaves[leaves == 2] = 10
+    parents = np.array([0, 8, 8, 0, 0, 0, 0, 0, 0, 2, 2], np.int32)
+    levels = np.array([-1, 1, 0.6, 1, 1, 1, 1, 1, 0.2, 1, 1], np.float32)
+    tree = Hierarchy(leaves, parents, levels, 0.5)
+    assert np.array_equal(tree.at(), scene.labels)
+    origin = np.random.default_rng(0).permutation(len(leaves))
+    for ids, wanted in [
+        ([8], np.where(np.isin(scene.labels, [1, 2]), 8, -1)),
+        ([9, 4], np.where(leaves == 9, 9, np.where(leaves == 4, 4, -1))),
+        ([9, 8, 2], np.where(leaves == 9, 9, np.where(scene.labels == 2, 2, np.where(scene.labels == 1, 8, -1)))),
+    ]:
+        job = Export(replace(scene, hierarchy=tree), ids=ids, origin=origin)
+        np.testing.assert_array_equal(np.load(FORMATS["labels"](job, tmp_path)[0])[origin], wanted)
+        got = read_ply(FORMATS["labelled"](job, tmp_path)[0])
+        assert got.extras["label"].tolist() == wanted.tolist()
 
 
 def test_what_cannot_be_drawn_is_not_exported(tmp_path):

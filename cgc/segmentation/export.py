@@ -86,6 +86,14 @@ class Export:
         return wanted
 
     @cached_property
+    def labels(self) -> np.ndarray:
+        """The chosen id of each Gaussian, [N] int32, -1: none. Of a part and a whole that are both chosen, the part."""
+        tree, labels = self.segmentation.hierarchy, np.full(len(self.segmentation.splats), -1, np.int32)
+        for segment in sorted(self.chosen, key=lambda node: len(tree.ancestors(node))):  # parts after what holds them
+            labels[self.segmentation.members(segment)] = segment
+        return labels
+
+    @cached_property
     def id_maps(self) -> list[np.ndarray]:
         """The id map [H, W] of each view, the chosen ids only."""
         if not self.views or self.rasterizer is None:
@@ -228,23 +236,20 @@ def export_rest(job: Export, folder: Path) -> list[Path]:
 
 
 def export_labelled(job: Export, folder: Path) -> list[Path]:
-    """Write the whole scene, every Gaussian, with the attribute `label` (-1: none that is chosen): labelled.ply.
+    """Write the whole scene, every Gaussian, with the attribute `label` (see `Export.labels`): labelled.ply.
 
     Attributes of the file that was segmented are there too, but for those whose names a PLY cannot be sure to hold.
     """
-    labels = np.where(job.segmentation.labels > 0, job.segmentation.labels, -1).astype(np.int32)
-    if job.ids is not None:
-        labels[~np.isin(labels, job.chosen)] = -1
     splats = job.segmentation.splats
     theirs = {k: v for k, v in splats.extras.items() if k not in (ORIGIN, MOVED) and re.fullmatch("[!-~]+", k)}
-    write_ply(folder / "labelled.ply", splats, theirs | {"label": labels})
+    write_ply(folder / "labelled.ply", splats, theirs | {"label": job.labels})
     return [folder / "labelled.ply"]
 
 
 def export_labels(job: Export, folder: Path) -> list[Path]:
     """Write a label for each Gaussian of the file that was segmented, in its order, -1 for none: labels.npy, int32.
 
-    Of the halves of one that was split, the surest counts; what was removed has none.
+    They are those of `Export.labels`. Of the halves of one that was split, the surest counts; what was removed has none.
     """
     labels, n = job.segmentation.labels, len(job.segmentation.splats)
     origin = job.segmentation.splats.extras.get(ORIGIN, np.arange(n)) if job.origin is None else job.origin
@@ -253,9 +258,7 @@ def export_labels(job: Export, folder: Path) -> list[Path]:
         raise InputError(f"origins of {n} Gaussians, from 0 to {size - 1}, were expected; they are of another file")
     given = np.full(size, -1, np.int32)
     order = np.lexsort((-labels, job.segmentation.confidences))  # the last one that is written counts
-    given[origin[order]] = np.where(labels[order] > 0, labels[order], -1)
-    if job.ids is not None:
-        given[~np.isin(given, job.chosen)] = -1
+    given[origin[order]] = job.labels[order]
     with write_beside(folder / "labels.npy") as path:
         np.save(path, given)
     return [folder / "labels.npy"]
