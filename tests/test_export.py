@@ -112,22 +112,28 @@ def test_exported_splats_reload_bit_for_bit(job, tmp_path):
     assert same(read_ply(path), remove(job.segmentation, 2, rasterizer=RASTERIZER, cameras=cams).splats)
 
 
-def test_labels_of_parts_and_wholes_are_written_for_all_that_is_in_them(tmp_path):
-    scene = tiny()
+def family(scene: Segmentation) -> Segmentation:
+    """A tiny scene whose segment 2 has the parts 9 and 10, and is in 8 with 1."""
     leaves = scene.labels.copy()
-    leaves[(leaves == 2) & (np.arange(len(leaves)) % 2 == 0)] = 9  # 2 has the parts 9 and 10, and is in 8 with 1
+    leaves[(leaves == 2) & (np.arange(len(leaves)) % 2 == 0)] = 9
     leaves[leaves == 2] = 10
     parents = np.array([0, 8, 8, 0, 0, 0, 0, 0, 0, 2, 2], np.int32)
     levels = np.array([-1, 1, 0.6, 1, 1, 1, 1, 1, 0.2, 1, 1], np.float32)
-    tree = Hierarchy(leaves, parents, levels, 0.5)
-    assert np.array_equal(tree.at(), scene.labels)
+    made = replace(scene, hierarchy=Hierarchy(leaves, parents, levels, 0.5))
+    assert np.array_equal(made.hierarchy.at(), scene.labels)
+    return made
+
+
+def test_labels_of_parts_and_wholes_are_written_for_all_that_is_in_them(tmp_path):
+    scene = family(tiny())
+    leaves = scene.hierarchy.leaves
     origin = np.random.default_rng(0).permutation(len(leaves))
     for ids, wanted in [
         ([8], np.where(np.isin(scene.labels, [1, 2]), 8, -1)),
         ([9, 4], np.where(leaves == 9, 9, np.where(leaves == 4, 4, -1))),
         ([9, 8, 2], np.where(leaves == 9, 9, np.where(scene.labels == 2, 2, np.where(scene.labels == 1, 8, -1)))),
     ]:
-        job = Export(replace(scene, hierarchy=tree), ids=ids, origin=origin)
+        job = Export(scene, ids=ids, origin=origin)
         np.testing.assert_array_equal(np.load(FORMATS["labels"](job, tmp_path)[0])[origin], wanted)
         got = read_ply(FORMATS["labelled"](job, tmp_path)[0])
         assert got.extras["label"].tolist() == wanted.tolist()
@@ -405,11 +411,19 @@ def test_cutouts_show_the_photo_of_the_object_and_nothing_else(job, tmp_path):
         ({"views": ()}, ["ply", "coco"], "needs the scene's cameras"),
         ({"rasterizer": None}, ["masks"], "needs the scene's cameras"),
         ({"views": ()}, ["cutouts"], "needs the scene's cameras"),
-        ({"ids": range(1, 8)}, ["rest"], "would leave no Gaussian|nothing that is drawn"),
+        ({"ids": range(1, 8)}, ["selection", "rest"], "rest is what is left .* nothing; choose fewer"),
+        ({"ids": [1, 2, 10, 3, 4, 5, 6, 7]}, ["labels", "rest"], "rest is what is left .* nothing; choose fewer"),
+        ({"ids": [8]}, ["labelled", "ply", "boxes"], r"8 is not shown .*, and boxes are .*; choose of 1, 2, 3, .*ply"),
+        ({"ids": [1, 9]}, ["points", "coco"], "9 is not shown at this level, and coco are of what is shown"),
+        ({"ids": [1, 3]}, ["labels", "selection"], "segment 3 has no Gaussian that is drawn"),
     ],
 )
 def test_what_cannot_be_exported_is_said_before_anything_is_written(job, tmp_path, change, formats, said):
-    scene = keep(job.segmentation, range(1, 8)) if "rest" in formats else job.segmentation
+    scene = family(keep(job.segmentation, range(1, 8)) if "rest" in formats else job.segmentation)
+    if "drawn" in said:
+        seen = scene.splats.logit_opacities.clone()
+        seen[torch.from_numpy(scene.labels == 3)] = -9.0
+        scene = replace(scene, splats=replace(scene.splats, logit_opacities=seen))
     with pytest.raises(InputError, match=said):
         export(replace(job, segmentation=scene, **change), tmp_path, formats)
     assert not list(tmp_path.iterdir())

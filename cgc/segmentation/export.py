@@ -489,8 +489,37 @@ def check_formats(formats: Sequence[str]) -> None:
         raise InputError(f"no format was given; choose from {', '.join(FORMATS)}")
 
 
+_OF_SHOWN = ("boxes", "masks", "coco", "cutouts")
+"""Formats of what a level shows; the others take parts and wholes too."""
+_OF_BODIES = ("ply", "selection", "points", "turntable")
+"""Formats of each object's own Gaussians."""
+
+
+def check_chosen(job: Export, formats: Sequence[str]) -> None:
+    """Raise InputError where a format cannot be made of the ids that are chosen."""
+    scene, shown = job.segmentation, set(job.segmentation.ids.tolist())
+    hidden, of_shown = [i for i in job.chosen if i not in shown], [name for name in formats if name in _OF_SHOWN]
+    if hidden and of_shown:
+        raise InputError(
+            f"segment {hidden[0]} is not shown at this level, and {of_shown[0]} are of what is shown; choose of "
+            f"{_some(sorted(shown))}, another level, or other formats (ply, selection, labels, labelled, points)"
+        )
+    sound = is_sound(scene.splats)
+    if any(name in _OF_BODIES for name in formats):
+        if unseen := [i for i in job.chosen if not sound[scene.members(i)].any()]:
+            raise InputError(f"segment {unseen[0]} has no Gaussian that is drawn; remove it")
+    if "rest" in formats and not sound[job.labels < 0].any():
+        raise InputError(
+            "rest is what is left without the chosen segments, and that is nothing; choose fewer segments, or leave "
+            "rest out"
+        )
+
+
 def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path]:
-    """Write some formats into a folder; unknown ones and unknown ids are refused before anything is written."""
+    """Write some formats into a folder.
+
+    Unknown formats and ids, and ids that one of the formats cannot be made of, are refused before anything is written.
+    """
     check_formats(formats)
     folder = folder_at(folder)
     if taken := [name for name in _NOT_INTO if (folder / name).exists()]:
@@ -498,7 +527,7 @@ def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path
             f"{folder} holds {taken[0]}: it is a scene, a run or a saved segmentation, whose own files an export might "
             "replace; choose another folder"
         )
-    _ = job.chosen
+    check_chosen(job, formats)
     if any(name in ("masks", "coco", "cutouts") for name in formats):
         _ = job.id_maps
     return [path for name in formats for path in FORMATS[name](job, folder)]
