@@ -854,7 +854,8 @@ def look_from(eye, to=(0, 0, 0), width=8, **more):
 
 
 @pytest.mark.parametrize("call, said", [
-    (lambda s: s[99], "there is no segment 99: ids go from 1 to 12"),
+    (lambda s: s[99], "there is no segment 99: the ids that hold Gaussians are 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12$"),
+    (lambda s: s.remove(4, halo=False)[4], "there is no segment 4: the ids that hold Gaussians are 1, 2, 3, 5, 6"),
     (lambda s: s[0], "there is no segment 0"),
     (lambda s: s[-1], "there is no segment -1"),
     (lambda s: s["7"], "whole numbers as ids, got .7."),

@@ -250,7 +250,7 @@ def test_segmentations_give_their_objects():
     assert segmentation.ids.tolist() == [1, 3]
     assert segmentation.object(1).means[:, 0].tolist() == [0, 1, 2] and len(segmentation.object(3)) == 1
     for absent in (2, 4, 0):
-        with pytest.raises(InputError, match=f"there is no segment {absent}: ids go from 1 to 3"):
+        with pytest.raises(InputError, match=f"there is no segment {absent}: the ids that hold Gaussians are 1, 3$"):
             segmentation.object(absent)
     with pytest.raises(InputError, match="4 labels and 5 confidences came for 5 Gaussians"):
         replace(segmentation, labels=segmentation.labels[:4])

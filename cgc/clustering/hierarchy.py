@@ -71,6 +71,11 @@ class Hierarchy:
         """How many Gaussians each node has, [T + 1] int64; 0 for node 0."""
         return self.add_up(np.bincount(self.leaves[self.leaves > 0], minlength=len(self.parents)))
 
+    def named(self, most: int = 12) -> str:
+        """Write the first ids that have a Gaussian, for a sentence."""
+        there = np.flatnonzero(self.sizes)
+        return (", ".join(map(str, there[:most].tolist())) or "none") + (", ..." if len(there) > most else "")
+
     def add_up(self, counts: np.ndarray) -> np.ndarray:
         """Return the counts of nodes [T + 1] with those of all that is in each, int64; 0 for node 0."""
         counts = counts.astype(np.int64)

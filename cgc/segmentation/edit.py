@@ -345,9 +345,7 @@ def _known(segmentation: Segmentation, ids: Ids, *, empty: bool = False) -> list
         raise InputError("no segment was given; name at least one id")
     tree = segmentation.hierarchy
     if unknown := [i for i in chosen if not 1 <= i <= tree.n_nodes or not (empty or tree.sizes[i])]:
-        there = np.flatnonzero(tree.sizes)
-        listed = ", ".join(map(str, there[:12].tolist())) + (", ..." if len(there) > 12 else "")
-        raise InputError(f"there is no {_text(unknown)}: the ids that hold Gaussians are {listed or 'none'}")
+        raise InputError(f"there is no {_text(unknown)}: the ids that hold Gaussians are {tree.named()}")
     return chosen
 
 

@@ -273,7 +273,7 @@ def checked_object(segmentation: Segmentation, which: int | Object) -> Object:
     if not whole:
         raise InputError(f"segments have whole numbers as ids, got {which!r}")
     if not 1 <= which <= tree.n_nodes or not segmentation.owns(int(which)):
-        raise InputError(f"there is no segment {which}: ids go from 1 to {tree.n_nodes}")
+        raise InputError(f"there is no segment {which}: the ids that hold Gaussians are {tree.named()}")
     return Object(int(which), segmentation)
 
 
