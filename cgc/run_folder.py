@@ -447,6 +447,13 @@ def open_run(root: Path) -> RunFolder:
         raise InputError(
             f"{root} is no run folder (config.json is missing); make one with `cgc run SCENE --out {root}`"
         )
+    for name in ("config.json", "scene.json"):
+        if not (root / name).exists():
+            begun = all(is_unfinished(path) for path in root.iterdir())
+            where = f"again (`cgc run SCENE --out {root}`)" if begun else "anew in another folder (`cgc run`)"
+            raise InputError(
+                f"{root / name} is missing, without which a run cannot be opened; put it back, or make the run {where}"
+            )
     config = _versioned(root / "config.json", "the run's config.json")
     scene = _versioned(root / "scene.json", "the run's scene.json")
     try:

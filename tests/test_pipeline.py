@@ -605,7 +605,8 @@ def test_keys_hash_what_a_step_depends_on_and_nothing_else(tmp_path):
         ("config.json", '{"format": 2}', "has format 2 where this version of cgc reads format 1"),
         ("config.json", "[]", "has format None"),
         ("config.json", "{", "is not valid JSON"),
-        ("config.json", None, "the run's config.json is missing"),
+        ("config.json", None, r"run/config\.json is missing, .*; put it back, or make the run anew in another folder"),
+        ("scene.json", None, r"run/scene\.json is missing, .*; put it back, or make the run anew in another folder"),
         ("scene.json", '{"format": 1, "scene": "x"}', "is not what this version writes"),
         ("stats.json", "[]", "is not what this version writes"),
         ("stats.json", '{"steps": {}}', "is not what this version writes"),
@@ -617,6 +618,17 @@ def test_broken_run_folders_are_said(own_run, name, text, said):
         (own_run / name).write_text(text)
     with pytest.raises(InputError, match=said):
         open_run(own_run)
+
+
+def test_a_run_that_was_stopped_as_it_began_is_begun_again(tiny_scene, own_run):
+    """Where nothing but one of its first two files is there, the folder serves the command that is advised."""
+    for path in own_run.iterdir():
+        if path.name != "config.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match=rf"scene\.json is missing, .*\(`cgc run SCENE --out {own_run}`\)"):
+        open_run(own_run)
+    run(tiny_scene, own_run, FAST, masks=None)
+    assert open_run(own_run).is_done("train")
 
 
 @pytest.mark.parametrize(
