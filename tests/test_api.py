@@ -853,6 +853,15 @@ def look_from(eye, to=(0, 0, 0), width=8, **more):
     return cgc.Camera.look_at(eye, to, width=width, height=6, **more)
 
 
+def view():
+    return cameras()[0]
+
+
+def other(**changed):
+    """A view's camera with a matrix of another convention."""
+    return replace(view(), **changed)
+
+
 @pytest.mark.parametrize("call, said", [
     (lambda s: s[99], "there is no segment 99: the ids that hold Gaussians are 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12$"),
     (lambda s: s.remove(4, halo=False)[4], "there is no segment 4: the ids that hold Gaussians are 1, 2, 3, 5, 6"),
@@ -924,6 +933,15 @@ def look_from(eye, to=(0, 0, 0), width=8, **more):
     (lambda s: s.masks([Camera(torch.eye(4), torch.eye(3), 10**9, 3)]), "a picture of 1000000000x3 cannot be made"),
     (lambda s: s.masks([Camera(torch.eye(4), 0 * torch.eye(3), 4, 3)]), "focal lengths must be over 0, got 0 and 0"),
     (lambda s: s.masks([Camera(NAN * torch.eye(4), torch.eye(3), 4, 3)]), "must be finite"),
+    (lambda s: s.render(other(viewmat=view().viewmat.T)), "row of a camera's viewmat is .* transposed or scaled; "),
+    (lambda s: s.masks([other(viewmat=view().viewmat + 1)]), "last row of a camera's viewmat is 1 1 1 2: .* 0 0 0 1"),
+    (lambda s: s.at_pixel(other(viewmat=view().viewmat * torch.tensor([[2.0]] * 3 + [[1]])), 1, 1), "R is 8; .*OpenCV"),
+    (lambda s: s.render(other(viewmat=torch.diag(torch.tensor([-1.0, 1, 1, 1])) @ view().viewmat)), "det R is -1; .*"),
+    (lambda s: s.render(other(viewmat=torch.eye(4) + torch.eye(4).roll(1) * 0.1)), "sheared"),
+    (lambda s: s.render(other(K=view().K.T)), "the rows of a camera's K are .* 0 0, 0 .* 0, 24 18 1: it may be transp"),
+    (lambda s: s.render(other(K=view().K + torch.tensor([[0, 5.0, 0], [0, 0, 0], [0, 0, 0]]))), "the rows of .*K are"),
+    (lambda s: s.render(other(K=view().K / torch.tensor([[48.0], [36], [1]]))), "focal lengths 1.* for a picture of"),
+    (lambda s: s.render(other(K=view().K * torch.tensor([[20.0], [20], [1]]))), "principal point 480, 360 came for"),
     (lambda s: cgc.orbit(7), "an orbit goes around an object, a selection or a segmentation, got 7"),
     (lambda _: look_from((1, 2, 3), to=(1, 2, 3)), "give two places"),
     (lambda _: look_from((1, 2, 3), up=(0, 0, 0)), "an up that is not 0"),
@@ -940,6 +958,19 @@ def test_bad_input_is_said_in_a_sentence(seg, call, said):
     with pytest.raises(InputError, match=said) as caught:
         call(seg)
     assert "\n" not in str(caught.value)
+
+
+def test_cameras_that_may_be_meant_are_taken(seg):
+    """Off-axis tiles of a picture, wide lenses, poses of few digits: what could be meant so is drawn."""
+    camera = seg.camera(NAMES[0])
+    wanted = seg.masks([camera])[0]
+    shifted = camera.K - torch.tensor([[0, 0, 40.0], [0, 0, 30], [0, 0, 0]])
+    np.testing.assert_array_equal(seg.masks([Camera(camera.viewmat, shifted, 8, 6)])[0], wanted[30:36, 40:48])
+    few = camera.viewmat.double().numpy().round(3)
+    assert (seg.masks([Camera(few, camera.K, 48, 36)])[0] == wanted).mean() > 0.95  # pyright: ignore
+    wide = camera.K * torch.tensor([[0.1], [0.1], [1]]) + torch.tensor([[0, 0, 21.6], [0, 0, 16.2], [0, 0, 0]])
+    assert seg.masks([Camera(camera.viewmat, wide, 48, 36)])[0].any()
+    seg.masks([Camera(torch.eye(4), torch.eye(3), 8, 6)])
 
 
 def test_one_format_of_one_object_needs_no_list(seg, tmp_path):

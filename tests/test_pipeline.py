@@ -37,7 +37,17 @@ from cgc.run_folder import STEPS, YOUNGER, RunFolder, Source, create_run, open_r
 from cgc.segmentation.labels import render_labels
 from cgc.segmentation.pictures import id_map
 from cgc.segmentation.segments import Segmentation, load_labels, load_table
-from cgc.settings import LIMITS, PRESETS, BlockSettings, ClusterSettings, RunSettings, SceneSettings, check, from_json, to_json
+from cgc.settings import (
+    LIMITS,
+    PRESETS,
+    BlockSettings,
+    ClusterSettings,
+    RunSettings,
+    SceneSettings,
+    check,
+    from_json,
+    to_json,
+)
 from cgc.splats.ply import read_ply, write_ply
 
 STEMS = [name.rsplit(".", 1)[0] for name in NAMES]

@@ -15,6 +15,13 @@ from cgc.scene.types import Camera
 
 FORMAT = 1
 LARGEST_SIDE = 1 << 17  # pixels
+OFF_ROTATION = 1e-2  # R R^T of a pose may differ from 1 by this: poses are written with few digits
+SHORTEST_FOCAL = 3.0  # pixels: less, in a picture that is over five times as wide, is in shares of it
+FARTHEST_CENTRE = 4.0  # times the picture's size: how far the principal point may lie beside it, of a tile say
+CONVENTION = (
+    "cameras here are OpenCV's (x right, y down, z forward): viewmat is cam_from_world, a rotation and a translation "
+    "over the row 0 0 0 1, and K has fx 0 cx, 0 fy cy, 0 0 1 in pixels of the picture"
+)
 UPRIGHT = 0.1  # of 1: a shorter mean of unit directions has none
 Z = np.array([0.0, 0.0, 1.0])
 """What is up where nothing else is known."""
@@ -62,13 +69,47 @@ def read_camera_file(path: Path) -> dict[str, Camera]:
 def _camera(row: Mapping[str, Any]) -> Camera:
     made = Camera(row["viewmat"], row["K"], row["width"], row["height"])
     try:
-        return checked(made)
+        return _well_formed(made)
     except InputError as error:
         raise ValueError(f"{row['name']}: {error}") from error
 
 
 def checked(camera: Camera) -> Camera:
-    """Return a camera with float32 tensors; InputError where it is none that a picture could be made by."""
+    """Return a camera with float32 tensors; InputError where no picture could be made by it, or it follows other rules.
+
+    What cannot be told is world_from_cam in place of cam_from_world, and other axes: they are rotations too.
+    """
+    camera = _well_formed(camera)
+    if camera.K.device.type == camera.viewmat.device.type == "cpu" and (wrong := _unlike(camera)):
+        raise InputError(f"{wrong}; {CONVENTION}")
+    return camera
+
+
+def _unlike(camera: Camera) -> str:
+    """Say what shows that a camera is of another convention; nothing where that cannot be told."""
+    view, K = (matrix.detach().numpy().astype(float) for matrix in (camera.viewmat, camera.K))
+    width, height, R = camera.width, camera.height, view[:3, :3]
+    off, det = np.abs(R @ R.T - np.eye(3)).max(), np.linalg.det(R)
+    if np.abs(view[3] - (0, 0, 0, 1)).max() > 1e-3:
+        return f"the last row of a camera's viewmat is {_row(view[3])}: it may be transposed or scaled"
+    if det < 0 or off > OFF_ROTATION:
+        return f"a camera's viewmat is scaled, sheared or mirrored: R R^T is off by {off:.2g}, det R is {det:.2g}"
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    if np.abs([*(K[2] - (0, 0, 1)), K[1, 0] / fy, K[0, 1] / fx]).max() > 1e-3:
+        return f"the rows of a camera's K are {', '.join(map(_row, K))}: it may be transposed"
+    if min(fx - min(SHORTEST_FOCAL, width / 16), fy - min(SHORTEST_FOCAL, height / 16)) < 0:
+        return f"the focal lengths {fx:g} and {fy:g} came for a picture of {width}x{height}: K may be in shares of it"
+    if max(abs(cx / width - 0.5), abs(cy / height - 0.5)) > 0.5 + FARTHEST_CENTRE:
+        return f"the principal point {cx:g}, {cy:g} came for a picture of {width}x{height}: K may be of another size"
+    return ""
+
+
+def _row(values: np.ndarray) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _well_formed(camera: Camera) -> Camera:
+    """Return a camera with float32 tensors of the right shapes and finite; InputError where they are not."""
     try:
         viewmat, K = (torch.as_tensor(x, dtype=torch.float32) for x in (camera.viewmat, camera.K))
     except (TypeError, ValueError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cgc.errors import InputError
+from cgc.scene.cameras import OFF_ROTATION
 from cgc.scene.lens import intrinsics
 from cgc.scene.types import LEAST_EXTENT, Lens, extent_of
 
@@ -95,7 +96,7 @@ def _check_pose(shot: Shot, where: Path) -> None:
     if not np.abs(shot.viewmat).max() < LARGEST:
         raise InputError(f"{where}: the pose of {shot.name} is not finite; reconstruct the scene again")
     off = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if off > 1e-2 or np.linalg.det(rotation) < 0:
+    if off > OFF_ROTATION or np.linalg.det(rotation) < 0:
         raise InputError(
             f"{where}: the pose of {shot.name} is not a rotation and a translation "
             f"(R R^T is off by {off:.2g}, det R is {np.linalg.det(rotation):.2g}); export the poses again"

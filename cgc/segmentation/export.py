@@ -249,7 +249,7 @@ def export_labelled(job: Export, folder: Path) -> list[Path]:
 def export_labels(job: Export, folder: Path) -> list[Path]:
     """Write a label for each Gaussian of the file that was segmented, in its order, -1 for none: labels.npy, int32.
 
-    They are those of `Export.labels`. Of the halves of one that was split, the surest counts; what was removed has none.
+    Those are of `Export.labels`. Of the halves of one that was split, the surest counts; what was removed has none.
     """
     labels, n = job.segmentation.labels, len(job.segmentation.splats)
     origin = job.segmentation.splats.extras.get(ORIGIN, np.arange(n)) if job.origin is None else job.origin
@@ -505,9 +505,9 @@ def check_chosen(job: Export, formats: Sequence[str]) -> None:
             f"{_some(sorted(shown))}, another level, or other formats (ply, selection, labels, labelled, points)"
         )
     sound = is_sound(scene.splats)
-    if any(name in _OF_BODIES for name in formats):
-        if unseen := [i for i in job.chosen if not sound[scene.members(i)].any()]:
-            raise InputError(f"segment {unseen[0]} has no Gaussian that is drawn; remove it")
+    unseen = [i for i in job.chosen if not sound[scene.members(i)].any()]
+    if unseen and any(name in _OF_BODIES for name in formats):
+        raise InputError(f"segment {unseen[0]} has no Gaussian that is drawn; remove it")
     if "rest" in formats and not sound[job.labels < 0].any():
         raise InputError(
             "rest is what is left without the chosen segments, and that is nothing; choose fewer segments, or leave "
