@@ -123,6 +123,7 @@ def masks_command(
 ) -> None:
     """Make the masks of a scene, or take those that another tool has made (`source`), and draw them."""
     check_masks(settings)
+    _check_meant_for_sam(settings, sam, source)
     if source is None and (tracked or form != "auto" or resize != "error"):
         raise InputError("--tracked, --format and --resize say how masks are read: give their folder with --from")
     with parallel.first_before_others():  # it may undistort photos, which the others find
@@ -148,6 +149,20 @@ def masks_command(
         if not quiet:
             console.print(f"a look at them: {path}")
     say_made(made, folder, quiet)
+
+
+def _check_meant_for_sam(settings: MaskSettings, sam: SegmentAnything, source: Path | None) -> None:
+    """Raise InputError where settings of Segment Anything are given that no mask would be made with."""
+    if source is None and settings.generator in ("auto", "sam"):
+        return
+    if source is None:
+        why = f"the masks are to be made by {settings.generator}; use --generator sam, or leave it out"
+    else:
+        why = f"the masks are to be read from {source}; leave out --from, or this"
+    if sam.checkpoint is not None:
+        raise InputError(f"--checkpoint {sam.checkpoint} is for Segment Anything, but {why}")
+    if replace(sam, device="auto") not in SAM_PRESETS.values():
+        raise InputError(f"--model and --sam.* are settings of Segment Anything, but {why}")
 
 
 def _say_decisions(decisions: Sequence[str], quiet: bool) -> None:

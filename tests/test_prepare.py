@@ -229,11 +229,19 @@ def test_a_photo_that_fails_is_named_at_the_end(scene, capsys, tmp_path, monkeyp
         (["--tracked"], "--from"),
         (["--generator", "no.such.module:f"], "no.such"),
         (["--generator", "sam", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
+        (
+            ["--generator", "regions", "--checkpoint", "x.pth"],
+            "--checkpoint x.pth is for Segment Anything, but the masks",
+        ),
+        (["--generator", "no.such.module:f", "--checkpoint", "x.pth"], "made by no.such.module:f; use --generator sam"),
+        (["--from", "nowhere", "--checkpoint", "x.pth"], "leave out --from"),
+        (["--generator", "regions", "--sam.points-per-side", "64"], "settings of Segment Anything"),
+        (["--generator", "regions", "--preset", "fast", "--model", "vit_l"], "settings of Segment Anything"),
     ],
 )
 def test_bad_words(scene, words, says, capsys):
     assert main(["masks", str(scene), *words]) == 2
-    assert says in capsys.readouterr().err
+    assert says in " ".join(capsys.readouterr().err.split())
     assert not list(scene.rglob("masks/*.png"))
 
 

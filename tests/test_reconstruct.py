@@ -249,7 +249,7 @@ def test_tries_harder_while_few_are_placed_and_keeps_the_best(corner, tmp_path, 
 
         def map(self, attempt):
             tried.append(("map", attempt.loose))
-            return Model(counts.pop(0))
+            return [Model(*range(counts.pop(0))), *others]
 
     class Shot:
         has_pose = True
@@ -258,13 +258,13 @@ def test_tries_harder_while_few_are_placed_and_keeps_the_best(corner, tmp_path, 
             self.image_id, self.name = i, f"{i + 1:06}{'.png' if photos[i].name == 'z.webp' else photos[i].path.suffix}"
 
     class Model:
-        def __init__(self, count):
-            self.images = {i: Shot(i) for i in range(count)}
+        def __init__(self, *numbers):
+            self.images = {i: Shot(i) for i in numbers}
 
     monkeypatch.setattr(sfm, "Session", Fake)
-    counts = [3, 5, 4]
-    best = module._solve(photos, tmp_path / "a", ReconstructSettings(), True)
-    assert len(best.images) == 5
+    counts, others = [3, 5, 4], []
+    best, apart = module._solve(photos, tmp_path / "a", ReconstructSettings(), True)
+    assert len(best.images) == 5 and apart == ()
     assert [shot.name for shot in best.images.values()] == [p.name for p in photos[:5]]
     assert tried == [
         ("features", False), ("pairs", 21), ("map", False), ("map", True),
@@ -273,6 +273,14 @@ def test_tries_harder_while_few_are_placed_and_keeps_the_best(corner, tmp_path, 
     counts, tried = [7], tried.clear() or tried
     module._solve(photos, tmp_path / "b", ReconstructSettings(), True)
     assert [step for step, _ in tried] == ["features", "pairs", "map"]
+    counts, others = [3, 4, 0], [Model(3, 4, 5, 6)]
+    best, apart = module._solve(photos, tmp_path / "c", ReconstructSettings(), True)
+    assert len(best.images) == 4 and apart == (tuple(p.name for p in photos[4:]),)
+
+
+def test_photos_that_fit_together_apart_from_the_others_are_found():
+    assert module.find_apart({0, 1, 2, 3}, [{0, 1, 2, 3}, {4, 5}, {3, 6, 7}]) == []
+    assert module.find_apart({0, 1, 2, 3}, [{4, 5, 6}, {3, 7, 8, 9}, {4, 5, 6, 10}]) == [[7, 8, 9], [4, 5, 6, 10]]
 
 
 def test_photos_without_features_end_in_advice(tmp_path):
@@ -319,7 +327,7 @@ def test_a_folder_with_other_pictures_is_not_touched(corner, tmp_path, monkeypat
     import pycolmap
 
     model = pycolmap.Reconstruction(str(made.scene / "sparse/0"))
-    monkeypatch.setattr(module, "_solve", lambda photos, work, *a: work.mkdir() or model)
+    monkeypatch.setattr(module, "_solve", lambda photos, work, *a: (work.mkdir(), (model, (("c.jpg",),)))[1])
     with pytest.raises(InputError, match="holds other pictures"):
         reconstruct(folder, tmp_path / "out", quiet=True)
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*")) if p.is_file()] == [
@@ -327,7 +335,8 @@ def test_a_folder_with_other_pictures_is_not_touched(corner, tmp_path, monkeypat
     ]
     shutil.rmtree(tmp_path / "out/images")
     (tmp_path / "out/notes.txt").write_text("mine")
-    assert reconstruct(folder, tmp_path / "out", quiet=True).registered == 7
+    again = reconstruct(folder, tmp_path / "out", quiet=True)
+    assert again.registered == 7 and again.apart == (("c.jpg",),)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["images", "notes.txt", "sparse"]
 
 
@@ -362,8 +371,8 @@ def test_trying_hardest_finds_more(corner, tmp_path, monkeypatch):
     monkeypatch.setattr(sfm.Session, "map", lambda *a: made.append(place(*a)) or made[-1])
     photos = module.read_photos(folder, True)[0][:3]
     module._solve(photos, tmp_path / "work", replace(QUICK, max_features=300), True)
-    assert [model.num_reg_images() for model in made] == [3, 3]
-    assert made[1].num_points3D() > 1.2 * made[0].num_points3D()
+    assert [[model.num_reg_images() for model in models] for models in made] == [[3], [3]]
+    assert made[1][0].num_points3D() > 1.2 * made[0][0].num_points3D()
 
 
 # ---- pairs, lenses, models
@@ -407,15 +416,15 @@ def test_photos_of_one_size_camera_and_focal_length_share_a_lens(tmp_path):
         group_photos(photos, "single")
 
 
-def test_the_largest_model_is_picked():
+def test_the_largest_model_comes_first():
     class Model:
         def __init__(self, photos, points):
             self.num_reg_images, self.num_points3D = lambda: photos, lambda: points
 
     small, large, richer = Model(3, 900), Model(8, 100), Model(8, 200)
-    assert sfm.largest([small, large, richer]) is richer
-    assert sfm.largest([Model(2, 50), Model(5, 0)]) is None
-    assert sfm.largest([]) is None
+    assert sfm.by_size([small, large, richer]) == [richer, large, small]
+    assert sfm.by_size([Model(2, 50), Model(5, 0)]) == []
+    assert sfm.by_size([]) == []
 
 
 def test_few_placed_photos_come_with_advice():
@@ -425,6 +434,17 @@ def test_few_placed_photos_come_with_advice():
     assert "not placed: x.jpg" in good.lines()
     assert any("overlap" in line for line in poor.lines())
     assert any(re.search("8 of 20 photos placed", line) for line in poor.lines())
+
+
+def test_photos_of_another_place_are_named():
+    two = Reconstructed(
+        Path("s"), 15, 8, ("b.jpg", "c.jpg", "d.jpg", "e.jpg"), 1000, 0.5, apart=(("b.jpg", "c.jpg", "d.jpg"),)
+    )
+    assert any(
+        line.startswith("3 photos (b.jpg, c.jpg, d.jpg) fit together but not with the others") for line in two.lines()
+    )
+    assert "fit together" not in " ".join(replace(two, apart=()).lines())
+    assert "if all are of one place" in " ".join(replace(two, apart=()).lines())
 
 
 @pytest.mark.parametrize(

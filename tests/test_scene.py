@@ -698,7 +698,7 @@ def test_no_such_folder_and_no_scene(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="it is a file"):
         read_scene(tmp_path / "file")
-    with pytest.raises(InputError, match=r"found neither; run COLMAP"):
+    with pytest.raises(InputError, match=r"found neither; .*`cgc reconstruct .*`, or .*`cgc run .*`"):
         read_scene(tmp_path)
     (tmp_path / "sparse/0").mkdir(parents=True)
     with pytest.raises(InputError, match=r"sparse/0 is there but holds no model"):

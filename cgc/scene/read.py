@@ -153,9 +153,9 @@ def _read_model(root: Path) -> Model:
         return read_transforms(root, files)
     empty = " (sparse/0 is there but holds no model)" if (root / "sparse/0").is_dir() else ""
     raise InputError(
-        f"{root} is not a scene: expected a COLMAP model in sparse/0 or a transforms.json, found "
-        f"neither{empty}; "
-        "run COLMAP on the photos first"
+        f"{root} is not a scene: expected a COLMAP model in sparse/0 or a transforms.json, found neither{empty}; "
+        f"make a scene of a folder of photos with `cgc reconstruct {root}`, or go from photos to objects with "
+        f"`cgc run {root}`"
     )
 
 

@@ -51,7 +51,10 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """A scene's folder and what became of its photos; `error` is the mean reprojection error in pixels."""
+    """A scene's folder and what became of its photos; `error` is the mean reprojection error in pixels.
+
+    `apart`: groups of the photos that are missing, each of which fits together but not with those that were placed.
+    """
 
     scene: Path
     photos: int
@@ -61,6 +64,7 @@ class Reconstructed:
     error: float
     kept: bool = False
     notes: tuple[str, ...] = ()
+    apart: tuple[tuple[str, ...], ...] = ()
 
     def lines(self) -> list[str]:
         """Return what a user should know, a sentence a line."""
@@ -73,8 +77,16 @@ class Reconstructed:
         )
         if self.missing:
             lines.append(f"not placed: {some(self.missing)}")
+        for group in self.apart:
+            lines.append(
+                f"{len(group)} photos ({some(group)}) fit together but not with the others: they may be of another "
+                "place; reconstruct them in a folder of their own"
+            )
         if self.registered < ENOUGH * self.photos:
-            lines.append(f"few photos were placed, so parts of the scene will be missing; {_ADVICE}")
+            lines.append(
+                "few photos were placed, so parts of the scene will be missing; if all are of one place, and not of "
+                f"several, {_ADVICE}"
+            )
         return lines
 
 
@@ -193,6 +205,7 @@ def _images_of(photos: Path) -> Path:
 
 
 def _facts(out: Path, model: pycolmap.Reconstruction, names: Sequence[str], notes: Sequence[str]) -> Reconstructed:
+    """Return what a model says of the photos of these names."""
     placed = {image.name for image in model.images.values() if image.has_pose}
     missing = tuple(sorted(set(names) - placed))
     error = float(model.compute_mean_reprojection_error()) if model.num_points3D() else 0.0
@@ -221,13 +234,13 @@ def _make(photos: Path, out: Path, stage: Path, settings: ReconstructSettings, q
     if not _same_folder(source, out / "images"):
         _check_images(found, out / "images")
     work = stage / "work"
-    model = _solve(found, work, settings, quiet)
+    model, apart = _solve(found, work, settings, quiet)
     if model is None:
         raise InputError(
             f"none of the {len(found)} photos in {photos} could be placed: too few points are found again from photo "
             f"to photo; {_ADVICE}"
         )
-    made = _facts(out, model, [p.name for p in found], notes)
+    made = replace(_facts(out, model, [p.name for p in found], notes), apart=apart)
     folder = stage / "sparse" / "0"
     folder.mkdir(parents=True)
     with told("writing the model"):
@@ -316,8 +329,11 @@ def group_photos(photos: Sequence[_Photo], camera: str) -> list[list[int]]:
 
 def _solve(
     photos: Sequence[_Photo], work: Path, settings: ReconstructSettings, quiet: bool
-) -> pycolmap.Reconstruction | None:
-    """Place the photos, trying harder while fewer than `ENOUGH` are placed; keep what places most."""
+) -> tuple[pycolmap.Reconstruction | None, tuple[tuple[str, ...], ...]]:
+    """Place the photos, trying harder while fewer than `ENOUGH` are placed; keep what places most.
+
+    With it come the names of photos that are not in it but fit together in another model, in groups.
+    """
     from cgc.scene.sfm import ATTEMPTS, Session, choose_pairs, in_blocks, silenced
 
     names = _hand_over(photos, work / "photos")
@@ -325,7 +341,7 @@ def _solve(
     session = Session(work, work / "photos", names, settings, quiet)
     pairs = choose_pairs(len(names), settings.matching)
     _check_room(photos, len(pairs), work, settings)
-    best, rich = None, None
+    best, rich, groups_placed = None, None, []
     with silenced():
         for attempt in ATTEMPTS:
             if attempt.rich != rich:
@@ -336,15 +352,29 @@ def _solve(
                 session.find_features(groups, attempt)
                 session.match(pairs, attempt)
                 rich = attempt.rich
-            model = session.map(attempt)
-            if len(_placed(model, names)) > len(_placed(best, names)):
-                best = model
+            models = session.map(attempt)
+            groups_placed += [_placed(model, names) for model in models]
+            if models and len(_placed(models[0], names)) > len(_placed(best, names)):
+                best = models[0]
             if len(_placed(best, names)) >= ENOUGH * len(names):
                 break
+    apart = tuple(tuple(photos[i].name for i in group) for group in find_apart(_placed(best, names), groups_placed))
     if best is not None:
         for image in best.images.values():
             best.images[image.image_id].name = photos[names.index(image.name)].name
-    return best
+    return best, apart
+
+
+def find_apart(placed: set[int], models: Sequence[set[int]]) -> list[list[int]]:
+    """Return the photos that models hold together and that are not in `placed`, 3 or more a group, each in one."""
+    from cgc.scene.sfm import LEAST
+
+    groups, known = [], set(placed)
+    for model in sorted(models, key=len, reverse=True):
+        if len(model - known) >= LEAST:
+            groups.append(sorted(model - known))
+            known |= model
+    return groups
 
 
 def _check_room(photos: Sequence[_Photo], pairs: int, work: Path, settings: ReconstructSettings) -> None:

@@ -24,6 +24,9 @@ from cgc.settings import ReconstructSettings
 EXHAUSTIVE_UP_TO = 150
 """With more photos `auto` matches sequentially: pairs grow with the square of their number."""
 
+LEAST = 3
+"""Photos of the smallest model."""
+
 _OVERLAP = 10  # neighbours on either side that a photo is compared with
 _ANCHORS = 25  # photos spread over the sequence that are all compared with each other, to close loops
 _BLOCK = 10  # pairs are matched in blocks of so many photos by so many, whose features are loaded once
@@ -135,8 +138,8 @@ class Session:
                 pycolmap.match_image_pairs(self._database, options, listed, geometry, pycolmap.Device.cpu)
                 bar.advance(len(chunk))
 
-    def map(self, attempt: Attempt) -> pycolmap.Reconstruction | None:
-        """Place the photos one after the other; return the largest model that grows, or None."""
+    def map(self, attempt: Attempt) -> list[pycolmap.Reconstruction]:
+        """Place the photos one after the other; return the models that grow, the largest first."""
         models = self._work / "models"
         models.mkdir(exist_ok=True)
         total = len(self._names)
@@ -155,13 +158,13 @@ class Session:
                 initial_image_pair_callback=lambda: move(2), next_image_callback=lambda: move(1),
             )  # fmt: skip
             bar.advance(total - placed)
-        return largest(list(found.values()))
+        return by_size(list(found.values()))
 
 
 def mapper_options(attempt: Attempt, seed: int) -> pycolmap.IncrementalPipelineOptions:
     """Return COLMAP's options, seeded and on one thread (its sums else depend on timing); loose: far lower bars."""
     options = pycolmap.IncrementalPipelineOptions()
-    options.min_model_size = 3
+    options.min_model_size = LEAST
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = seed
     options.num_threads = 1
     if attempt.loose:
@@ -173,10 +176,10 @@ def mapper_options(attempt: Attempt, seed: int) -> pycolmap.IncrementalPipelineO
     return options
 
 
-def largest(models: Sequence[pycolmap.Reconstruction]) -> pycolmap.Reconstruction | None:
-    """Return the model with most photos, of these the one with most points; None without one of 3 photos."""
-    whole = [m for m in models if m.num_reg_images() >= 3 and m.num_points3D() > 0]
-    return max(whole, key=lambda m: (m.num_reg_images(), m.num_points3D()), default=None)
+def by_size(models: Sequence[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
+    """Return the models of at least 3 photos, those with most photos first, of equals those with most points."""
+    whole = [m for m in models if m.num_reg_images() >= LEAST and m.num_points3D() > 0]
+    return sorted(whole, key=lambda m: (m.num_reg_images(), m.num_points3D()), reverse=True)
 
 
 def _chunks(items: Sequence, size: int) -> Iterator[list]:
