@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cgc {__version__}")
         return 0
     try:
-        parallel.join(cgc=__version__)
+        shares = arguments[:1] and arguments[0] in TOGETHER and arguments[0] != "masks"  # whose views go one by one
+        parallel.join(device=(_value(arguments, "--device") or "auto") if shares else "cpu", cgc=__version__)
         if not arguments or arguments[0] not in COMMANDS:
             with parallel.hushed():
                 tyro.extras.subcommand_cli_from_dict(

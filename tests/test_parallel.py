@@ -514,6 +514,64 @@ def test_mixed_versions_are_refused(tmp_path):
     assert said.count("cgc: cgc is 0.1 in process 1 of 3 and 0.2 in process 2") == 1 and said.count("cgc: ") == 1
 
 
+UNLIKE = """
+    import os, sys
+    import torch
+    torch.cuda.is_available = lambda: os.environ["RANK"] != "1"
+    torch.cuda.device_count, torch.cuda.set_device = lambda: 3, lambda number: None
+    from cgc import parallel
+    from cgc.errors import InputError
+    from cgc.parallel import group
+    group.COME = 20
+    try:
+        parallel.join(device=sys.argv[2], cgc="0.1")
+        print("met", torch.distributed.get_backend(), parallel.collect(parallel.here()[0]))
+    except InputError as error:
+        if parallel.speaks():
+            print("cgc:", error)
+        sys.exit(2)
+    parallel.leave()
+"""
+"""Three processes of which the second sees no GPU."""
+
+
+def test_a_process_without_a_gpu_is_refused_before_they_meet(tmp_path):
+    answers = launch(UNLIKE, 3, str(tmp_path), "auto")
+    assert [code for code, _ in answers] == [2, 2, 2]
+    said = "".join(text for _, text in answers)
+    assert said.count("cgc: process 2 of 3, on ") == 1 and said.count("cgc: ") == 1 and "met" not in said
+    assert "(torch sees no CUDA device, or --device is cpu) and the others on a GPU" in said
+    assert "give it a GPU, start fewer processes there, or compute on the CPU in all, with --device cpu" in said
+
+
+def test_a_process_without_a_gpu_may_compute_on_the_cpu_with_the_others(tmp_path):
+    answers = launch(UNLIKE, 3, str(tmp_path), "cpu")
+    assert [code for code, _ in answers] == [0, 0, 0], answers
+    assert all("met gloo [0, 1, 2]" in text for _, text in answers)
+
+
+def lift_with(out: Path, kinds: list[str]) -> str:
+    """Lift where the processes find devices of these kinds; nothing is computed where they differ."""
+    here = torch.device(kinds[parallel.here()[0]]), "device: cpu (gsplat's code cannot be used: no nvcc (12))"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cgc.pipeline.workspace.choose", lambda *_: here)
+        try:
+            commands.run_step(out, "lift", quiet=True)
+        except InputError as error:
+            return str(error)
+    return ""
+
+
+def test_processes_that_chose_other_devices_are_refused_before_a_step(three, tiny_run, tmp_path):
+    """Where all see a GPU but gsplat's code cannot be had in some."""
+    out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    before = snapshot(out)
+    (said,) = set(three.call(lift_with, out, ["cpu", "cuda", "cpu"]))
+    assert said.startswith("processes 1 and 3 of 3, on ") and "give them a GPU" in said
+    assert "would compute on the CPU (gsplat's code cannot be used: no nvcc (12)) and the others on a GPU" in said
+    assert snapshot(out) == before
+
+
 def test_one_that_does_not_come_is_named(monkeypatch):
     monkeypatch.setattr("cgc.parallel.group.COME", 0.05)
     for name, value in environment(1, 2, free_port()).items():

@@ -101,10 +101,11 @@ def alone() -> Iterator[None]:
 # --- coming together and parting -----------------------------------------------------------------------------
 
 
-def join(**facts: str) -> None:
+def join(device: str = "cpu", **facts: str) -> None:
     """Make the processes that torchrun has started a group; does nothing where there is one only.
 
-    `facts` (versions, say) must be the same in all. InputError where they are not, or where one does not come.
+    `facts` (versions, say) must be the same in all. device: what `--device` asks for; where it is not cpu, all must
+    have a GPU or none. InputError where it is otherwise, or where one does not come.
     """
     global _group
     rank, size = world()
@@ -120,7 +121,8 @@ def join(**facts: str) -> None:
     try:
         store = next(iter(rendezvous("env://", timeout=timedelta(seconds=COME))))[0]
         store = dist.PrefixStore("cgc", store)  # pyright: ignore[reportPrivateImportUsage]
-        own = {"facts": facts, "host": machine(), "pid": os.getpid()}
+        has_gpu = torch.cuda.is_available()
+        own = {"facts": facts, "host": machine(), "pid": os.getpid(), "gpu": has_gpu, "device": device}
         store.set(f"who/{rank}", json.dumps(own))
         for other in range(size):
             _come(store, other, size)
@@ -132,11 +134,13 @@ def join(**facts: str) -> None:
         ) from error
     _group = _Group(rank, size, store, who)
     compare([each["facts"] for each in who])
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if any(each["device"] != "cpu" for each in who):
+        compare_devices(["cuda" if each["gpu"] and each["device"] != "cpu" else "cpu" for each in who])
+    backend = "cpu:gloo,cuda:nccl" if all(each["gpu"] for each in who) else "gloo"  # must be one in all
     wait = timedelta(seconds=WAIT)
     attempt(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait))
     console.quiet = rank > 0
-    if torch.cuda.is_available():  # one each
+    if has_gpu:  # one each
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     signal.signal(signal.SIGTERM, _stop)
 
@@ -244,6 +248,26 @@ def compare(facts: Sequence[dict[str, str]]) -> None:
                 f"{name} is {values[0]} in process 1 of {len(values)} and {values[other]} in process {other + 1}; all "
                 "must be the same: install the same versions on each machine, and give each the same command and files"
             )
+
+
+def compare_devices(kinds: Sequence[str], reasons: Sequence[str] = ()) -> None:
+    """Raise InputError where some processes are to compute on a GPU and some on the CPU: they would wait for ever.
+
+    kinds: cpu or cuda for each process of the group; reasons: why, in a few words, where it is the CPU.
+    """
+    assert _group is not None
+    without = [rank for rank, kind in enumerate(kinds) if kind == "cpu"]
+    if not without or len(without) == len(kinds):
+        return
+    names = " and ".join(str(rank + 1) for rank in without)
+    hosts = " and ".join(dict.fromkeys(_group.who[rank]["host"].split()[0] for rank in without))
+    one = len(without) == 1
+    reason = reasons[without[0]] if reasons else "torch sees no CUDA device, or --device is cpu"
+    raise InputError(
+        f"process{'' if one else 'es'} {names} of {len(kinds)}, on {hosts}, would compute on the CPU ({reason}) and "
+        f"the others on a GPU, where all must do alike; give {'it' if one else 'them'} a GPU, start fewer processes "
+        "there, or compute on the CPU in all, with --device cpu"
+    )
 
 
 def barrier() -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cgc.errors import InputError
-from cgc.parallel.group import alone, attempt, barrier, compare, here, is_first, is_first_here, machine
+from cgc.parallel.group import alone, attempt, barrier, compare, compare_devices, here, is_first, is_first_here, machine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,16 @@ def check_same(**facts: str) -> None:
     """Raise InputError in every process where these facts are not the same in all of them."""
     if here()[1] > 1:
         compare(collect(facts))
+
+
+def check_alike(kind: str, reason: str) -> None:
+    """Raise InputError in every process where some of them compute on the CPU and others on a GPU.
+
+    kind: cpu or cuda; reason: why this process has it.
+    """
+    if here()[1] > 1:
+        kinds, reasons = zip(*collect([kind, reason]))
+        compare_devices(kinds, reasons)
 
 
 def check_apart(card: str) -> None:

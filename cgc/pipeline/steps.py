@@ -49,7 +49,8 @@ def meet(work: Workspace) -> None:
     if parallel.here()[1] > 1:
         with parallel.first_before_others():
             scene = work.scene_as_read
-            _ = work.device  # what has to be built for it is built once
+            device, why = work.choice  # what has to be built for it is built once
+        parallel.check_alike(device.type, why.partition("(")[2].removesuffix(")"))
         identity = replace(work.run.source, fingerprint=fingerprint(scene)).scene_identity()
         parallel.check_same(
             settings=_short_hash(to_json(work.run.settings)), scene=_short_hash(identity), run=_contents(work)

@@ -47,11 +47,16 @@ class Workspace:
             self.scene_as_read = scene
 
     @cached_property
-    def device(self) -> torch.device:
-        """Where to compute, chosen when it is first needed; says which and why."""
+    def choice(self) -> tuple[torch.device, str]:
+        """Where to compute, and a line that says why, chosen and said when it is first needed."""
         found, why = choose(self.asked_device, self.say)
         self.say(why)
-        return found
+        return found, why
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.choice[0]
 
     @cached_property
     def scene_as_read(self) -> Scene:
