@@ -1001,14 +1001,16 @@ def test_importing_cgc_imports_nothing_heavy():
         getattr(cgc, "lode")  # noqa: B009
 
 
-def test_the_examples_of_the_documentation_run(tiny_run, tiny_scene, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools is of before numpy 2
+@pytest.mark.parametrize(("page", "least"), [("api.md", 25), ("examples.md", 15)])
+def test_the_examples_of_the_documentation_run(tiny_run, tiny_scene, tmp_path, monkeypatch, page, least):
     (tmp_path / "runs").mkdir()
     shutil.copytree(tiny_run, tmp_path / "runs/tiny")
     shutil.copytree(tiny_scene / "sparse", tmp_path / "sparse")
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "docs/api.md").read_text(encoding="utf-8").replace("```", "")
-    test = doctest.DocTestParser().get_doctest(text, {"np": np}, "api.md", "docs/api.md", 0)
-    assert len(test.examples) > 25
+    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8").replace("```", "")
+    test = doctest.DocTestParser().get_doctest(text, {"np": np}, page, f"docs/{page}", 0)
+    assert len(test.examples) > least
     said: list[str] = []
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(
         test, out=said.append
