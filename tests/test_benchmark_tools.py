@@ -35,6 +35,7 @@ def load(name: str) -> ModuleType:
 
 peers = load("rasterize_peers")
 benchmark = load("benchmark_rasterize")
+timing = load("time_command")
 load("benchmark_features"), load("learn_rasterised")  # which the next one imports
 gpu = load("benchmark_gpu")
 
@@ -188,3 +189,12 @@ def test_demo_scene_says_what_a_step_lacks(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"reads {tmp_path / 'instances.json'}, which is missing; make it with --steps truth" in done.stderr
+
+
+def test_a_command_is_timed_with_its_memory_and_its_failure_said():
+    own = bytearray(400_000_000)  # is not counted
+    taken = timing.time_python("-c", "x = bytearray(200_000_000); sum(range(1_000_000))")
+    assert taken.cpu > 0 and taken.seconds > 0 and 2e8 < taken.peak < 3e8 < len(own)
+    assert str(taken).endswith(" GB")
+    with pytest.raises(InputError, match="-c raise SystemExit"):
+        timing.time_python("-c", "raise SystemExit(3)")

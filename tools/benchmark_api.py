@@ -1,10 +1,11 @@
-"""Measure what the query API costs: a click, an id map, opening a run, and the memory it takes.
+"""Measure what the query API costs: a click, an id map, opening a run, a first picture, and the memory they take.
 
     python tools/benchmark_api.py                      # a synthetic scene of 200,000 Gaussians, a run of a million
     python tools/benchmark_api.py --splats scene.ply   # clicks and id maps on splats of yours, in 60 pieces
+    python tools/benchmark_api.py --run runs/demo      # and the first picture of a run
 
 The scene is balls on a floor, their Gaussians as small as 3DGS makes them; clicks are on pixels at random, each with no
-picture of its camera made before. Times are medians.
+picture of its camera made before.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from scipy.spatial import KDTree
+from time_command import time_python
 
 from cgc.api import load
 from cgc.clustering.hierarchy import Hierarchy
@@ -75,15 +78,27 @@ def write_run(folder: Path, n: int) -> Path:
     return folder
 
 
-def median(work: Callable[[], object], times: int) -> float:
-    """Median seconds of some calls; the one before, which may compile, does not count."""
+class Cost(NamedTuple):
+    """Median seconds by the clock, the least of them, and median seconds of all processors."""
+
+    median: float
+    least: float
+    cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.median:8.4f} s, at least {self.least:.4f}, {self.cpu:.4f} CPU s"
+
+
+def cost(work: Callable[[], object], times: int) -> Cost:
+    """Measure some calls; the one before, which may compile, does not count."""
     work()
-    seconds = []
+    seconds, cpu = [], []
     for _ in range(times):
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         work()
         seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+        cpu.append(time.process_time() - start_cpu)
+    return Cost(float(np.median(seconds)), min(seconds), float(np.median(cpu)))
 
 
 def measure(seg: Segmentation, camera: Camera, times: int) -> None:
@@ -99,15 +114,13 @@ def measure(seg: Segmentation, camera: Camera, times: int) -> None:
 
     print(f"{len(seg.splats):,} Gaussians, {len(seg)} objects, {WIDTH}x{HEIGHT}")
     seg.kept_maps.clear()
-    print(f"  a click                     {1000 * median(click, 2 * times):8.1f} ms")
+    print(f"  a click                     {cost(click, 2 * times)}")
     ids = picture()
-    print(f"  an id map                   {median(picture, times):8.3f} s  ({len(np.unique(ids))} ids in it)")
-    print(f"  a mask, the map being made  {1000 * median(lambda: seg[1].mask(camera), times):8.1f} ms")
-    print(f"  a point                     {1000 * median(lambda: seg.at_point(seg[1].centre), times):8.1f} ms")
-    print(
-        f"  a ray                       {1000 * median(lambda: seg.along_ray((9, 9, 9), (-1, -1, -1)), times):8.1f} ms"
-    )
-    print(f"  a box                       {1000 * median(lambda: seg.in_box([0] * 3, [1] * 3), times):8.1f} ms")
+    print(f"  an id map                   {cost(picture, times)}  ({len(np.unique(ids))} ids in it)")
+    print(f"  a mask, the map being made  {cost(lambda: seg[1].mask(camera), times)}")
+    print(f"  a point                     {cost(lambda: seg.at_point(seg[1].centre), times)}")
+    print(f"  a ray                       {cost(lambda: seg.along_ray((9, 9, 9), (-1, -1, -1)), times)}")
+    print(f"  a box                       {cost(lambda: seg.in_box([0] * 3, [1] * 3), times)}")
 
 
 def main() -> None:
@@ -116,6 +129,7 @@ def main() -> None:
     parser.add_argument("--gaussians", type=int, default=200_000, help="of the scene that is clicked on")
     parser.add_argument("--loaded", type=int, default=1_000_000, help="of the run that is opened; 0: none")
     parser.add_argument("--splats", type=Path, help="a 3DGS .ply to click on")
+    parser.add_argument("--run", type=Path, help="a run of which `cgc view --screenshot` makes a picture")
     parser.add_argument("--times", type=int, default=9)
     args = parser.parse_args()
     splats, labels = balls(args.gaussians)
@@ -125,11 +139,18 @@ def main() -> None:
         labels = KDTree(seeds.numpy()).query(splats.means.numpy())[1].astype(np.int32) + 1
     seg = Segmentation(splats, labels, np.ones(len(labels), np.float32), with_parts(labels))
     measure(seg, orbit(seg, 5, width=WIDTH, height=HEIGHT, elevation=30)[0], args.times)
+    print(f"  peak memory                 {peak_rss_bytes() / 1e9:8.2f} GB")
     if args.loaded:
         with tempfile.TemporaryDirectory() as folder:
             run = write_run(Path(folder) / "run", args.loaded)
-            print(f"opening a run of {args.loaded:,}: {median(lambda: load(run), 3):.2f} s")
-    print(f"peak memory {peak_rss_bytes() / 1e9:.2f} GB, of all of this together")
+            print(f"opening a run of {args.loaded:,}: {cost(lambda: load(run, device='cpu'), 3)}")
+            opening = f"import cgc; cgc.load({str(run)!r}, device='cpu')"
+            print(f"  in a process of its own, imports and all: {time_python('-c', opening)}")
+    if args.run:
+        with tempfile.TemporaryDirectory() as folder:
+            out = str(Path(folder) / "picture.png")
+            taken = time_python("-m", "cgc", "view", str(args.run), "--screenshot", out)
+            print(f"the first picture of {args.run}, from the command to the file: {taken}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 Masks are made by `RegionMerging`, with `--run RUN` of the depth of its splats too, or read with `--masks FOLDER`. Each
 row is a level, coarse to fine, and the last one is the best of all levels. Truth is SCENE/instance with instances.json,
 or drawn maps in SCENE/truth. Nothing is random.
+
+`--timed` measures how long `cgc masks --generator regions` takes for all photos of a scene, which needs no truth.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 from PIL import Image
+from time_command import time_python
 
 import cgc
 from cgc.errors import InputError
@@ -37,6 +41,8 @@ class Benchmark:
     """A run of the scene, trained at the photos' size, whose splats say how far everything is."""
     every: int = 4
     """Use every n-th photo that has a truth."""
+    timed: bool = False
+    """Only say how long the masks of all photos take, by `cgc masks`, and how much memory a process of it."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,12 @@ def read_scene(benchmark: Benchmark) -> list[tuple[Path, np.ndarray, np.ndarray]
 
 
 def main(benchmark: Benchmark) -> None:
-    """Print a Markdown table."""
+    """Print a Markdown table, or how long it takes."""
+    if benchmark.timed:
+        with tempfile.TemporaryDirectory() as folder:
+            words = ["--generator", "regions", "--preset", benchmark.preset, "--out", f"{folder}/masks", "--quiet"]
+            print(f"masks of {benchmark.scene}: {time_python('-m', 'cgc', 'masks', str(benchmark.scene), *words)}")
+        return
     whole, things, seconds = [], [], []
     seen = cgc.load(benchmark.run) if benchmark.run else None
     name_of = {Path(name).stem: name for name in seen.views} if seen else {}
