@@ -35,6 +35,8 @@ class Relief:
     """How much less they count where the surface is flat, 0 to 1: print is no thing."""
     bend: float = 0.015
     """The second difference b that counts wholly, and less in proportion."""
+    noise: float = 0.6
+    """Where this share of the photo's median |b| is more than `bend`, it takes its place, and `step` rises alike."""
     distances: tuple[float, ...] = (0.005, 0.01)
     """How far apart 1 / depth is compared; the strongest counts."""
     smoothing: float = 0.0025
@@ -50,6 +52,8 @@ def weigh_borders(strength: np.ndarray, depth: np.ndarray, relief: Relief) -> tu
     if not known.any():
         return strength, np.zeros_like(strength)
     folds, ridges = bends(depth, known, relief)
+    rough = np.float32(max(1.0, relief.noise * float(np.median(np.maximum(folds, ridges)[known])) / relief.bend))
+    folds, ridges = folds / rough, ridges / rough
     fold = np.clip(folds / np.float32(relief.bend), 0, 1)
     ridge = np.clip(ridges / np.float32(relief.bend), 0, 1) * (1 - fold)
     flat = (1 - fold) * (1 - ridge)
