@@ -359,6 +359,21 @@ def test_a_run_of_three_is_that_of_one(three, tiny_run, tiny_scene, tmp_path):
     assert same_runs(tmp_path / "run", tiny_run)
 
 
+def run_without_masks(splats: Path, scene: Path, out: Path) -> None:
+    """Do a run of given splats that makes its own masks."""
+    settings = replace(SETTINGS, sharpen=replace(SETTINGS.sharpen, steps=0))
+    commands.run_all(scene, out, settings, masks=lambda *_: None, splats=splats, quiet=True)
+    parallel.barrier()
+
+
+def test_a_runs_own_masks_are_made_by_all(two, tiny_run, tiny_scene, tmp_path):
+    splats = tiny_run / "splats.ply"
+    two.call(run_without_masks, splats, tiny_scene, tmp_path / "two")
+    run_without_masks(splats, tiny_scene, tmp_path / "one")
+    assert same_runs(tmp_path / "two", tmp_path / "one")
+    assert len(list((tmp_path / "two" / "regions").rglob("*.png"))) == 10
+
+
 def test_one_goes_on_where_two_were(two, tiny_run, tiny_scene, tmp_path):
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     for name in ("features.safetensors", "segments.npz"):
