@@ -68,8 +68,8 @@ class Run:
     ]
     masks: Annotated[str, arg(metavar="DIR|auto|none")] = "auto"
     """Folder with one id map a view (PNG, 8 or 16 bit, 0 = unassigned); views without one are fine. auto: those of the
-    run; else those that `cgc masks` has made of the scene; else they are made now. none: the run ends with the
-    splats."""
+    run; else those that `cgc masks` has made of the scene; else they are made: at once by Segment Anything where its
+    weights or a GPU are, or by merging regions once there are splats. none: the run ends with the splats."""
     out: Path | None = None
     """The run folder (default: runs/NAME, after the scene). A run that was stopped goes on where it was."""
     splats: Path | None = None

@@ -145,9 +145,8 @@ class Stats(TypedDict, total=False):
 class Source:
     """What a run is made from; paths are absolute, but for masks that it makes itself (OWN_MASKS).
 
-    `fingerprint` identifies the scene's model and images.
-
-    `masks_hash` and `splats_hash` are of the files' contents, of the training views' masks only.
+    `fingerprint` identifies the scene's model and images. `masks_hash` and `splats_hash` are of the files' contents, of
+    the training views' masks only.
     """
 
     scene: str
