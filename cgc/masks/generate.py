@@ -33,6 +33,8 @@ from cgc.progress import progress_bar
 from cgc.scene.images import load_image
 from cgc.scene.types import View
 
+WORTH_A_WORKER = 1_000_000
+"""Pixels of photos for which another process is started: it takes seconds, in which regions of so many are merged."""
 LONGEST = 300
 """Characters that are said of why a generator failed."""
 
@@ -138,10 +140,11 @@ def make_together(
 ) -> Made:
     """Make masks as `make_masks` does, shared among the processes that torchrun has started; all return all of them.
 
-    `workers` 0: as many as suit the recipe, and the machine where there is one process.
+    `workers` 0: as many as suit the recipe, the photos, and the machine where there is one process.
     """
     shard = parallel.here()
-    workers = workers or (recipe.most_workers() if shard[1] == 1 else 1)
+    worth = sum(view.camera.width * view.camera.height for view in views) // WORTH_A_WORKER
+    workers = workers or (max(1, min(recipe.most_workers(), worth)) if shard[1] == 1 else 1)
     parallel.check_same(masks=json.dumps([recipe.facts, min_area, len(views)], sort_keys=True))
     made = make_masks(
         views, recipe, folder, min_area=min_area, workers=workers, shard=shard, overwrite=overwrite, depth_of=depth_of,
