@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from cgc.errors import InputError
 from cgc.masks.generate import is_finished, make_together
 from cgc.masks.generators import Regions, RegionsInRelief
 from cgc.masks.regions import PRESETS
@@ -14,6 +12,7 @@ from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.base import device_of
 from cgc.run_folder import OWN_MASKS
 from cgc.scene.types import View
+from cgc.segmentation.pictures import render_depths
 
 
 def make_regions(work: Workspace) -> None:
@@ -28,15 +27,9 @@ def make_regions(work: Workspace) -> None:
             make_together(views, Regions(PRESETS["default"]), folder, overwrite=True, quiet=work.quiet).check()
         return
     splats = work.splats.to(device_of(work.rasterizer))
-    nothing = torch.zeros(len(splats), 1, device=splats.means.device)
 
     def depth_of(view: View) -> np.ndarray:
-        with torch.no_grad():
-            made = work.rasterizer.render(splats, nothing, [view.camera], depth=True)
-        if made.depths is None:
-            raise InputError("this rasteriser gives no depths; use the CPU's")
-        return made.depths[0].cpu().numpy()
+        return render_depths(splats, [view.camera], work.rasterizer)[0]
 
     recipe = RegionsInRelief(PRESETS["default"], Relief(), str(run.stats.get("splats_sha256", ""))[:16])
-    made = make_together(views, recipe, folder, overwrite=True, depth_of=depth_of, quiet=work.quiet)
-    made.check()
+    make_together(views, recipe, folder, overwrite=True, depth_of=depth_of, quiet=work.quiet).check()

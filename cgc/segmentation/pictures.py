@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from cgc.errors import InputError
-from cgc.rasterize.base import group_contributions
+from cgc.rasterize.base import Rasterizer, group_contributions
 from cgc.scene.cameras import checked
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
 from cgc.segmentation.labels import ShownNodes, leaf_groups, read_blended, read_rows, render_blended, render_levels
+from cgc.splats.types import Splats
 
 if TYPE_CHECKING:
     from cgc.segmentation.segmentation import Segmentation
@@ -180,13 +181,18 @@ def _confidence(segmentation: Segmentation, cameras: list[Camera]) -> np.ndarray
     return _blend(segmentation, torch.from_numpy(sure)[:, None], cameras, None)[..., 0]
 
 
-def _depth(segmentation: Segmentation, cameras: list[Camera]) -> np.ndarray:
-    nothing = torch.zeros(len(segmentation.splats), 1)
+def render_depths(splats: Splats, cameras: list[Camera], rasterizer: Rasterizer) -> np.ndarray:
+    """Render the mean distance along each camera's axis, [C, H, W] float32, 0 where nothing is."""
+    nothing = torch.zeros(len(splats), 1, device=splats.means.device)
     with torch.no_grad():
-        made = segmentation.context.rasterizer.render(segmentation.splats, nothing, cameras, depth=True)
+        made = rasterizer.render(splats, nothing, cameras, depth=True)
     if made.depths is None:
         raise InputError("this rasteriser gives no depths; use the CPU's")
     return made.depths.cpu().numpy()
+
+
+def _depth(segmentation: Segmentation, cameras: list[Camera]) -> np.ndarray:
+    return render_depths(segmentation.splats, cameras, segmentation.context.rasterizer)
 
 
 DRAW: dict[str, Callable[[Segmentation, list[Camera]], np.ndarray]] = {
