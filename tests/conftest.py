@@ -38,7 +38,8 @@ def backend(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     It proves: what cgc does around gsplat's functions (shapes, dtypes, layouts, order, chunks, bands, gradients, every
     error), that the formulas are those of the contract in float32, and that no input is passed that gsplat refuses.
     It does not prove: that the compiled kernels do what the stand-in does, fast approximations, atomics, streams and
-    waiting, copies between devices, memory, speed. Those are what `cuda` is for.
+    waiting, copies between devices, memory, speed. Those are what `cuda` is for. The first is shown where
+    CGC_GSPLAT_KERNELS names what tools/build_gsplat_on_cpu.py made: then the kernels run in the stand-in's place.
     """
     if request.param == "cuda":
         if not torch.cuda.is_available():

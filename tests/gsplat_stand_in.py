@@ -10,10 +10,13 @@ kernel, and calls that divide by zero Gaussians. Memory that the kernels leave u
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +25,8 @@ from torch import Tensor
 
 CHANNELS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 512, 513)
 ALPHA_MIN, ALPHA_MAX, T_MIN = 1 / 255, 0.999, 1e-4
+KERNELS = os.environ.get("CGC_GSPLAT_KERNELS")
+"""What `tools/build_gsplat_on_cpu.py` made, to be used in place of what is here."""
 SHARED_MEMORY = 48 << 10
 """What a block of any card may have without asking for more, in bytes; asking may fail, as it does in gsplat."""
 
@@ -339,9 +344,22 @@ def rasterize_to_indices_3dgs(
     return gaussian[order], pixel
 
 
+@cache
+def built(path: str) -> ModuleType:
+    """Load what was built, once."""
+    spec = spec_from_file_location("gsplat_cuda", path)
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def compiled() -> Any:
-    """Return the stand-in of `gsplat.cuda._backend._C`."""
+    """Return the stand-in of `gsplat.cuda._backend._C`, or gsplat's own kernels where these were built for the CPU."""
     module = ModuleType("gsplat_cuda")
+    if KERNELS:
+        vars(module).update(vars(built(KERNELS)))
+        return module
     functions = (
         projection_ewa_3dgs_fused_fwd, projection_ewa_3dgs_fused_bwd, intersect_tile, intersect_offset,
         rasterize_to_pixels_3dgs_fwd, rasterize_to_pixels_3dgs_bwd, rasterize_to_indices_3dgs,

@@ -2,15 +2,17 @@
 
 It shows without a GPU what device_guard.py does not: whole runs, in which sizes depend on values and the host reads
 many of them. A tensor of the host beside one of the device, `numpy()` of what lies on the device, a generator of the
-host for numbers drawn there, and tensors of the host given to gsplat's compiled code are errors, as on a GPU; numbers
-of no dimension may come from the host, and indices too. What it does not show: kernels that a GPU lacks, streams,
-speed. gsplat's code is the stand-in of gsplat_stand_in.py.
+host for numbers drawn there, and tensors of the host given to gsplat's compiled code are errors, as on a GPU, and so
+are operations that torch has no CUDA code for, where it was built with CUDA; numbers of no dimension may come from the
+host, and indices too. What it does not show: dtypes that a GPU's code does not take, streams, speed. gsplat's code is
+the stand-in of gsplat_stand_in.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +28,8 @@ DEVICE = torch.device("lazy", 0)
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 MOVING = {"aten::_to_copy", "aten::copy_"}
 WITHOUT_TENSORS = {"aten::_local_scalar_dense", "aten::equal"}
+FOR_CUDA = ("CUDA", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional", "CompositeImplicitAutograd")
+"""Where torch looks for the code of an operation on a GPU."""
 
 
 SEEDS: set[int] = set()
@@ -111,10 +115,19 @@ def refuse_mixtures(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return there
 
 
+@cache
+def runs_on_cuda(func: Any) -> bool:
+    """Say whether torch has code for an operation on a GPU; it cannot be known of a torch without CUDA."""
+    name = ".".join(filter(None, (func._schema.name, func._schema.overload_name)))
+    return not torch.version.cuda or any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in FOR_CUDA)
+
+
 def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do an operation of torch on the numbers, and say where the result lies."""
     name, device = func._schema.name, kwargs.get("device")
     there = refuse_mixtures(name, args, kwargs)
+    if (there or is_there(device)) and not runs_on_cuda(func):
+        raise Mixed(f"torch has no code for {name} on a GPU")
     given, options = tree_map(inside, args), tree_map(inside, kwargs)
     if name == "aten::copy_":
         func(*given, **options)

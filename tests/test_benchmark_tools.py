@@ -38,6 +38,7 @@ benchmark = load("benchmark_rasterize")
 timing = load("time_command")
 load("benchmark_features"), load("learn_rasterised")  # which the next one imports
 gpu = load("benchmark_gpu")
+on_cpu = load("build_gsplat_on_cpu")
 
 
 def make_splats(n: int, generator: torch.Generator) -> Splats:
@@ -198,3 +199,19 @@ def test_a_command_is_timed_with_its_memory_and_its_failure_said():
     assert str(taken).endswith(" GB")
     with pytest.raises(InputError, match="-c raise SystemExit"):
         timing.time_python("-c", "raise SystemExit(3)")
+
+
+def test_kernels_are_rewritten_for_the_cpu() -> None:
+    """Launches become calls with the same arguments, shared memory a pointer, a card's conversions saturate."""
+    source = """
+    extern __shared__ int s[];
+    x = (uint32_t)floor(a - b); r = (int32_t)radius_x;
+    blend<CDIM, float>
+        <<<grid, dim3(4), bytes, at::cuda::getCurrentCUDAStream()>>>(
+            n, means.data_ptr<float>());
+    """
+    made = " ".join(on_cpu.rewrite(source).split())
+    assert "int *s = reinterpret_cast<int *>(emulation::shared);" in made
+    assert "x = unsigned_floor(a - b); r = saturated<int32_t>(radius_x);" in made
+    assert "emulation::launch(grid, dim3(4), bytes, [](auto... given) { blend<CDIM, float>(given...); }, n, " in made
+    assert made.endswith("means.data_ptr<float>());") and "<<<" not in made and "Stream" not in made

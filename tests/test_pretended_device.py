@@ -51,6 +51,9 @@ def test_what_a_gpu_would_refuse_is_refused() -> None:
         ):
             with pytest.raises(Mixed):
                 mixed()
+        if torch.version.cuda:
+            with pytest.raises(Mixed, match="no code for aten::histogram"):
+                torch.histogram(there, 2)
         x = torch.nn.Parameter(there.clone())
         (x * x).sum().backward()
         assert x.grad is not None and torch.equal(x.grad.cpu(), 2 * there.cpu())
