@@ -25,7 +25,8 @@ from cgc.scene.types import Camera, Scene, View
 from cgc.segmentation.context import Context
 from cgc.segmentation.edit import MOVED, ORIGIN, track
 from cgc.segmentation.saved import FACTS, load_saved, mend
-from cgc.segmentation.segments import Segmentation, follow, load_hierarchy, load_labels, load_sharpened, load_table
+from cgc.segmentation.segmentation import Segmentation
+from cgc.segmentation.segments import follow, load_hierarchy, load_labels, load_sharpened, load_table
 from cgc.splats.ply import read_ply
 
 

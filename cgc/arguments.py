@@ -247,7 +247,7 @@ class Query:
     similar: int | None = None
     """The objects most like this one."""
     text: str | None = None
-    """The objects that fit these words best (needs the extra cgc[text])."""
+    """The objects that fit these words best (needs `pip install 'contrastive-gaussian-clustering[text]'`)."""
     most: int = 5
     """How many --similar and --text find."""
     level: float | None = None

@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         _check_repeats(rest)
         if name in STEPS and rest and not rest[0].startswith("-"):
             if _value(rest, "--out") is not None:
+                if name == "train" and not (Path(rest[0]) / "config.json").exists():
+                    raise InputError(f"{rest[0]} is no run; a new run of a scene takes --scene {rest[0]}")
                 to = "; what is written goes to --to DIR" if name == "export" else ""
                 raise InputError(f"the run is given twice, as {rest[0]} and by --out{to}; leave --out away")
             rest = ["--out", *rest]

@@ -107,11 +107,10 @@ def _no_answer(device: torch.device) -> str:
     return ""
 
 
-def rasterizer_for(device: torch.device | str, *, near: float = NEAR, check: bool = True) -> Rasterizer:
+def rasterizer_for(device: torch.device | str, *, near: float = NEAR) -> Rasterizer:
     """Return the rasteriser of a device; InputError where gsplat's CUDA code cannot be had.
 
     near: world units; Gaussians nearer to a camera's plane than this are not in its picture.
-    check: look for NaN and infinite numbers in every input, which on a GPU can be left out where speed matters.
     On a GPU torch's products of float32 are whole from then on, not TF32's of 10 bits, which some containers allow:
     nearest neighbours, pictures of labels and what a camera may see come from such products.
     """
@@ -123,7 +122,7 @@ def rasterizer_for(device: torch.device | str, *, near: float = NEAR, check: boo
     torch.set_float32_matmul_precision("highest")
 
     limit = torch.cuda.get_device_properties(device).total_memory // WEIGHTS_SHARE
-    return CudaRasterizer(device, memory_limit=limit, near=near, check=check)
+    return CudaRasterizer(device, memory_limit=limit, near=near)
 
 
 def card_of(device: torch.device) -> str:

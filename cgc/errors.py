@@ -9,7 +9,7 @@ class InputError(ValueError):
     """Say in one sentence what was expected, what came, and what to do; the CLI prints it and exits with 2."""
 
 
-def some(names: Iterable[object]) -> str:
+def some(names: Iterable[object], most: int = 5) -> str:
     """Write the first names of a list, for a sentence."""
     listed = [str(n) for n in names]
-    return (", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")) or "none"
+    return (", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")) or "none"

@@ -168,7 +168,8 @@ def folder_at(folder: Path | str) -> Path:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{str(folder)[:80]!r} cannot be a folder ({error}); choose another") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(folder)[:80]!r} cannot be a folder ({reason}); choose another") from error
     return Path(folder)
 
 

@@ -167,16 +167,17 @@ def _check_meant_for_sam(settings: MaskSettings, sam: SegmentAnything, source: P
 
 def _say_decisions(decisions: Sequence[str], quiet: bool) -> None:
     for decision in decisions if not quiet else ():
-        console.print(f"note: {decision}", markup=False)
+        console.print(f"note: {decision}")
 
 
-def draw_preview(views: Sequence[View], folder: Path, most: int = PREVIEW_VIEWS) -> Path:
+def draw_preview(views: Sequence[View], folder: Path) -> Path:
     """Write a contact sheet: of some views the photo, the id map over it and, where masks nest, the largest masks."""
     names = mask_names(views)
     there = [view for view in views if (folder / f"{names[view.name]}.png").is_file()]
     if not there:
         raise InputError(f"{folder} has no masks of these views yet; make them with `cgc masks`")
-    chosen = [there[int((k + 0.5) * len(there) / min(most, len(there)))] for k in range(min(most, len(there)))]
+    most = min(PREVIEW_VIEWS, len(there))
+    chosen = [there[int((k + 0.5) * len(there) / most)] for k in range(most)]
     pictures, wide = [], 2
     for view in chosen:
         photo = load_image(view)

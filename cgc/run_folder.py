@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fcntl
 import hashlib
 import json
 import os
@@ -26,11 +27,6 @@ from cgc import parallel
 from cgc.errors import InputError
 from cgc.files import fits, read_json, sha256, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
-
-try:
-    import fcntl
-except ImportError:  # there is none on Windows
-    fcntl = None
 
 if TYPE_CHECKING:
     from cgc.scene.corrections import Correction
@@ -367,7 +363,7 @@ def at_work(root: Path) -> Iterator[None]:
     The system lets go of it when a process ends, however that happens. Disks without locks are not held.
     """
     place = os.path.realpath(root)
-    if fcntl is None or not parallel.is_first() or not root.is_dir() or place in _held:
+    if not parallel.is_first() or not root.is_dir() or place in _held:
         yield
         return
     folder = os.open(root, os.O_RDONLY)

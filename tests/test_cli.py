@@ -467,6 +467,8 @@ def test_masks_on_test_views_only(refused, scene, tmp_path):
 def test_a_run_is_given_once(refused, tiny_run):
     said = refused("export", tiny_run, "--out", "there", "--format", "labels")
     assert "the run is given twice" in said and "--to DIR" in said
+    said = refused("train", "no_run", "--out", "there")
+    assert "no_run is no run" in said and "--scene no_run" in said
     assert "--format is given 2 times" in refused("export", tiny_run, "--format", "ply", "--format", "labels")
 
 

@@ -38,7 +38,7 @@ from cgc.segmentation.edit import (
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.pieces import find_pieces
 from cgc.segmentation.saved import load_saved, save
-from cgc.segmentation.segments import Segmentation
+from cgc.segmentation.segmentation import Segmentation
 from cgc.splats.types import Splats
 
 RASTERIZER = CpuRasterizer()

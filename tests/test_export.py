@@ -35,7 +35,7 @@ from cgc.scene.types import Camera, Lens, View
 from cgc.segmentation.edit import keep, relabel, remove, track
 from cgc.segmentation.export import FORMATS, Export, export, export_turntables, is_sound, job_of, safe_name, safe_path
 from cgc.segmentation.labels import render_labels, render_rgb
-from cgc.segmentation.segments import Segmentation
+from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.turntable import turntable, turntable_cameras, write_animation
 from cgc.splats.ply import read_ply
 from cgc.splats.split import split
@@ -462,7 +462,7 @@ def test_views_whose_names_no_file_may_have_get_files_of_their_own(job, tmp_path
 
 
 def test_turntables_show_all_of_an_object_from_all_around(job):
-    red = job.segmentation.object(1)
+    red = job.segmentation[1].splats()
     frames = turntable(red, RASTERIZER, frames=6, size=48)
     assert frames.shape == (6, 48, 48, 3) and frames.dtype == np.uint8
     edges = np.concatenate([frames[:, [0, -1]].reshape(-1, 3), frames[:, :, [0, -1]].reshape(-1, 3)])
@@ -489,14 +489,14 @@ def test_turntables_are_a_format_too(job, tmp_path):
 
 @pytest.mark.parametrize("up", [(1, 0, 0), (0, -1, 0), (0.3, 0.5, -0.8)])
 def test_any_direction_may_be_up(job, up):
-    for camera in turntable_cameras(job.segmentation.object(1), 5, 32, up=up, elevation=0):
+    for camera in turntable_cameras(job.segmentation[1].splats(), 5, 32, up=up, elevation=0):
         shown = camera.viewmat[1, :3].numpy()
         np.testing.assert_allclose(-shown, np.array(up) / np.linalg.norm(up), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio-ffmpeg leaves pipes open
 def test_animations_come_back(job, tmp_path):
-    frames = turntable(job.segmentation.object(3), RASTERIZER, frames=5, size=41)
+    frames = turntable(job.segmentation[3].splats(), RASTERIZER, frames=5, size=41)
     write_animation(tmp_path / "a/t.gif", frames, fps=10)
     with Image.open(tmp_path / "a/t.gif") as gif:
         assert (gif.n_frames, gif.size, gif.info["loop"], gif.info["duration"]) == (5, (41, 41), 0, 100)
@@ -529,7 +529,7 @@ def test_animations_come_back(job, tmp_path):
 )
 def test_bad_turntables_are_said(job, call, said):
     with pytest.raises(InputError, match=said):
-        call(job.segmentation.object(1))
+        call(job.segmentation[1].splats())
 
 
 # ---- other people's tools

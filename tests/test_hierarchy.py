@@ -296,7 +296,7 @@ def test_an_id_is_the_same_segment_at_every_level():
     assert whole.at_level(1).ids.tolist() == [2, 3, 5, 7, 8]
     for node in range(1, 9):
         for level in (0, 0.5, 1):
-            assert torch.equal(whole.at_level(level).object(node).means,
+            assert torch.equal(whole.at_level(level)[node].splats().means,
                                whole.splats.means[torch.from_numpy(tree.members(node))])  # fmt: skip
     with pytest.raises(InputError, match="a hierarchy of 7 Gaussians came for 6"):
         Segmentation(cloud(6), np.ones(6, np.int32), np.ones(6, np.float32), tree)

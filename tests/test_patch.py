@@ -16,7 +16,7 @@ from cgc.scene.types import Camera
 from cgc.segmentation.edit import remove, track, transform
 from cgc.segmentation.labels import render_rgb
 from cgc.segmentation.plane import Plane, camera_along, fit_plane, points_of
-from cgc.segmentation.segments import Segmentation
+from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.shade import light_on, lit, occlusion
 from cgc.splats.types import Splats
 

@@ -34,9 +34,11 @@ from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, YOUNGER, RunFolder, Source, create_run, open_run
+from cgc.scene.types import picture_names
 from cgc.segmentation.labels import render_labels
 from cgc.segmentation.pictures import id_map
-from cgc.segmentation.segments import Segmentation, load_labels, load_table
+from cgc.segmentation.segmentation import Segmentation
+from cgc.segmentation.segments import load_labels, load_table
 from cgc.settings import (
     LIMITS,
     PRESETS,
@@ -159,7 +161,7 @@ def test_segments_are_the_objects_bit_for_bit(tiny_run):
     paths = sorted((tiny_run / "segments").iterdir())
     assert [p.name for p in paths] == [f"{i:04d}.ply" for i in range(1, labels.max() + 1)]
     for i, path in enumerate(paths, 1):
-        part, own = read_ply(path), segmentation.object(i, clean=True)
+        part, own = read_ply(path), segmentation[i].splats(clean=True)
         assert torch.equal(part.means, own.means) and torch.equal(part.sh, own.sh)
         assert len(part) > 0.8 * (labels == i).sum()
 
@@ -568,16 +570,15 @@ def test_views_that_share_a_stem_do_not_share_a_mask(tmp_path):
         for folder in ("masks", "instance"):
             shutil.copy(scene / folder / "a_view_00.png", scene / folder / f"{name}.png")
     (scene / "masks/a_view_00.png").unlink()
-    for name in names:
-        stem = name.rsplit(".", 1)[0]
-        if not (scene / f"instance/{name}.png").exists():
-            shutil.copy(scene / f"instance/{stem}.png", scene / f"instance/{name}.png")
     run(scene, tmp_path / "run", FAST, splats=tmp_path / "given.ply")
     for folder in ("masks", "weights"):
         found = {
             p.relative_to(tmp_path / "run" / folder).as_posix() for p in (tmp_path / "run" / folder).rglob("*.png")
         }
-        assert found == {f"{name}.png" for name in names}
+        assert found == {f"{called}.png" for called in picture_names(names)}
+    assert "a_view_00.jpg" in picture_names(names) and "a_view_01" in picture_names(names)
+    assert picture_names(["a.jpg", "a.png", "b/a.png", "b.c.png"]) == ["a.jpg", "a.png", "b/a", "b.c"]
+    assert picture_names(["a.jpg", "a.png", "a.jpg.png"]) == ["a.jpg", "a.png", "a.jpg.png"]
     one, other = (read_id_map(tmp_path / f"run/masks/a_view_00.{end}.png") for end in ("png", "jpg"))
     assert (one != other).mean() > 0.05
 

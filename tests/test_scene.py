@@ -202,11 +202,10 @@ def test_finds_the_model_in_other_places(tmp_path, place):
     assert len(read_scene(moved).views) == 3
 
 
-def test_sparse_0_itself_and_another_images_folder(tmp_path):
+def test_sparse_0_itself_and_a_folder_of_images_that_is_gone(tmp_path):
     root = make_scene(tmp_path)
     assert len(read_scene(root / "sparse/0").views) == 3
     shutil.move(root / "images", root / "photos")
-    assert read_scene(root, images=root / "photos").views[0].image_path == root / "photos/a.png"
     with pytest.raises(InputError, match=r"images folder .*images does not exist; put the 3 photos"):
         read_scene(root)
 
@@ -725,7 +724,7 @@ def test_missing_images_are_counted_and_named(tmp_path):
     root = make_scene(tmp_path, [f"{i}.png" for i in range(8)])
     for i in range(6):
         (root / f"images/{i}.png").unlink()
-    found = r"6 of the 8 images that .* are missing in .*images: 0\.png, 1\.png, .*4\.png, \.\.\.;"
+    found = r"6 of the 8 images that .* are missing in .*images: 0\.png, 1\.png, .*4\.png and 1 more;"
     with pytest.raises(InputError, match=found):
         read_scene(root)
 

@@ -20,16 +20,9 @@ from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation import labels as label_room
 from cgc.segmentation.labels import render_blended, render_labels, render_rgb
-from cgc.segmentation.segments import (
-    Segmentation,
-    describe,
-    export_segments,
-    is_clean,
-    load_labels,
-    load_table,
-    save_labels,
-    save_table,
-)
+from cgc.segmentation.objects import is_clean
+from cgc.segmentation.segmentation import Segmentation
+from cgc.segmentation.segments import describe, export_segments, load_labels, load_table, save_labels, save_table
 from cgc.splats.ply import read_ply
 from cgc.splats.types import Splats
 
@@ -248,10 +241,10 @@ def test_a_table_with_values_of_other_kinds_is_said(tmp_path, name, value):
 def test_segmentations_give_their_objects():
     segmentation = five()
     assert segmentation.ids.tolist() == [1, 3]
-    assert segmentation.object(1).means[:, 0].tolist() == [0, 1, 2] and len(segmentation.object(3)) == 1
+    assert segmentation[1].splats().means[:, 0].tolist() == [0, 1, 2] and len(segmentation[3].splats()) == 1
     for absent in (2, 4, 0):
         with pytest.raises(InputError, match=f"there is no segment {absent}: the ids that hold Gaussians are 1, 3$"):
-            segmentation.object(absent)
+            segmentation[absent].splats()
     with pytest.raises(InputError, match="4 labels and 5 confidences came for 5 Gaussians"):
         replace(segmentation, labels=segmentation.labels[:4])
     with pytest.raises(InputError, match="5 labels and 2 confidences"):
@@ -296,11 +289,11 @@ def test_exported_segments_reload_bit_for_bit_and_objects_make_up_the_whole(tmp_
     assert [p.name for p in paths] == [f"{i:04d}.ply" for i in range(1, FLOOR + 1)]
     found = np.full((len(splats), 3), np.nan, np.float32)
     for i, path in enumerate(paths, 1):
-        part, body, own = read_ply(path), segmentation.object(i, clean=True), labels == i
+        part, body, own = read_ply(path), segmentation[i].splats(clean=True), labels == i
         for name in ("means", "quats", "log_scales", "logit_opacities", "sh"):
             assert torch.equal(getattr(part, name), getattr(body, name))
         assert not part.extras
-        found[own] = segmentation.object(i).means.numpy()
+        found[own] = segmentation[i].splats().means.numpy()
     assert (np.isnan(found).all(1) == (labels == -1)).all()  # segments and noise are all there is
     np.testing.assert_array_equal(found[labels > 0], splats.means.numpy()[labels > 0])
 
@@ -320,8 +313,8 @@ def test_a_clean_object_is_its_body_without_smears_floaters_and_what_is_others()
     kept = is_clean(splats, confidences)
     assert kept[3:].all() and not kept[:3].any()
     segmentation = Segmentation(splats, np.ones(n, np.int32), confidences)
-    assert len(segmentation.object(1)) == n
-    assert torch.equal(segmentation.object(1, clean=True).means, means[3:])
+    assert len(segmentation[1].splats()) == n
+    assert torch.equal(segmentation[1].splats(clean=True).means, means[3:])
     for few in (1, 3, 9):
         small = splats.select(torch.arange(1, 1 + few))
         assert is_clean(small, np.zeros(few)).all()  # rules that leave nothing are no rules

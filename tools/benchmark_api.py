@@ -29,7 +29,8 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.run_folder import Source, create_run, peak_rss_bytes
 from cgc.scene.types import Camera
 from cgc.segmentation.orbit import orbit
-from cgc.segmentation.segments import Segmentation, save_labels
+from cgc.segmentation.segmentation import Segmentation
+from cgc.segmentation.segments import save_labels
 from cgc.settings import RunSettings
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from cgc.clustering.vote import NOISE
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Hierarchy:
 
     def named(self, most: int = 12) -> str:
         """Write the first ids that have a Gaussian, for a sentence."""
-        there = np.flatnonzero(self.sizes)
-        return (", ".join(map(str, there[:most].tolist())) or "none") + (", ..." if len(there) > most else "")
+        return some(np.flatnonzero(self.sizes).tolist(), most)
 
     def add_up(self, counts: np.ndarray) -> np.ndarray:
         """Return the counts of nodes [T + 1] with those of all that is in each, int64; 0 for node 0."""

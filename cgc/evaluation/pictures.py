@@ -58,7 +58,8 @@ def load_lpips() -> Network:
         package = importlib.import_module("lpips")
     except ImportError as error:
         raise InputError(
-            "LPIPS is not given: the lpips package is not installed; pip install contrastive-gaussian-clustering[lpips]"
+            "LPIPS is not given: the lpips package is not installed; "
+            "pip install 'contrastive-gaussian-clustering[lpips]'"
         ) from error
     try:
         with warnings.catch_warnings():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cgc.errors import InputError
 from cgc.files import read_json
-from cgc.scene.types import View
+from cgc.scene.types import View, picture_names
 
 FORMAT = 1
 RECORD = "masks.json"
@@ -34,9 +33,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def mask_names(views: Sequence[View]) -> dict[str, str]:
-    """What each view's masks are called, by its name: its stem, or its whole name where two views share a stem."""
-    shared = Counter(view.stem for view in views)
-    return {view.name: view.stem if shared[view.stem] == 1 else view.name for view in views}
+    """What each view's masks are called (see `picture_names`), by its name."""
+    names = [view.name for view in views]
+    return dict(zip(names, picture_names(names)))
 
 
 def set_path(folder: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,11 @@ def _take_given(
     notes, mapped = list(scene.notes), run.settings.blocks.gaussians > 0
     if splats:
         _check_splats(splats, mapped=mapped)
+    check_photos = cache(lambda: check_images(scene.views))  # once: it reads them all
     at_once = run.trains_features or mapped
     if callable(masks) and (not run.source.masks or (run.makes_masks and at_once)):
         if not run.is_done("train"):
-            check_images(scene.views)
+            check_photos()
         _hold(held, run.root)
         run.save_settings()  # where that fails, nothing is made in vain
         found = masks(scene, at_once)
@@ -117,7 +119,7 @@ def _take_given(
     if splats:
         run.source = replace(run.source, splats_hash=hash_splats(splats))
     if not run.is_done("train"):
-        check_images(scene.views)
+        check_photos()
         return notes
     run.unchanged("splats.ply")
     if not run.source.splats and (newer := _newer(run, scene)):

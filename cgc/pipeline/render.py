@@ -27,7 +27,8 @@ from cgc.scene.cameras import write_cameras
 from cgc.scene.types import Camera
 from cgc.segmentation.labels import LabelPicture, render_blended, render_levels
 from cgc.segmentation.pictures import NO_LEVELS
-from cgc.segmentation.segments import Segmentation, describe, describe_nodes, save_table
+from cgc.segmentation.segmentation import Segmentation
+from cgc.segmentation.segments import describe, describe_nodes, save_table
 
 
 def render(work: Workspace) -> str:

@@ -18,7 +18,8 @@ from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
 from cgc.segmentation.labels import render_rgb
-from cgc.segmentation.segments import Segment, Segmentation, load_table
+from cgc.segmentation.segmentation import Segmentation
+from cgc.segmentation.segments import Segment, load_table
 from cgc.settings import to_json
 from cgc.splats.types import Splats
 from cgc.view.pictures import mark, number, overlay
@@ -87,7 +88,7 @@ def _report_objects(work: Workspace, segmentation: Segmentation, table: list[Seg
         for segment in table[:REPORT_OBJECTS]:
             if segment.best_view in by_name:
                 camera = by_name[segment.best_view].camera
-                image = _render_object(segmentation.object(segment.id, clean=True), camera, work.rasterizer)
+                image = _render_object(segmentation[segment.id].splats(clean=True), camera, work.rasterizer)
                 objects.append(ReportObject(segment.id, image))
             bar.advance()
     return objects

@@ -29,7 +29,8 @@ from cgc.run_folder import RunFolder
 from cgc.scene.corrections import Correction, corrected
 from cgc.scene.images import load_image, load_view
 from cgc.scene.types import Scene, picture_names
-from cgc.segmentation.segments import Segmentation, SharpenedSplats, follow, load_hierarchy, load_labels, load_sharpened
+from cgc.segmentation.segmentation import Segmentation
+from cgc.segmentation.segments import SharpenedSplats, follow, load_hierarchy, load_labels, load_sharpened
 from cgc.splats.ply import read_ply
 from cgc.splats.types import Splats
 

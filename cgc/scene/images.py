@@ -83,13 +83,13 @@ def read_header(path: Path) -> Header:
     return Header(size, orientation in (5, 6, 7, 8))
 
 
-def load_photo(path: Path, exif_rotated: bool, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode an image to [H, W, 3] uint8, shrunk to `size` (width, height) by area; what is see-through is black."""
-    return load_colors(path, exif_rotated, size)[..., :3]
+def load_photo(path: Path, exif_rotated: bool) -> np.ndarray:
+    """Decode an image to [H, W, 3] uint8; what is see-through is black."""
+    return load_colors(path, exif_rotated)[..., :3]
 
 
 def load_colors(path: Path, exif_rotated: bool, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode an image as `load_photo` does; where some of it is see-through [H, W, 4]: colours times alpha, alpha."""
+    """Decode an image, shrunk to `size` (width, height) by area; see-through: [H, W, 4], colours times alpha, alpha."""
     try:
         with Image.open(path) as file:
             image = _turned(file) if exif_rotated else _as_stored(file)

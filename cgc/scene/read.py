@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.files import sha256
 from cgc.scene.colmap import find_colmap, fuller_model, read_colmap
 from cgc.scene.images import find_images, read_header
@@ -42,14 +42,13 @@ def read_scene(
     root: Path | str,
     settings: SceneSettings | None = None,
     cache: Path | None = None,
-    images: Path | None = None,
     quiet: bool = False,
 ) -> Scene:
     """Read a COLMAP or transforms.json scene; distorted photos are undistorted once, into a cache.
 
     `root` holds sparse/0 (or sparse, colmap/sparse/0, or the model's files themselves) and images, or
-    transforms.json. `cache` overrides root/.cgc_cache, `images` the images folder. Sizes may differ between
-    views. Raises InputError where anything is missing, broken or does not fit together.
+    transforms.json. `cache` overrides root/.cgc_cache. Sizes may differ between views. Raises InputError where anything
+    is missing, broken or does not fit together.
     """
     root, settings = Path(root), settings or SceneSettings()
     if settings.downscale < 1 or settings.max_side < 0:
@@ -58,8 +57,6 @@ def read_scene(
             "expected downscale of at least 1 and max_side of at least 0"
         )
     model = _read_model(root)
-    if images is not None:
-        model = replace(model, images=Path(images))
     check_model(model)
     model.shots.sort(key=lambda shot: shot.name)
     notes: list[str] = []
@@ -192,13 +189,11 @@ def _check_found(model: Model, found: list[Path | None]) -> None:
     if not model.images.is_dir():
         raise InputError(
             f"the images folder {model.images} does not exist; put the {len(missing)} photos that "
-            f"{model.path} names there, or name their folder"
+            f"{model.path} names there"
         )
-    some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
     raise InputError(
         f"{len(missing)} of the {len(found)} images that {model.path} names are missing in {model.images}: "
-        f"{some}; "
-        "restore them, or reconstruct the scene from the images that are there"
+        f"{some(missing)}; restore them, or reconstruct the scene from the images that are there"
     )
 
 

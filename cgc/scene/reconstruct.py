@@ -140,7 +140,7 @@ def reconstruct(
 def _tell(made: Reconstructed, quiet: bool) -> Reconstructed:
     if not quiet:
         for line in made.lines():
-            console.print(line, markup=False)
+            console.print(line)
     return made
 
 

@@ -6,6 +6,7 @@ Notation: H W image size in pixels, K intrinsics in pixels, viewmat = cam_from_w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,9 +120,10 @@ def stem_of(name: str) -> str:
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """Return what pictures of views are called: the stems of their names, or the names where two share a stem."""
-    stems = [stem_of(name) for name in names]
-    return stems if len(set(stems)) == len(stems) else list(names)
+    """Return what pictures and masks of views are called: the stem of a name, or the name where two share its stem."""
+    shared = Counter(map(stem_of, names))
+    made = [stem_of(name) if shared[stem_of(name)] == 1 else name for name in names]
+    return made if len(set(made)) == len(made) else list(names)  # a.jpg beside a.png, and a.jpg.png
 
 
 @dataclass(frozen=True)

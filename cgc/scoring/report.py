@@ -43,15 +43,15 @@ def write(report: Report, folder: Path, said: set[str], *, quiet: bool) -> Path:
     facts = {"protocol": report.protocol, "definition": report.definition, **report.summary, "notes": report.notes}
     write_json(path, facts)
     if not quiet:
-        console.print(f"\n{report.protocol}: {report.definition}", markup=False)
+        console.print(f"\n{report.protocol}: {report.definition}")
         for titles, table in report.tables:
-            console.print("\n" + _lines(titles, table), markup=False)
+            console.print("\n" + _lines(titles, table))
         console.print()
         for note in report.notes:
             if note not in said:
-                console.print(f"note: {note}", markup=False)
+                console.print(f"note: {note}")
     said.update(report.notes)
-    console.print(f"result: {path}", markup=False)
+    console.print(f"result: {path}")
     return path
 
 

@@ -10,7 +10,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rota
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.types import Camera
 from cgc.segmentation.halo import Halo, find_halo
-from cgc.segmentation.segments import Segmentation
 from cgc.splats.types import PARAMETERS, Splats
+
+if TYPE_CHECKING:
+    from cgc.segmentation.segmentation import Segmentation
 
 ORIGIN = "origin_row"
 """The attribute in `Splats.extras` that says which row of the file each Gaussian came of (see `track`)."""

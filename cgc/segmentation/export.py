@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.files import fits, folder_at, write_beside, write_csv, write_json
 from cgc.geometry import sh_dc_to_rgb
 from cgc.masks.id_maps import as_photo, write_id_map
@@ -30,8 +30,10 @@ from cgc.scene.types import Camera, View, picture_names
 from cgc.segmentation.edit import MOVED, ORIGIN, whole_ids
 from cgc.segmentation.halo import seen_shares
 from cgc.segmentation.labels import render_ids
+from cgc.segmentation.objects import is_clean
 from cgc.segmentation.saved import shown_level
-from cgc.segmentation.segments import Segment, Segmentation, describe, is_clean
+from cgc.segmentation.segmentation import Segmentation
+from cgc.segmentation.segments import Segment, describe
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
 
@@ -82,7 +84,9 @@ class Export:
         tree = self.segmentation.hierarchy
         for segment in wanted:
             if not 1 <= segment <= tree.n_nodes or not self.segmentation.owns(segment):
-                raise InputError(f"segment {segment} has no Gaussian; choose of those that are shown: {_some(shown)}")
+                raise InputError(
+                    f"segment {segment} has no Gaussian; choose of those that are shown: {some(shown, most=12)}"
+                )
         return wanted
 
     @cached_property
@@ -193,10 +197,6 @@ def safe_path(name: str) -> str:
     """Return a view's name as a relative path that stays below its folder, sub-folders kept."""
     parts = [re.sub(r"[\x00-\x1f\x7f<>:\"|?*\\]", "_", part) for part in name.split("/")]
     return "/".join("_" if part.strip(". ") == "" else part for part in parts if part)
-
-
-def _some(ids: Sequence[int]) -> str:
-    return ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")
 
 
 def _rows(job: Export, rows: np.ndarray) -> Splats:
@@ -501,8 +501,9 @@ def check_chosen(job: Export, formats: Sequence[str]) -> None:
     hidden, of_shown = [i for i in job.chosen if i not in shown], [name for name in formats if name in _OF_SHOWN]
     if hidden and of_shown:
         raise InputError(
-            f"segment {hidden[0]} is not shown at this level, and {of_shown[0]} are of what is shown; choose of "
-            f"{_some(sorted(shown))}, another level, or other formats (ply, selection, labels, labelled, points)"
+            f"segment {hidden[0]} is not shown at this level, and {of_shown[0]} are of what is shown; "
+            f"choose of {some(sorted(shown), most=12)}, "
+            "another level, or other formats (ply, selection, labels, labelled, points)"
         )
     sound = is_sound(scene.splats)
     unseen = [i for i in job.chosen if not sound[scene.members(i)].any()]

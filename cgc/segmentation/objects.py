@@ -165,7 +165,11 @@ class Object:
 
     def splats(self, *, clean: bool = False) -> Splats:
         """Its Gaussians; `clean` leaves out those that only smear it (see `is_clean`)."""
-        return self.segmentation.object(self.id, clean=clean)
+        own = self.indices
+        picked = self.segmentation.splats.select(torch.from_numpy(own))
+        if not clean:
+            return picked
+        return picked.select(torch.from_numpy(np.flatnonzero(is_clean(picked, self.segmentation.confidences[own]))))
 
     def mask(self, view: ViewOrCamera) -> np.ndarray:
         """Where it is seen, [H, W] bool: the pixels that `at_pixel` gives to it or to a part of it."""

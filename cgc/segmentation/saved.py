@@ -29,7 +29,8 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import folder_at, read_arrays, read_json, sha256, write_beside, write_json
 from cgc.leftovers import clear_folders
-from cgc.segmentation.segments import Segmentation, describe, describe_nodes, save_labels, save_table
+from cgc.segmentation.segmentation import Segmentation
+from cgc.segmentation.segments import describe, describe_nodes, save_labels, save_table
 from cgc.splats.ply import read_ply, write_ply
 
 FORMAT = 1
@@ -54,9 +55,8 @@ def save(
     segmentation: Segmentation,
     folder: Path | str,
     source: Mapping[str, Any] | None = None,
-    pixels: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
-    """Save a segmentation; `source` says where it came from, `pixels` how much of it each view shows (`describe`).
+    """Save a segmentation; `source` says where it came from.
 
     A saved segmentation in `folder` is replaced; other files beside it stay. InputError where something else lies
     there, and for a full disk.
@@ -73,7 +73,7 @@ def save(
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        _write(segmentation, beside, level, source or {}, pixels or {})
+        _write(segmentation, beside, level, source or {})
         if folder.exists():
             os.replace(folder, old)
         try:
@@ -185,7 +185,6 @@ def _write(
     folder: Path,
     level: float | None,
     source: Mapping[str, Any],
-    pixels: Mapping[str, np.ndarray],
 ) -> None:
     tree, splats = segmentation.hierarchy, segmentation.splats
     write_ply(folder / "splats.ply", splats)
@@ -198,8 +197,8 @@ def _write(
         files.append("extras.npz")
         with write_beside(folder / "extras.npz") as path:
             np.savez_compressed(path, **columns)
-    table = describe(segmentation, pixels)
-    save_table(folder, table, {"views": len(pixels)}, describe_nodes(segmentation))
+    table = describe(segmentation, {})
+    save_table(folder, table, {"views": 0}, describe_nodes(segmentation))
     facts = {
         "format": FORMAT,
         "gaussians": len(splats),

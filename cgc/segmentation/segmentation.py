@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -22,11 +21,11 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.rasterize.base import device_of
 from cgc.scene.types import Camera
-from cgc.segmentation import objects, pictures, query, text
+from cgc.segmentation import edit, objects, pictures, query, text
 from cgc.segmentation.context import Context
 from cgc.segmentation.device_labels import LabelDrawer
 from cgc.segmentation.labels import MeanFeatures
-from cgc.segmentation.objects import Object, Selection, is_clean
+from cgc.segmentation.objects import Object, Selection
 from cgc.segmentation.pictures import ViewOrCamera, What
 from cgc.segmentation.query import Hit, Match, Pixel
 from cgc.segmentation.text import TextImageModel
@@ -116,14 +115,6 @@ class Segmentation:
         made.__dict__["drawer"] = self.drawer
         return made
 
-    def object(self, segment: int, *, clean: bool = False) -> Splats:
-        """The Gaussians of one segment, shown or not; `clean` leaves out those that only smear it (see `is_clean`)."""
-        own = self[segment].indices
-        picked = self.splats.select(torch.from_numpy(own))
-        if not clean:
-            return picked
-        return picked.select(torch.from_numpy(np.flatnonzero(is_clean(picked, self.confidences[own]))))
-
     def members(self, node: int) -> np.ndarray:
         """Which Gaussians are in a node, ascending int64."""
         order, first = self._by_leaf
@@ -204,8 +195,6 @@ class Segmentation:
 
     def keep(self, *which: int | Object) -> Segmentation:
         """Keep the Gaussians of some objects alone. See `edit.keep`."""
-        from cgc.segmentation import edit
-
         return edit.keep(self, _ids(which))
 
     def remove(self, *which: int | Object, halo: bool = True, fill: bool = True) -> Segmentation:
@@ -213,8 +202,6 @@ class Segmentation:
 
         See `edit.remove`.
         """
-        from cgc.segmentation import edit
-
         return edit.remove(
             self, _ids(which), halo=halo, fill=fill, rasterizer=self.context.rasterizer,
             cameras=self.context.known_cameras if halo else (),
@@ -222,8 +209,6 @@ class Segmentation:
 
     def merge(self, *which: int | Object) -> Segmentation:
         """Join some objects into the first of them. See `edit.merge`."""
-        from cgc.segmentation import edit
-
         return edit.merge(self, _ids(which))
 
     def split(
@@ -231,8 +216,6 @@ class Segmentation:
         view: ViewOrCamera | None = None,
     ) -> Segmentation:  # fmt: skip
         """Split an object: into its parts, so many clusters, or what a mask of `view` covers. See `edit.split`."""
-        from cgc.segmentation import edit
-
         camera = None if view is None else pictures.camera_of(self, view)
         features = self.features.detach().cpu().numpy() if self.has_features else None
         (segment,) = _ids([which])
@@ -240,23 +223,17 @@ class Segmentation:
 
     def paint(self, view: ViewOrCamera, mask: np.ndarray, which: int | Object | None = None) -> Segmentation:
         """Give what a mask of a view covers to an object; None: to a new one; 0: to none. See `edit.paint`."""
-        from cgc.segmentation import edit
-
         segment = which.id if isinstance(which, Object) else which
         return edit.paint(self, pictures.camera_of(self, view), mask, segment, self.context.rasterizer)
 
     def rename(self, which: int | Object, name: str | None) -> Segmentation:
         """Give an object a name; None takes it away. See `edit.relabel`."""
-        from cgc.segmentation import edit
-
         return edit.relabel(self, _ids([which])[0], name)
 
     def recolor(
         self, which: int | Object, rgb: Sequence[float], how: Literal["shift", "tint"] = "shift"
     ) -> Segmentation:
         """Make an object's mean colour `rgb`, 0 to 1; its shading stays. See `edit.recolor`."""
-        from cgc.segmentation import edit
-
         return edit.recolor(self, _ids([which]), rgb, how=how)
 
     def transform(
@@ -264,8 +241,6 @@ class Segmentation:
         scale: float = 1.0, about: ArrayLike | None = None, halo: bool = True,
     ) -> Segmentation:  # fmt: skip
         """Move, turn (a quaternion wxyz or a matrix) and scale an object, with `halo` what it left. See `transform`."""
-        from cgc.segmentation import edit
-
         return edit.transform(
             self, _ids([which]), translation=translation, rotation=rotation, scale=scale, about=about, halo=halo,
             rasterizer=self.context.rasterizer, cameras=self.context.known_cameras if halo else (),

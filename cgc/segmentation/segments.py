@@ -15,7 +15,6 @@ from cgc.errors import InputError
 from cgc.files import fits, read_arrays, read_json, write_beside, write_json
 from cgc.geometry import sh_dc_to_rgb
 from cgc.segmentation.objects import BOX_PERCENTILES
-from cgc.segmentation.objects import is_clean as is_clean
 from cgc.segmentation.segmentation import Segmentation
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
@@ -294,7 +293,7 @@ def export_segments(folder: Path, segmentation: Segmentation, name: str = "segme
     paths = []
     for segment in segmentation.ids.tolist():
         path = target / f"{segment:04d}.ply"
-        write_ply(path, segmentation.object(segment, clean=True))
+        write_ply(path, segmentation[segment].splats(clean=True))
         paths.append(path)
     for old in target.glob("*.ply"):
         if re.fullmatch(r"\d{4,}", old.stem) and old not in paths:

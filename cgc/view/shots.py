@@ -11,6 +11,7 @@ import torch
 
 from cgc.errors import InputError
 from cgc.geometry import quat_to_rotation
+from cgc.scene import cameras
 from cgc.scene.cameras import up_of
 from cgc.scene.types import Camera
 from cgc.segmentation.objects import Object, Selection
@@ -144,13 +145,8 @@ def _unit(v: np.ndarray) -> np.ndarray:
 
 def project(camera: Camera, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Project points [P, 3] to pixels [P, 2] and depths [P] along the camera's axis; behind it pixels mean nothing."""
-    local = (
-        np.asarray(points, float) @ camera.viewmat[:3, :3].double().numpy().T + camera.viewmat[:3, 3].double().numpy()
-    )
-    z = local[:, 2]
-    K = camera.K.double().numpy()
-    flat = local @ K.T
-    return flat[:, :2] / np.where(np.abs(z) < 1e-12, 1e-12, z)[:, None], z
+    x, y, z = cameras.project(camera, np.asarray(points, float))
+    return np.stack([x, y], 1), z
 
 
 def clip_segment(camera: Camera, a: np.ndarray, b: np.ndarray, near: float) -> np.ndarray | None:

@@ -7,7 +7,6 @@ Memory: the scene's Gaussians once, and once more those that are left while some
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,11 +17,11 @@ from numpy.typing import ArrayLike
 
 from cgc.errors import InputError
 from cgc.scene.types import Camera
-from cgc.segmentation.objects import Object, Selection
+from cgc.segmentation.export import export, job_of
+from cgc.segmentation.objects import Object
 from cgc.segmentation.pictures import NO_LEVELS
 from cgc.segmentation.query import RAY_FOCAL
 from cgc.segmentation.segmentation import Segmentation
-from cgc.splats.ply import write_ply
 from cgc.view.frames import ACCENT, Extras, Mode, Picture, check_mode, colors_of, frame, part_of
 from cgc.view.shots import camera_named
 
@@ -47,10 +46,10 @@ class State:
     hidden whole hides its parts, at any level. What is hidden or deleted is neither drawn nor clicked.
     """
 
-    def __init__(self, segmentation: Segmentation, camera: Camera, mode: str = "segments") -> None:
+    def __init__(self, segmentation: Segmentation, camera: Camera) -> None:
         self.base = segmentation
         self.camera = camera
-        self.mode: Mode = check_mode(mode)
+        self.mode: Mode = "segments"
         self.view = ""
         self.boxes = False
         self.axes = False
@@ -322,24 +321,11 @@ class State:
                 made = made.rename(node, self._edits.names.get(node))
         return made.remove(*sorted(self._edits.deleted), halo=False) if self._edits.deleted else made
 
-    def export_selection(self, path: Path | str, *, clean: bool = False) -> list[Path]:
-        """Write what is selected, less what is deleted of it, as plain 3DGS PLYs.
-
-        A path that ends in .ply is one file of all of it; any other a folder with a file each, called by id and name.
-        `clean` leaves out what only smears an object.
-        """
-        path = Path(path)
+    def export_selection(self, folder: Path | str) -> list[Path]:
+        """Write what is selected, less what is deleted of it, as `cgc export --format ply` does: clean, a file each."""
         if not self._selected:
             raise InputError("nothing is selected to export; click an object first")
-        alive = self.base if self.alive.all() else part_of(self.base, np.flatnonzero(self.alive), None)
-        chosen = Selection(alive, self.selected)
-        if path.suffix.lower() == ".ply":
-            write_ply(path, chosen.splats(clean=clean))
-            return [path]
-        made = [path / f"{i:04d}{_slug(self._edits.names.get(i, ''))}.ply" for i in self.selected]
-        for target, thing in zip(made, chosen.objects):
-            write_ply(target, thing.splats(clean=clean))
-        return made
+        return export(job_of(self.edited(), self.selected), folder, ["ply"])
 
 
 MARKED = 0.6
@@ -347,9 +333,3 @@ MARKED = 0.6
 UNMARKED = 0.6
 """What is left of the light of the others."""
 ACCENT_COLOR = np.array(ACCENT, np.float32) / 255
-
-
-def _slug(name: str) -> str:
-    """A name as the end of a file's, or nothing: letters, digits and dashes only, so that it can lead nowhere else."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
-    return f"-{plain}" if plain else ""
