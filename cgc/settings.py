@@ -83,11 +83,11 @@ class TrainSettings:
     steps: int = 3000
     """Optimiser steps."""
     views_per_step: int = 1
-    """Photos a step learns from, which several processes share; with more, Adam's rates grow by their root. As many
-    photos are seen in so many times fewer steps."""
+    """Photos a step; several processes share them. Learning rates are multiplied by its square root. To see as many
+    photos in all, divide `steps` by it."""
     max_gaussians: int = 80_000
-    """Densification never goes past this many Gaussians; with a budget, past eight times as many, or past
-    a million where this is fewer."""
+    """Most Gaussians. With --budget time decides: at most eight times this, and no more than a million unless
+    this is more."""
     budget: Annotated[float, arg(prefix_name=False, metavar="TIME")] = 0.0
     """Time to train in: 90, 90s, 5m, 1.5h, 1h30m; 0: as long as it takes. It caps the Gaussians, not the steps."""
     sh_degree: int = 2
@@ -242,8 +242,8 @@ class LiftSettings:
     """Weights kept a pixel, its so many heaviest; 0: all. They bound what a step costs, whatever the scene; with few,
     Gaussians that are faint everywhere belong to no object."""
     border: int = 1
-    """Pixels this near to a mask's border are not trained on, as masks are unsure there; but all of a mask of which
-    fewer than `min_mask_pixels` would be left."""
+    """Pixels within this distance of a mask's border are not learned from: masks are least sure there. A mask that
+    would keep fewer than `min_mask_pixels` is used whole."""
     min_mask_pixels: int = 8
     """Masks with fewer sampled pixels in a step are ignored in that step."""
     lr: float = 0.05
@@ -296,8 +296,8 @@ class ClusterSettings:
     samples: int = 12_000
     """Gaussians that HDBSCAN sees at once, drawn by visible mass; where clusters are small, up to 16 times as many."""
     rounds: int = 4
-    """Rounds in which Gaussians far from every cluster are sampled and clustered by themselves, where they are many or
-    the sample was thin; 0: none."""
+    """Further rounds of HDBSCAN, at most so many, on Gaussians that are far from every cluster found so far: where
+    these are many, or the sample was too small to find small things; 0: none."""
     min_cluster_size: int = 12
     """Smallest cluster, in sampled Gaussians."""
     min_samples: int = 0
@@ -305,15 +305,15 @@ class ClusterSettings:
     selection: Literal["eom", "leaf"] = "eom"
     """Which clusters of the tree are picked: excess of mass (whole things) or leaves (parts)."""
     noise: Literal["nearest", "keep"] = "nearest"
-    """Gaussians that HDBSCAN calls noise: join the nearest cluster in feature space, or stay noise (-1) until masks
-    vote for them, which they do unless `join` is off and `revote` 0."""
+    """What becomes of Gaussians that HDBSCAN calls noise. nearest: they join the nearest cluster in feature space.
+    keep: they stay noise (-1) until masks vote for them; with `join` off and `revote` 0 nothing votes."""
     min_confidence: float = 0.0
     """Gaussians less sure of their label than this become noise (-1)."""
     join: bool = True
     """Join parts of clusters that masks have in one in enough views; otherwise HDBSCAN's clusters are the objects."""
     level: float = 0.0
-    """Share of the views that see two parts in which one mask must have both, so that they are one object: lower for
-    wholes, higher for parts; 0: as suits the masks, by how often they split and fuse things."""
+    """Two parts become one object if a single mask contains both in at least this share of the views that see both.
+    Lower gives wholes, higher parts; 0: chosen from how often the masks split and fuse things."""
     pieces: int = 400
     """Cells that clusters are cut by before they are joined, at most; in the mean each has 30 of the samples or
     more."""
@@ -339,7 +339,8 @@ class SharpenSettings:
     """Optimiser steps, one view each: about a quarter of a preset's training, less of long ones; 0: the splats stay as
     they are."""
     weight: float = 1.0
-    """Weight of the labels' pictures beside the photos, of usual quality; beside better ones less."""
+    """Weight of the label loss beside the photo loss. Where pictures are better than 28.7 dB it is lowered in
+    proportion to their squared error."""
     min_second: float = 0.05
     """Gaussians are split whose second label has more than this share of their votes."""
     dim: int = 5
@@ -351,8 +352,8 @@ class SharpenSettings:
     vote_stride: int = 8
     """Every so many pixels vote for the labels of Gaussians."""
     max_loss: float = 0.2
-    """If the pictures of training views lose more PSNR than this, in dB (over 28.7 dB: as much squared error
-    as lowers 28.7 dB by this), the splats stay as they are."""
+    """Sharpened splats are kept if the training views lose at most this much PSNR, in dB. Of pictures over 28.7 dB the
+    added squared error is compared with that of 28.7 dB, so that they may lose more dB."""
     seed: int = 0
     """Seed of the codes and of the order of views."""
 
