@@ -215,7 +215,7 @@ class Export:
     """The ids to export (default: all that are shown)."""
     format: tuple[str, ...] = ()
     """What to write, some of: ply, selection (one PLY of all), rest (what is left without them), labelled (a PLY with
-    labels), labels (.npy), points, boxes (JSON and CSV), masks, coco, cutouts, turntable."""
+    labels), labels (.npy), points, boxes (JSON and CSV), masks, coco, cutouts, turntable (GIF), video (MP4)."""
     to: Path | None = None
     """The folder for it (default: export/ in the run, export_at_LEVEL/ with --level)."""
     level: float | None = None

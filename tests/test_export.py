@@ -479,12 +479,25 @@ def test_turntables_show_all_of_an_object_from_all_around(job):
 
 
 def test_turntables_are_a_format_too(job, tmp_path):
-    [path] = export_turntables(replace(job, ids=[2]), tmp_path, frames=4, size=32)
+    [path] = export_turntables(replace(job, ids=[2]), tmp_path)
     assert path == tmp_path / "turntables/0002_green-groe.gif"
     with Image.open(path) as gif:
-        assert (gif.n_frames, gif.size) == (4, (32, 32))
+        assert (gif.n_frames, gif.size) == (36, (256, 256))
     with pytest.raises(InputError, match="rasteriser"):
         export_turntables(replace(job, rasterizer=None), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio-ffmpeg leaves pipes open
+def test_videos_are_a_format_where_they_can_be_written(job, tmp_path, monkeypatch):
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    [path] = export(replace(job, ids=[2]), tmp_path, ["video"])
+    assert path == tmp_path / "turntables/0002_green-groe.mp4"
+    facts = next(imageio_ffmpeg.read_frames(str(path)))
+    assert facts["size"] == (512, 512) and facts["fps"] == 24 and facts["duration"] == 4
+    monkeypatch.setattr("cgc.segmentation.export.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install imageio-ffmpeg"):
+        export(replace(job, ids=[2]), tmp_path / "other", ["labels", "video"])
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("up", [(1, 0, 0), (0, -1, 0), (0.3, 0.5, -0.8)])

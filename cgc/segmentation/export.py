@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -418,8 +419,17 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
-def export_turntables(job: Export, folder: Path, *, frames: int = 36, size: int = 256) -> list[Path]:
+def export_turntables(job: Export, folder: Path) -> list[Path]:
     """Write each chosen object on its own, seen from all around: turntables/0007.gif."""
+    return _turn(job, folder, ".gif", frames=36, size=256, fps=12)
+
+
+def export_videos(job: Export, folder: Path) -> list[Path]:
+    """Write each chosen object likewise, larger and in all colours: turntables/0007.mp4 (takes imageio-ffmpeg)."""
+    return _turn(job, folder, ".mp4", frames=96, size=512, fps=24)
+
+
+def _turn(job: Export, folder: Path, suffix: str, *, frames: int, size: int, fps: float) -> list[Path]:
     from cgc.segmentation.turntable import turntable, write_animation
 
     if job.rasterizer is None:
@@ -428,9 +438,9 @@ def export_turntables(job: Export, folder: Path, *, frames: int = 36, size: int 
     up = Z if shared is None else shared
     paths = []
     for segment in job.chosen:
-        paths.append(folder / "turntables" / f"{job.stem(segment)}.gif")
+        paths.append(folder / "turntables" / f"{job.stem(segment)}{suffix}")
         shown = turntable(_rows(job, job.body(segment)), job.rasterizer, frames=frames, size=size, up=up)
-        write_animation(paths[-1], shown)
+        write_animation(paths[-1], shown, fps=fps)
     return paths
 
 
@@ -446,6 +456,7 @@ FORMATS: dict[str, Exporter] = {
     "coco": export_coco,
     "cutouts": export_cutouts,
     "turntable": export_turntables,
+    "video": export_videos,
 }
 """What can be exported, by name."""
 
@@ -487,11 +498,15 @@ def check_formats(formats: Sequence[str]) -> None:
         raise InputError(f"there is no format {unknown[0]!r} to export; choose from {', '.join(FORMATS)}")
     if not formats:
         raise InputError(f"no format was given; choose from {', '.join(FORMATS)}")
+    if "video" in formats and not find_spec("imageio_ffmpeg"):
+        raise InputError(
+            "a video takes imageio-ffmpeg, which is not installed; `pip install imageio-ffmpeg`, or turntable"
+        )
 
 
 _OF_SHOWN = ("boxes", "masks", "coco", "cutouts")
 """Formats of what a level shows; the others take parts and wholes too."""
-_OF_BODIES = ("ply", "selection", "points", "turntable")
+_OF_BODIES = ("ply", "selection", "points", "turntable", "video")
 """Formats of each object's own Gaussians."""
 
 
