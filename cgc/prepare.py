@@ -32,7 +32,7 @@ from cgc.scene.read import read_scene
 from cgc.scene.reconstruct import reconstruct
 from cgc.scene.transforms import find_transforms
 from cgc.scene.types import Scene, View
-from cgc.settings import MaskSettings, ReconstructSettings, RunSettings, SceneSettings, check, check_masks
+from cgc.settings import MaskSettings, ReconstructSettings, RunSettings, SceneSettings, check, check_part
 from cgc.splats.clean import ROW, clean
 from cgc.splats.packed import SUFFIXES
 from cgc.view.pictures import contact_sheet, overlay
@@ -122,7 +122,7 @@ def masks_command(
     quiet: bool = False,
 ) -> None:
     """Make the masks of a scene, or take those that another tool has made (`source`), and draw them."""
-    check_masks(settings)
+    check_part("masks", settings)
     _check_meant_for_sam(settings, sam, source)
     if source is None and (tracked or form != "auto" or resize != "error"):
         raise InputError("--tracked, --format and --resize say how masks are read: give their folder with --from")

@@ -446,15 +446,9 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "max_loss": 0, "seed": SEEDS,
     },
     "blocks": {"gaussians": 0, "margin": (0.02, 0.5)},
+    "reconstruct": {"max_side": 64, "max_features": 100, "frames": 3, "seed": (0, 2**31 - 1)},
+    "masks": {"min_area": (0, 1), "workers": 0},
 }  # fmt: skip
-
-RECONSTRUCT_LIMITS: dict[str, Limit] = {
-    "max_side": 64, "max_features": 100, "frames": 3, "seed": (0, 2**31 - 1),
-}  # fmt: skip
-"""Those of `ReconstructSettings`, which no run has."""
-
-MASK_LIMITS: dict[str, Limit] = {"min_area": (0, 1), "workers": 0}
-"""Those of `MaskSettings`, likewise."""
 
 
 def suited(scene: SceneSettings, device: str) -> SceneSettings:
@@ -465,24 +459,15 @@ def suited(scene: SceneSettings, device: str) -> SceneSettings:
 
 
 def check(settings: RunSettings) -> None:
-    """Raise InputError for the first setting that is of another kind than declared, or outside its limits."""
-    for step, limits in LIMITS.items():
-        _check_part(step, getattr(settings, step), limits)
+    """Do as `check_part` for all steps of a run."""
+    for step in fields(settings):
+        check_part(step.name, getattr(settings, step.name))
 
 
-def check_reconstruct(settings: ReconstructSettings) -> None:
-    """Raise InputError for the first setting that is of another kind than declared, or outside its limits."""
-    _check_part("reconstruct", settings, RECONSTRUCT_LIMITS)
-
-
-def check_masks(settings: MaskSettings) -> None:
-    """Raise InputError for the first setting that is of another kind than declared, or outside its limits."""
-    _check_part("masks", settings, MASK_LIMITS)
-
-
-def _check_part(step: str, part: Any, limits: dict[str, Limit]) -> None:
+def check_part(step: str, part: Any) -> None:
+    """Raise InputError for the first setting of a step that is of another kind than declared, or outside its limits."""
     for name, kind in get_type_hints(type(part)).items():
-        _check_value(f"{step}.{name}", getattr(part, name), kind, limits.get(name, -math.inf))
+        _check_value(f"{step}.{name}", getattr(part, name), kind, LIMITS[step].get(name, -math.inf))
 
 
 def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:

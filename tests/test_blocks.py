@@ -38,7 +38,7 @@ from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.scene.types import Camera
 from cgc.segmentation.segments import load_hierarchy, load_labels
-from cgc.settings import BlockSettings, check
+from cgc.settings import BlockSettings
 from cgc.splats import mapped
 from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import read_ply, write_ply
@@ -653,10 +653,6 @@ def test_tensors_of_other_kinds_are_said(tmp_path, name, broken):
     save_file({**whole, name: broken}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=r"a\.safetensors is broken \(its (features|mass) .*\); lift again"):
         read_tensors(tmp_path / "a.safetensors", "lift again", "features", "mass")
-
-
-def test_the_limits_of_blocks_hold_for_the_usual_ones():
-    check(replace(SETTINGS, blocks=BlockSettings()))
 
 
 def test_splats_that_would_have_to_be_moved_are_refused(own_run, tmp_path):

@@ -18,7 +18,7 @@ from cgc.scene import sfm, video
 from cgc.scene.images import load_photo, read_header
 from cgc.scene.read import read_scene
 from cgc.scene.reconstruct import Reconstructed, default_scene, group_photos, list_photos, reconstruct
-from cgc.settings import ReconstructSettings, check_reconstruct
+from cgc.settings import ReconstructSettings, check_part
 
 WIDTH, HEIGHT, FOCAL = 256, 192, 264.0
 QUICK = ReconstructSettings(camera="single", max_features=800)
@@ -452,7 +452,7 @@ def test_photos_of_another_place_are_named():
 )
 def test_settings_out_of_their_limits_are_named(bad):
     with pytest.raises(InputError, match=f"reconstruct.{next(iter(bad))}"):
-        check_reconstruct(ReconstructSettings(**bad))
+        check_part("reconstruct", ReconstructSettings(**bad))
 
 
 def test_the_log_level_comes_back():

@@ -669,7 +669,6 @@ def test_every_key_does_something_and_says_so(seg, tmp_path):
         wrote = len(list((tmp_path / "a").glob("**/*"))) > len(files)
         idle = {"undo", "redo", "show all"}  # there is nothing to do for these yet
         assert changed or wrote or action.name in idle, action.name
-        assert "object" not in said or len(said) < 200
     assert Desk(State(seg, seg.camera(FIRST)), tmp_path).press("?") is None
 
 

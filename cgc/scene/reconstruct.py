@@ -24,7 +24,7 @@ from cgc.leftovers import clear_folders
 from cgc.progress import console, progress_bar
 from cgc.scene.images import SUFFIXES, load_photo, read_header
 from cgc.scene.video import VIDEO_SUFFIXES, extract_frames
-from cgc.settings import ReconstructSettings, check_reconstruct
+from cgc.settings import ReconstructSettings, check_part
 
 if TYPE_CHECKING:
     import pycolmap
@@ -119,7 +119,7 @@ def reconstruct(
     cannot be; broken ones are left out with a note. Raises InputError where nothing can be made of them.
     """
     photos, settings = Path(photos), settings or ReconstructSettings()
-    check_reconstruct(settings)
+    check_part("reconstruct", settings)
     if not photos.exists():
         raise InputError(f"{photos} was expected to be a folder of photos or a video, but does not exist; check it")
     out = default_scene(photos) if out is None else Path(out)
