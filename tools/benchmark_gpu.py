@@ -168,7 +168,7 @@ def measure_rasterising(n: int, channels: int, benchmark: Benchmark, device: tor
     works: list[Callable[[], Any]] = [adapted, lambda: backwards(adapted)]
     if device.type == "cuda":
         works += [directly, lambda: backwards(directly)]
-        same = float((adapted() - directly()).abs().max())
+        same = float((adapted() - directly()).detach().abs().max())
     else:
         same = math.nan
     taken = [1e3 * s for s in median_seconds(device, benchmark.repeats, *works)]
