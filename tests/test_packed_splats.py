@@ -806,6 +806,8 @@ def test_ksplat_of_several_sections_and_degrees(tmp_path, level):
     rest = np.concatenate([first.rest, np.zeros((13, 5, 3))], axis=1)
     assert_near(made[:13], replace(first, rest=rest), **KSPLAT_STEPS)
     assert_near(made[13:], second, **KSPLAT_STEPS)
+    (tmp_path / "b.ksplat").write_bytes(ksplat_bytes([first, scene(0, 2)], level, sh_range=(-1, 1)))
+    assert_near(decoded(tmp_path / "b.ksplat"), first, **KSPLAT_STEPS)  # what has no Gaussian has no degree
 
 
 def test_scales_that_half_floats_lost(tmp_path):

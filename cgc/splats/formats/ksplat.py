@@ -163,7 +163,7 @@ def _put_sh(vertices: np.ndarray, header: _Header, sh: np.ndarray, terms: int) -
         sh = sh.astype(np.float32) * step + np.float32(header.sh_min)
     names = [name for name in vertices.dtype.names or () if name.startswith("f_rest_")]
     channels = np.zeros((len(sh), 3, len(names) // 3), np.float32)
-    for begin, end in pairwise(n for n in TERMS if n <= terms):
+    for begin, end in pairwise(n for n in TERMS if n <= min(terms, channels.shape[2])):  # an empty section may say more
         channels[:, :, begin:end] = sh[:, 3 * begin : 3 * end].reshape(len(sh), 3, end - begin)
     put(vertices, names, channels.reshape(len(sh), len(names)))
 
