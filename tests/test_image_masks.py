@@ -132,6 +132,14 @@ def test_the_bundled_scenes_nested_truth_loses_no_instance():
             assert size < 12 or shown.max() > 0.5 * size, (path.name, i)
 
 
+def test_runs_that_are_one_number_are_said(tmp_path):
+    ImageMasks.from_masks([np.ones((4, 5), bool)] * 2, 4, 5).save(tmp_path / "a.npz")
+    columns = dict(np.load(tmp_path / "a.npz")) | {"runs": np.array(20)}
+    np.savez(tmp_path / "a.npz", **columns)
+    with pytest.raises(InputError, match="cover 0 pixels"):
+        ImageMasks.load(tmp_path / "a.npz")
+
+
 def test_a_thousand_masks(tmp_path):
     tiles = np.arange(1, 1201).reshape(30, 40)
     ids = np.kron(tiles, np.ones((20, 25), int)).astype(np.int32)  # 600 x 1000

@@ -148,7 +148,7 @@ class ImageMasks:
             ends = np.cumsum(data["lengths"])
             if int(data["format"]) != FORMAT or len(ends) != len(data["scores"]):
                 raise ValueError("columns do not fit together")
-            counts = tuple(np.split(data["runs"].astype(np.uint32), ends[:-1])) if len(ends) else ()
+            counts = tuple(np.split(data["runs"].astype(np.uint32).ravel(), ends[:-1])) if len(ends) else ()
             made = cls.from_counts(counts, height, width, data["scores"])
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"the masks {path} are broken ({error}); make them again") from error
