@@ -1,5 +1,6 @@
 """The scene room: models made here by pycolmap and by hand, read back and held against known values."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from cgc.errors import InputError
 from cgc.scene import lens as lenses
@@ -782,6 +783,25 @@ def test_truncated_image_and_no_image(tmp_path):
         path.write_bytes(junk)
         with pytest.raises(InputError, match=r"images/b.png cannot be read as an image"):
             read_scene(root)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_damaged_avif(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    path = tmp_path / "a.avif"
+    Image.fromarray(pixels).save(path)
+    whole = path.read_bytes()
+    for at in range(80, len(whole) - 8, 8):  # Pillow raises RuntimeError for some of these
+        path.write_bytes(whole[:at] + b"\xff" * 8 + whole[at + 8 :])
+        with contextlib.suppress(InputError):
+            assert load_photo(path, exif_rotated=False).shape[2] == 3
+
+
+def test_a_length_in_a_picture_that_asks_for_all_memory(tmp_path, monkeypatch):
+    Image.new("L", (4, 3)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: bytes(1 << 60))
+    with pytest.raises(InputError, match=r"a\.png cannot be read as an image \(MemoryError\)"):
+        load_photo(tmp_path / "a.png", exif_rotated=False)
 
 
 # ---- fingerprint
