@@ -478,6 +478,7 @@ BROKEN = {
     "huge number": (lambda v, i, r, p: r["segmentation"].update(counts=[10**30]), "no list of whole numbers"),
     "no size": (lambda v, i, r, p: r["segmentation"].pop("size"), r"\[height, width\]"),
     "gigantic": (lambda v, i, r, p: i.update(width=10**6, height=10**6), "1000000x1000000"),
+    "beyond all numbers": (lambda v, i, r, p: i.update(width=10**400), "expected a size in pixels"),
     "negative size": (lambda v, i, r, p: i.update(width=-4), "expected a size in pixels"),
     "bool size": (lambda v, i, r, p: i.update(width=True), "expected a size in pixels"),
     "score": (lambda v, i, r, p: p.update(score=float("nan")), "rates a mask"),

@@ -21,6 +21,8 @@ from cgc.scene.types import View
 Resize = Literal["error", "nearest"]
 LARGEST = 64
 """Masks that may be resized have at most this many times the pixels of their photo."""
+LONGEST = 1 << 31
+"""Pixels, more than a side of any picture."""
 
 
 @dataclass(frozen=True)
