@@ -109,9 +109,11 @@ def read_json(path: Path | str, what: str) -> Any:
     """Read a JSON file; `what` names it in the error of a missing or broken one."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin it with a mark
     except FileNotFoundError as error:
         raise InputError(f"{what} is missing: expected {path}") from error
+    except OSError as error:  # a folder, or one that may not be read
+        raise InputError(f"{what} cannot be read: {path} ({error.strerror}); check it and its permissions") from error
     except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, a list in a list in ...
         raise InputError(f"{what} is not valid JSON: {path} ({error}); restore it or make it again") from error
 
