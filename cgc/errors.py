@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+LONGEST = 300
+"""Characters of what another library says that are repeated."""
+
 
 class InputError(ValueError):
     """Say in one sentence what was expected, what came, and what to do; the CLI prints it and exits with 2."""
+
+
+def reason(error: BaseException) -> str:
+    """Write what an error of another library says, for a sentence: in one line, which may quote the file's bytes."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def some(names: Iterable[object], most: int = 5) -> str:

@@ -21,7 +21,7 @@ from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 from safetensors import SafetensorError
 
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,7 +160,7 @@ def read_arrays(path: Path | str, *names: str) -> dict[str, np.ndarray]:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             return {name: data[name] for name in data.files if not names or name in names}
     except _NO_ARRAYS as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(reason(error)) from error
 
 
 def folder_at(folder: Path | str) -> Path:

@@ -158,6 +158,26 @@ def test_files_that_hold_no_arrays_end_in_a_value_error(tmp_path, kind):
         read_arrays(path)
 
 
+def test_bytes_of_an_archive_are_not_quoted_without_end(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.zeros(999))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[26:28] = (8000).to_bytes(2, "little")  # the length of the name that stands before the array
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(ValueError, match=r"\.\.\.$") as error:
+        read_arrays(tmp_path / "a.npz")
+    assert len(str(error.value)) < 400
+
+
+def test_json_of_an_editor_on_windows_and_what_is_no_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
+    assert read_json(path, "the table") == {"a": 1}
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=r"the table cannot be read: .*a\.json \(Is a directory\); check it"):
+        read_json(path, "the table")
+
+
 def test_arrays_come_back_and_none_that_was_not_asked_for(tmp_path):
     np.savez(tmp_path / "a.npz", a=NOISE, b=np.zeros(3))
     assert list(read_arrays(tmp_path / "a.npz", "b", "c")) == ["b"]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 from cgc.evaluation.instances import position_in
 from cgc.files import files_below, read_json
 from cgc.masks.id_maps import MAX_ID, read_id_map
@@ -110,7 +110,7 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
         with Image.open(path) as image:
             ids = np.asarray(image)
     except UNREADABLE as error:
-        raise InputError(f"{path} is not a readable image ({error}); restore it") from error
+        raise InputError(f"{path} is not a readable image ({reason(error)}); restore it") from error
     if ids.ndim != 2:
         raise InputError(f"{path} has {ids.shape[-1]} channels where one of ids was expected; restore it")
     return ids.astype(np.int64)

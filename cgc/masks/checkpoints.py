@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cgc.errors import InputError, some
+from cgc.errors import InputError, reason, some
 from cgc.files import sha256
 from cgc.progress import Bar, progress_bar
 
@@ -185,9 +185,9 @@ def _size(path: Path) -> int:
 
 
 def _unreachable(weights: Weights, error: Exception) -> InputError:
-    reason = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error
+    why = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error
     return InputError(
-        f"{weights.url} could not be downloaded ({reason}); try again later (it goes on where it stopped), or download "
+        f"{weights.url} could not be downloaded ({why}); try again later (it goes on where it stopped), or download "
         "it elsewhere and give --checkpoint PATH, or use the masks that need no weights: --generator regions"
     )
 
@@ -229,8 +229,7 @@ def read_weights(path: Path | str) -> tuple[str, dict[str, torch.Tensor]]:
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds no weights alone, or is broken; download {_names()} again") from error
     except Exception as error:  # broken bytes may break any step of reading
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the weights {path} cannot be read ({first}); download {_names()} again") from error
+        raise InputError(f"the weights {path} cannot be read ({reason(error)}); download {_names()} again") from error
     if isinstance(state, dict):  # training scripts wrap it
         state = state.get("model", state.get("state_dict", state))
     if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):

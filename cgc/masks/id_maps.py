@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 from cgc.files import files_below, write_beside
 from cgc.masks.image_masks import read_wholes
 from cgc.masks.record import read_record, set_path
@@ -219,7 +219,7 @@ def read_id_map(path: Path | str) -> np.ndarray:
             mode, pixels = image.mode, np.asarray(image)
     except UNREADABLE as error:
         raise InputError(
-            f"the mask {path} cannot be read ({error}): it is truncated or no PNG; make it again or remove it "
+            f"the mask {path} cannot be read ({reason(error)}): it is truncated or no PNG; make it again or remove it "
             "(views without a mask are fine)"
         ) from error
     if mode in ("RGB", "RGBA", "LA", "La"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 from cgc.scene.binary import REQUIRED, BrokenFile, check_binary_model
 from cgc.scene.lens import from_colmap
 from cgc.scene.model import Model, Shot
@@ -42,9 +42,9 @@ def read_colmap(root: Path, folder: Path) -> Model:
         names = {} if binary else _names_in_text(folder / "images.txt")
         shots = [_shot(image, names) for image in model.images.values() if image.has_pose]
     except (BrokenFile, RuntimeError, ValueError, IndexError, KeyError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{folder} is broken: expected a COLMAP model, but {reason}; restore the files or run COLMAP's mapper again"
+            f"{folder} is broken: expected a COLMAP model, but {reason(error)}; restore the files or run COLMAP's "
+            "mapper again"
         ) from error
     images = root / "images"
     if folder == root and not images.is_dir() and root.parent.name == "sparse":  # SCENE/sparse/0 was given

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, features
 
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 from cgc.files import files_below
 from cgc.scene.types import View
 
@@ -166,6 +166,6 @@ def check_images(views: Iterable[View]) -> None:
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
     return InputError(
-        f"{path} cannot be read as an image ({error}): it is truncated, damaged or of another kind; "
+        f"{path} cannot be read as an image ({reason(error)}): it is truncated, damaged or of another kind; "
         "copy it again, or remove it and reconstruct the scene without it"
     )

@@ -17,7 +17,7 @@ from PIL import Image  # before pycolmap, which exports a zlib of its own: loade
 # isort: split
 import pycolmap
 
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 from cgc.progress import progress_bar
 from cgc.settings import ReconstructSettings
 
@@ -195,8 +195,7 @@ def told(step: str) -> Iterator[None]:
     except (RuntimeError, ValueError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
-            f"{step} failed in pycolmap ({reason}); see that the disk is not full and memory is enough "
+            f"{step} failed in pycolmap ({reason(error)}); see that the disk is not full and memory is enough "
             "(lower --max-side and --max-features), and run the same command again"
         ) from error

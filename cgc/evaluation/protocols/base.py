@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from cgc.errors import InputError, some
+from cgc.errors import InputError, reason, some
 from cgc.scene.images import SUFFIXES, UNREADABLE
 
 
@@ -75,7 +75,7 @@ def read_mask(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             values, shown = _strength(image)
     except UNREADABLE as error:
-        raise InputError(f"the mask {path} cannot be read ({error}); restore it") from error
+        raise InputError(f"the mask {path} cannot be read ({reason(error)}); restore it") from error
     values = np.where(shown, values, 0)
     if len(np.unique(values[values > 0])) <= 1:
         return values > 0

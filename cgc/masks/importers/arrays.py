@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 
 WHOLE = 2**31
 """The most bytes that are read at once."""
@@ -85,7 +85,7 @@ class Array:
 
 def unreadable(path: Path, error: BaseException) -> InputError:
     """Return the error of a broken file."""
-    return InputError(f"{path} cannot be read ({error}); it is truncated or damaged, save it again")
+    return InputError(f"{path} cannot be read ({reason(error)}); it is truncated or damaged, save it again")
 
 
 def read_arrays(path: Path) -> dict[str, Array]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 from PIL import Image
 
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 from cgc.masks.id_maps import Size, fitting
 from cgc.scene.images import UNREADABLE
 from cgc.scene.types import View
@@ -40,8 +40,9 @@ class Frame:
 
     def check(self, width: Any, height: Any) -> Size:
         """Return the size, (width, height); InputError where it is none, or not the view's."""
-        if not (is_whole(width) and is_whole(height) and width > 0 and height > 0):
-            raise InputError(f"{self.path} says that its masks are {width!r}x{height!r}; expected a size in pixels")
+        if not (is_whole(width) and is_whole(height) and 0 < width < LONGEST and 0 < height < LONGEST):
+            size = f"{width!r:.20}x{height!r:.20}"
+            raise InputError(f"{self.path} says that its masks are {size}; expected a size in pixels")
         self.fitting((width, height))
         if width * height > LARGEST * self.photo[0] * self.photo[1]:
             raise InputError(
@@ -179,4 +180,4 @@ def read_pixels(path: Path, frame: Frame | None = None) -> tuple[np.ndarray, str
 
 def unreadable(path: Path, error: BaseException) -> InputError:
     """Return the error of an image that cannot be decoded."""
-    return InputError(f"the mask {path} cannot be read ({error}): it is truncated or no image; export it again")
+    return InputError(f"the mask {path} cannot be read ({reason(error)}): it is truncated or no image; export it again")

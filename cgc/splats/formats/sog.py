@@ -27,7 +27,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 from cgc.files import fits
 from cgc.splats.formats.vertices import TERMS, check_count, new_vertices, put, put_alphas, put_quats, smallest_three
 from cgc.splats.ply import DC, MEANS, OPACITY, SCALES
@@ -107,7 +107,7 @@ def read_sog(path: Path) -> np.ndarray:
                 return archive.read(about)
         except _UNREADABLE as error:
             raise InputError(
-                f"{path} is broken as a .sog: {name} cannot be read from it ({_reason(error)}); export it again"
+                f"{path} is broken as a .sog: {name} cannot be read from it ({reason(error)}); export it again"
             ) from error
 
     return _decode(path, _meta(path, load(_META)), load)
@@ -136,7 +136,7 @@ def read_sog_folder(path: Path) -> np.ndarray | None:
             return picture.read_bytes()
         except OSError as error:
             raise InputError(
-                f"{path} names the picture {name}, which cannot be read beside it ({_reason(error)}); "
+                f"{path} names the picture {name}, which cannot be read beside it ({reason(error)}); "
                 "copy all files of its folder"
             ) from error
 
@@ -149,7 +149,7 @@ def _meta(path: Path, content: bytes) -> Any:
             raise ValueError(f"{len(content):,} bytes")
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} has a {_META} that is no JSON ({_reason(error)}); export it again") from error
+        raise InputError(f"{path} has a {_META} that is no JSON ({reason(error)}); export it again") from error
 
 
 def _decode(path: Path, meta: Any, load: Callable[[str], bytes]) -> np.ndarray:
@@ -220,7 +220,7 @@ def _pixels(path: Path, what: str, content: bytes, most: int) -> np.ndarray:
             return np.asarray(image.convert("RGBA"))
     except (*_UNREADABLE, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{path} has a picture of {what} that cannot be read ({_reason(error)}); copy or export it again"
+            f"{path} has a picture of {what} that cannot be read ({reason(error)}); copy or export it again"
         ) from error
 
 
@@ -295,7 +295,3 @@ def _numbers(path: Path, values: Sequence[Any], n: int) -> np.ndarray:
 def _looked_up(table: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Return what bytes [N, n] stand for, by their channels."""
     return np.stack([table[indices[:, i], i] for i in range(indices.shape[1])], axis=1)
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
