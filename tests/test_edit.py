@@ -19,6 +19,7 @@ from tiny import CLUMPS, FLOOR, cameras, clumps
 from cgc.api import load
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
+from cgc.files import sha256
 from cgc.geometry import SH_C0, quat_to_rotation
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
@@ -648,6 +649,12 @@ def test_broken_saves_are_said(tmp_path):
             load_saved(good)
         (good / name).write_bytes(whole[name])
     facts = json.loads(whole["segmentation.json"])
+    (good / "extras.npz").write_bytes(whole["extras.npz"][:-9])
+    hashes = {**facts["sha256"], "extras.npz": sha256(good / "extras.npz")}
+    (good / "segmentation.json").write_text(json.dumps({**facts, "sha256": hashes}))
+    with pytest.raises(InputError, match=r"^[^(]*extras\.npz is broken \(.*\); save the segmentation again$"):
+        load_saved(good)
+    (good / "extras.npz").write_bytes(whole["extras.npz"])
     for change, said in (
         ({"format": 2}, "format 2"), ({"names": 3}, "broken"), ({"names": {"1": 5}}, "broken"),
         ({"edits": {}}, "broken"), ({"edits": ["x"]}, "broken"), ({"level": "high"}, "broken"),

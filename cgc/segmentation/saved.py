@@ -218,12 +218,12 @@ def _write(
 def _read(folder: Path, extras: bool) -> Segmentation:
     splats = read_ply(folder / "splats.ply")
     columns = _columns(folder / "segments.npz")
+    more = _columns(folder / "extras.npz") if extras else {}
     try:
         labels, confidences, leaves, parents, levels, base = (columns[name] for name in _TREE)
         tree = Hierarchy(
             leaves.astype(np.int32), parents.astype(np.int32), levels.astype(np.float32), float(base)
         )  # fmt: skip
-        more = _columns(folder / "extras.npz") if extras else {}
         features = torch.from_numpy(more[_FEATURES]) if _FEATURES in more else None
         if any(len(v) != len(splats) for v in more.values()):
             raise ValueError(f"its columns are not of {len(splats)} Gaussians")
