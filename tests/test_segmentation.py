@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CLUMPS, FLOOR, cameras, clumps
 
+from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.geometry import SH_C0
 from cgc.rasterize.base import Contributions
@@ -22,7 +23,7 @@ from cgc.segmentation import labels as label_room
 from cgc.segmentation.labels import render_blended, render_labels, render_rgb
 from cgc.segmentation.objects import is_clean
 from cgc.segmentation.segmentation import Segmentation
-from cgc.segmentation.segments import describe, export_segments, load_labels, load_table, save_labels, save_table
+from cgc.segmentation.segments import describe, export_segments, load_hierarchy, load_labels, load_table, save_labels, save_table
 from cgc.splats.ply import read_ply
 from cgc.splats.types import Splats
 
@@ -278,6 +279,12 @@ def test_broken_labels_are_said(tmp_path):
         path.write_bytes(data)
         with pytest.raises(InputError, match=r"segments\.npz is broken .*; run `cgc cluster"):
             load_labels(tmp_path)
+    labels = np.arange(1, 4, dtype=np.int32)
+    hierarchy = Hierarchy.flat(labels)
+    object.__setattr__(hierarchy, "base", 2.0)
+    save_labels(tmp_path, labels, np.zeros(3, np.float32), {}, hierarchy)
+    with pytest.raises(InputError, match=r"segments\.npz: the hierarchy is broken: its base .* again \(`cgc cluster"):
+        load_hierarchy(tmp_path)
 
 
 def test_exported_segments_reload_bit_for_bit_and_objects_make_up_the_whole(tmp_path):

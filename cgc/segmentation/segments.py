@@ -164,7 +164,10 @@ def load_hierarchy(folder: Path) -> Hierarchy:
     if absent := [name for name in names if name not in data]:
         raise InputError(f"{path} is broken (it has no {', '.join(absent)}); {again}")
     leaves, parents, levels, base = (data[name] for name in names)
-    hierarchy = Hierarchy(leaves, parents, levels, float(base))
+    try:
+        hierarchy = Hierarchy(leaves, parents, levels, float(base))
+    except InputError as error:
+        raise InputError(f"{path}: {error} (`cgc cluster {folder}`)") from error
     if not np.array_equal(hierarchy.at(), np.where(data["labels"] > 0, data["labels"], -1)):
         raise InputError(f"{path} is broken (labels and hierarchy do not agree); {again}")
     return hierarchy
