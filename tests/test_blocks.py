@@ -653,6 +653,9 @@ def test_tensors_of_other_kinds_are_said(tmp_path, name, broken):
     save_file({**whole, name: broken}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=r"a\.safetensors is broken \(its (features|mass) .*\); lift again"):
         read_tensors(tmp_path / "a.safetensors", "lift again", "features", "mass")
+    save_file({name: torch.zeros(5)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"a\.safetensors is broken \(it has no other\); lift again"):
+        read_tensors(tmp_path / "a.safetensors", "lift again", "other")
 
 
 def test_splats_that_would_have_to_be_moved_are_refused(own_run, tmp_path):

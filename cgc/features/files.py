@@ -26,6 +26,8 @@ def read_tensors(path: Path, advice: str, *names: str) -> dict[str, Tensor]:
     """
     try:
         data = load_file(path)
+        if absent := [name for name in names if name not in data]:
+            raise ValueError(f"it has no {', '.join(absent)}")
         found = {name: data[name] for name in names}
         for name, values in found.items():
             shape = list(values.shape)
@@ -35,7 +37,7 @@ def read_tensors(path: Path, advice: str, *names: str) -> dict[str, Tensor]:
                 raise ValueError(f"its {name} are not finite")
         if len({len(found[name]) for name in _AXES if name in found}) > 1:
             raise ValueError("its features and its mass are of different numbers of Gaussians")
-    except (SafetensorError, KeyError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is broken ({error}); {advice}") from error
     return found
 
