@@ -689,6 +689,13 @@ def test_bad_poses(tmp_path, matrix, match):
         read_scene(root)
 
 
+def test_a_broken_photo_is_not_said_to_be_a_bad_frame(tmp_path):
+    root = transforms_scene(tmp_path, {"fl_x": 50})  # the sizes are those of the photos
+    (root / "images/b.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"^\S*images/b\.png cannot be read as an image .* without it$"):
+        read_scene(root)
+
+
 # ---- bad input
 
 

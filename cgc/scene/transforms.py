@@ -66,6 +66,8 @@ def _shots(root: Path, frames: list[dict[str, Any]], shared: dict[str, Any], fil
     for name, frame, path in zip(names, frames, find_images(root, names)):
         try:
             shots.append(Shot(name, _lens({**shared, **frame}, path), _viewmat(frame)))
+        except InputError:  # of its image
+            raise
         except (ValueError, TypeError, OverflowError, ZeroDivisionError, np.linalg.LinAlgError) as error:
             raise InputError(f"{file}: the frame of {name} is bad: {error}; export the scene again") from error
     return shots
