@@ -486,7 +486,7 @@ def _versioned(path: Path, what: str) -> dict[str, Any]:
     found = value.pop("format", None) if isinstance(value, dict) else None
     if found != FORMAT:
         raise InputError(
-            f"{path} has format {found} where this version of cgc reads format {FORMAT}; "
+            f"{path} has format {found!r} where this version of cgc reads format {FORMAT}; "
             "use the version that made it, or make the run again"
         )
     return value
