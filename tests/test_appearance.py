@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -638,6 +641,21 @@ def test_checkpoints_of_something_else_are_refused(tiny, tmp_path: Path) -> None
     newest = max(tmp_path.iterdir())
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.raises(InputError, match="not a checkpoint"):
+        run(tiny, settings, checkpoint_dir=tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["means.0.value", "plan.costs", "loss", "step"])
+def test_checkpoints_that_lack_something_are_said(tiny, tmp_path: Path, lost: str) -> None:
+    settings = replace(TINY, steps=4, checkpoint_every=2)
+    run(tiny, settings, checkpoint_dir=tmp_path)
+    newest = max(tmp_path.iterdir())
+    with safe_open(newest, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != lost}  # noqa: SIM118
+        facts = json.loads(file.metadata()["cgc"])
+    facts.pop(lost, None)
+    facts["numbers"].pop(lost, None)
+    save_file(tensors, newest, metadata={"cgc": json.dumps(facts)})
+    with pytest.raises(InputError, match=r"is broken|does not say of which step"):
         run(tiny, settings, checkpoint_dir=tmp_path)
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cgc.errors import InputError
-from cgc.files import write_beside
+from cgc.files import fits, write_beside
 from cgc.scene.types import Scene
 from cgc.settings import TrainSettings, to_json
 from cgc.splats.types import Splats
@@ -31,6 +32,13 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]
     numbers: dict[str, float]
+
+
+class _Facts(TypedDict):
+    """What is read again of a checkpoint, beside what it belongs to."""
+
+    step: int
+    numbers: dict
 
 
 @dataclass(frozen=True)
@@ -101,8 +109,10 @@ def load_checkpoint(folder: Path, identity: Identity) -> Checkpoint | None:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["cgc"])
+            if not fits(facts, _Facts):
+                raise ValueError("it does not say of which step it is")
             tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a checkpoint of cgc ({error}); delete it to train without it") from error
     for what, mine in {"version": VERSION, **vars(identity)}.items():
         if facts.get(what, "") != mine:
@@ -111,7 +121,7 @@ def load_checkpoint(folder: Path, identity: Identity) -> Checkpoint | None:
                 f"{path} was written by a training with {other}; repeat the command it was made with, "
                 f"choose another --out, or delete {folder} to train from the start"
             )
-    return Checkpoint(int(facts["step"]), dict(tensors), facts["numbers"])
+    return Checkpoint(facts["step"], dict(tensors), facts["numbers"])
 
 
 def _checkpoints(folder: Path) -> list[Path]:

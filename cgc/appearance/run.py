@@ -30,7 +30,7 @@ from cgc.appearance.photos import Photo, Photos, Which
 from cgc.appearance.plan import Plan
 from cgc.appearance.shards import Shards
 from cgc.appearance.watch import Watch
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 from cgc.rasterize.base import Rasterizer, Render
 from cgc.rasterize.sh import sh_colors
 from cgc.rasterize.sight import may_see
@@ -392,6 +392,16 @@ class Run:
                 "on, but not raised; repeat the command it was made with, choose another --out, or delete "
                 f"{folder} to train from the start"
             )
+        try:
+            self._take_over(found)
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the checkpoint of step {found.step} in {folder} is broken ({reason(error)}); delete it to go on from "
+                f"the one before, or delete {folder} to train from the start"
+            ) from error
+        return found.step
+
+    def _take_over(self, found: Checkpoint) -> None:
         self.loss, self.psnr = found.numbers["loss"], found.numbers["psnr"]
         self._watch.anything_seen = bool(found.numbers["anything_seen"])
         self._shards.deal(len(found.tensors["means.0.value"]))
@@ -411,7 +421,6 @@ class Run:
         if not self.settings.budget:  # which decides on the cap
             self._densifier.keep_brightest(self.params, self._optimizers, self.settings.max_gaussians)
             self.plan.gaussians = self.gaussians
-        return found.step
 
     def _capture_state(self, value: Tensor) -> dict[str, Tensor]:
         assert self._capture_optimizer is not None
