@@ -137,6 +137,9 @@ def test_spin_nerf_is_read(spin):
 def test_folders_that_are_not_the_benchmark(read, tmp_path):
     with pytest.raises(InputError, match=r"nowhere does not exist; expected .*"):
         read(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file is a file where the benchmark's folder was expected, .*"):
+        read(tmp_path / "file")
     (tmp_path / "empty/sub").mkdir(parents=True)
     with pytest.raises(InputError, match="expected"):
         read(tmp_path / "empty")

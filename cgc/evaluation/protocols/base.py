@@ -106,10 +106,17 @@ def pictures(root: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     return sorted(p for p in found if p.is_file())
 
 
-def find_scenes(root: Path, inside: str, layout: str) -> dict[str, Path]:
-    """The scene folders, by name, that hold `inside`: the folder itself, or those in it; InputError where none does."""
+def check_folder(root: Path, layout: str) -> None:
+    """Raise InputError where a benchmark's folder is none."""
+    if root.is_file():
+        raise InputError(f"{root} is a file where the benchmark's folder was expected, {layout}")
     if not root.is_dir():
         raise InputError(f"the benchmark folder {root} does not exist; expected {layout}")
+
+
+def find_scenes(root: Path, inside: str, layout: str) -> dict[str, Path]:
+    """The scene folders, by name, that hold `inside`: the folder itself, or those in it; InputError where none does."""
+    check_folder(root, layout)
     if (root / inside).is_dir():
         return {root.resolve().name: root}
     found = {p.name: p for p in folders(root) if (p / inside).is_dir()}

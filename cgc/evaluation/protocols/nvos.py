@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cgc.errors import InputError, some
-from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, folders, pictures
+from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, check_folder, folders, pictures
 
 LAYOUT = "masks/TARGET/VIEW_mask.png, reference_image/TARGET/VIEW.JPG and scribbles/TARGET/pos_*.png, neg_*.png"
 DEFINITION = "IoU and pixel accuracy in the target view of what scribbles in the reference view pick, mean over targets"
@@ -16,8 +16,7 @@ DEFINITION = "IoU and pixel accuracy in the target view of what scribbles in the
 
 def read(root: Path) -> Benchmark:
     """Read the labels, in the folder itself or in labels/ or labels/llff/ of it. A target is a scene and its object."""
-    if not root.is_dir():
-        raise InputError(f"the benchmark folder {root} does not exist; expected {LAYOUT}")
+    check_folder(root, LAYOUT)
     places = [p for p in (root, root / "labels", root / "labels/llff", root / "llff") if (p / "masks").is_dir()]
     if not places or not folders(places[0] / "masks"):
         raise InputError(f"{root} has no masks/TARGET, nor has labels/ or labels/llff/ in it; expected {LAYOUT}")

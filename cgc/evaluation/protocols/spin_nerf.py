@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cgc.errors import InputError, some
-from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, folders, pictures
+from cgc.evaluation.protocols.base import Benchmark, Reference, TrueMask, check_folder, folders, pictures
 
 LAYOUT = "SCENE/VIEW.png, one mask for each annotated view (files with cutout or pseudo in their name are not read)"
 DEFINITION = (
@@ -16,8 +16,7 @@ DEFINITION = (
 
 def read(root: Path) -> Benchmark:
     """Read the masks of one scene or of several; the first by name is the reference."""
-    if not root.is_dir():
-        raise InputError(f"the benchmark folder {root} does not exist; expected {LAYOUT}")
+    check_folder(root, LAYOUT)
     masks, references, empty = [], [], []
     scenes = [root] if _masks(root) else folders(root)
     for folder in scenes:
