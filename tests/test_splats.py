@@ -491,7 +491,10 @@ def test_what_cannot_be_cleaned_is_said(tmp_path, capsys):
     with pytest.raises(InputError, match="is what is cleaned; give the copy another name"):
         clean(path, path)
     with pytest.raises(InputError, match="there is no PLY file"):
-        clean(tmp_path / "b.ply")
+        clean(tmp_path / "b.ply", path)
+    for folder in (tmp_path, Path()):
+        with pytest.raises(InputError, match="is a folder where a PLY file was expected"):
+            clean(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
     assert main(["clean", str(path), "--out", str(tmp_path / "c.ply")]) == 0
     assert "8 of 40 Gaussians left out" in " ".join(capsys.readouterr().out.split()) and (tmp_path / "c.ply").exists()

@@ -25,10 +25,10 @@ def clean(path: Path | str, out: Path | str | None = None) -> tuple[Path, int, i
     no Gaussian would be left.
     """
     path = Path(path)
+    vertices, rest = _vertices(path)
     out = path.with_name(f"{path.stem}_clean.ply") if out is None else Path(out)
     if out.exists() and out.samefile(path):
         raise InputError(f"{out} is what is cleaned; give the copy another name with --out, so that nothing is lost")
-    vertices, rest = _vertices(path)
     good = np.concatenate([~broken_rows(part, rest) for _, part in _parts(vertices)])
     if not good.any():
         raise InputError(f"{path} has no Gaussian that is whole, all {len(good):,} are broken; copy or export it again")
