@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -481,11 +482,13 @@ def _check_value(name: str, value: Any, kind: Any, limit: Limit) -> None:
     else:
         low, high = limit if isinstance(limit, tuple) else (limit, math.inf)
         number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        right = number and math.isfinite(value) and low <= value <= high
+        most = 2**31 - 1 if kind is int else sys.float_info.max  # a whole number of a JSON has any size
+        right = number and max(low, -most) <= value <= (high if math.isfinite(high) else most)
         bounds = f"of {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        bounds += f" and at most {most:g}" if number and most < value < high else ""
         expected = f"a {'whole ' if kind is int else ''}number {bounds}"
     if not right:
-        raise InputError(f"{name} is {value!r} where {expected} was expected; correct that setting")
+        raise InputError(f"{name} is {value!r:.60} where {expected} was expected; correct that setting")
 
 
 PAPER = RunSettings(
