@@ -160,7 +160,8 @@ def read_arrays(path: Path | str, *names: str) -> dict[str, np.ndarray]:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             return {name: data[name] for name in data.files if not names or name in names}
     except _NO_ARRAYS as error:
-        raise ValueError(reason(error)) from error
+        pickled = "pickle" in str(error)  # what numpy says then is how to open it all the same
+        raise ValueError("it holds something else than plain arrays" if pickled else reason(error)) from error
 
 
 def folder_at(folder: Path | str) -> Path:
