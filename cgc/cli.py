@@ -37,7 +37,7 @@ from cgc.arguments import (
     Train,
     View,
 )
-from cgc.errors import InputError
+from cgc.errors import InputError, reason
 from cgc.masks.regions import PRESETS as REGION_PRESETS
 from cgc.masks.sam import PRESETS as SAM_PRESETS
 from cgc.settings import SUITED, RunSettings, SceneSettings, preset_of, seconds_of, suited
@@ -93,10 +93,18 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `cgc --help | head`: who reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own flush at exit is quiet
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):  # which torch has it from
+            raise
+        _complain(
+            f"memory is not enough ({reason(error)}); use smaller photos (--max-side), fewer Gaussians or smaller "
+            "settings, or end other programs"
+        )
+        return 2
     except OSError as error:  # the system's refusals that nothing closer to them has explained
         name = f"{error.filename} " if error.filename else "a file "
-        reason = error.strerror or error
-        _complain(f"{name}could not be read or written ({reason}); check it and its permissions")
+        why = error.strerror or error
+        _complain(f"{name}could not be read or written ({why}); check it and its permissions")
         return 2
     except KeyboardInterrupt as stop:
         _complain(str(stop) or "stopped; run the same command again to go on where it was")

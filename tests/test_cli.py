@@ -371,6 +371,13 @@ def test_a_stop_by_the_user_says_how_to_go_on(monkeypatch, capsys):
     assert "run the same command again to go on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("asks", [lambda: bytes(1 << 62), lambda: torch.empty(1 << 60)])
+def test_memory_that_is_not_there_is_said(monkeypatch, capsys, asks):
+    monkeypatch.setattr(commands, "run_all", lambda *_, **__: asks())
+    assert main(["demo"]) == 2
+    assert re.fullmatch(r"cgc: memory is not enough \(.*\); use smaller photos .*\n", capsys.readouterr().err)
+
+
 # ---- bad input: scenes and photos
 
 
