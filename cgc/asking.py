@@ -115,7 +115,7 @@ def _in_mask(seg: Segmentation, word: str) -> list[Object]:
     if not file:
         raise InputError(f"--mask is {word!r} where VIEW,FILE.png was expected")
     if not Path(file).is_file():
-        raise InputError(f"--mask names the file {file}, which is not there; give VIEW,FILE.png")
+        raise InputError(f"--mask names {file}, where there is no file; give VIEW,FILE.png")
     return list(seg.from_mask(view, read_id_map(Path(file)) > 0))
 
 

@@ -178,7 +178,7 @@ def test_taking_out(run, tmp_path, capsys):
         (["query", "RUN", "--click", f"{VIEW},1,1", "--similar", "1"], "one question at a time"),
         (["query", "RUN", "--click", f"{VIEW},1,1", "--click", f"{VIEW},2,2"], "--click is given 2 times"),
         (["query", "RUN", "--mask", VIEW], "VIEW,FILE.png was expected"),
-        (["query", "RUN", "--mask", f"{VIEW},nowhere.png"], "nowhere.png, which is not there; give VIEW,FILE.png"),
+        (["query", "RUN", "--mask", f"{VIEW},nowhere.png"], "nowhere.png, where there is no file; give VIEW,FILE.png"),
         (["query", "RUN", "--similar", "999"], "no segment 999"),
         (["query", "RUN", "--level", "2"], "level 2"),
         (["query", "NOWHERE"], "no run folder"),
