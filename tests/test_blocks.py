@@ -642,6 +642,23 @@ def test_cut_splats_that_are_broken_are_said(tmp_path, name):
             Geometry(folder)
 
 
+def test_cut_splats_whose_files_do_not_fit_are_said(tmp_path):
+    folder = tmp_path / "blocks"
+    a_geometry(tmp_path, some_splats(300), 100)
+    columns = {k: v for k, v in np.load(folder / "cells.npz").items()}
+    order, geometry = np.load(folder / "order.npy"), np.load(folder / "geometry.npy")
+    broken = [("cells.npz", columns | {k: v}) for k, old in columns.items() for v in (old[1:], old[None], old * np.nan)]
+    broken += [("order.npy", order[1:]), ("order.npy", order[None]), ("order.npy", order + 1), ("order.npy", order / 1)]
+    broken += [("geometry.npy", geometry[1:]), ("geometry.npy", geometry.astype(np.float16))]
+    for name, value in broken:
+        whole = (folder / name).read_bytes()
+        np.savez(folder / name, **value) if isinstance(value, dict) else np.save(folder / name, value)
+        with pytest.raises(InputError, match=r"blocks is broken .*; remove it and run the same command again"):
+            Geometry(folder)
+        (folder / name).write_bytes(whole)
+    assert len(Geometry(folder)) == 300
+
+
 @pytest.mark.parametrize("name", ["features", "mass"])
 @pytest.mark.parametrize(
     "broken",

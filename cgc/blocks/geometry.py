@@ -47,8 +47,24 @@ class Geometry:
             data = read_arrays(folder / "cells.npz")
             self.cut = Cut(self._order, data["cells"], data["blocks"])
             self._low, self._high, self._reach = data["low"], data["high"], data["reach"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+            if not self._is_whole():
+                raise ValueError("its files do not fit together")
+        except (OSError, ValueError, KeyError, EOFError, IndexError) as error:
             raise InputError(f"{folder} is broken ({error}); remove it and run the same command again") from error
+
+    def _is_whole(self) -> bool:
+        """Say whether the files are of each other, and hold what can be read by them."""
+        order, cells, boxes = self._order, self.cut.cells, (self._low, self._high, self._reach[:, None])
+        return (
+            self._values.dtype == np.float32
+            and self._values.shape == (*order.shape, VALUES)
+            and _divide(cells, len(order))
+            and _divide(self.cut.blocks, len(cells) - 1)
+            and np.issubdtype(order.dtype, np.integer)
+            and bool(0 <= order.min() <= order.max() < len(order))
+            and [box.shape for box in boxes] == [(len(cells) - 1, n) for n in (3, 3, 1)]
+            and all(np.isfinite(box).all() for box in boxes)
+        )
 
     def __len__(self) -> int:
         return len(self._order)
@@ -135,6 +151,12 @@ class Geometry:
             rows = slice(max(int(y.min() - more_y), 0), max(int(y.max() + more_y) + 1, 0))
             shown[rows, max(int(x.min() - more_x), 0) : max(int(x.max() + more_x) + 1, 0)] = True
         return shown.reshape(-1)
+
+
+def _divide(ends: np.ndarray, n: int) -> bool:
+    """Say whether numbers divide 0 to n into parts that are not empty."""
+    integers = ends.ndim == 1 and np.issubdtype(ends.dtype, np.integer)
+    return integers and len(ends) > 1 and ends[0] == 0 and ends[-1] == n and bool((np.diff(ends) > 0).all())
 
 
 def _rectangle(camera: Camera, pixels: np.ndarray | None) -> tuple[float, float, float, float]:
