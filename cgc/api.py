@@ -122,7 +122,7 @@ def _extras(run: RunFolder, n: int, origin: np.ndarray | None) -> dict[str, np.n
     except ValueError as error:
         raise InputError(f"{run.root / 'extras.npz'} is broken ({error}); run `cgc train {run.root}` again") from error
     for name, values in extras.items():
-        _check(run, f"values of {name!r}", len(values), n)
+        _check(run, f"values of {name!r}", len(np.atleast_1d(values)), n)
     rows = slice(None) if origin is None else origin
     return {name: values[rows] for name, values in extras.items() if name not in (ORIGIN, MOVED)}
 

@@ -731,6 +731,12 @@ def test_cameras_come_back_to_the_bit(tmp_path):
     assert all(torch.equal(before[n].viewmat, after[n].viewmat) and torch.equal(before[n].K, after[n].K) for n in after)
 
 
+def test_an_attribute_that_is_one_number_is_said(own_run):
+    np.savez(own_run / "extras.npz", age=np.array(3))
+    with pytest.raises(InputError, match="has values of 'age' of 1 Gaussians for"):
+        cgc.load(own_run)
+
+
 @pytest.mark.parametrize("change", [
     lambda v: [], lambda v: {**v, "format": 2}, lambda v: {**v, "views": 3}, lambda v: {"views": []},
     lambda v: {**v, "views": [{**v["views"][0], "K": [[1, 2], [3, 4]]}]},
