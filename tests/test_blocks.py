@@ -25,7 +25,7 @@ from cgc.blocks.join import Piece, join_blocks
 from cgc.blocks.steps import Blocks, cluster_blocks, lift_blocks
 from cgc.blocks.trees import Joint, grow_parts
 from cgc.blocks.weigh import Block, draw_views, restrict, weigh_block
-from cgc.blocks.work import LIFTED, save_arrays
+from cgc.blocks.work import LIFTED, load_arrays, save_arrays
 from cgc.clustering.columns import mask_columns
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
@@ -384,8 +384,6 @@ def test_features_of_blocks_are_turned_into_one_space(tmp_path):
             "mass": np.ones(len(rows), np.float32),
         }
         save_arrays(path, arrays | {"features": features[rows] @ turn}, "key")
-    from cgc.blocks.work import load_arrays
-
     turned = [load_arrays(path, "features")["features"] @ turn for path, turn in zip(paths, align(paths))]
     same = np.concatenate([turned[0][:130], turned[2][30:100], turned[1]])
     np.testing.assert_allclose(same @ same.T, features @ features.T, atol=1e-3)
@@ -657,6 +655,23 @@ def test_cut_splats_whose_files_do_not_fit_are_said(tmp_path):
             Geometry(folder)
         (folder / name).write_bytes(whole)
     assert len(Geometry(folder)) == 300
+    geometry[7, 1] = np.nan
+    np.save(folder / "geometry.npy", geometry)
+    with pytest.raises(InputError, match=r"blocks is broken \(it holds what is no number\)"):
+        Geometry(folder).read(np.array([0]))
+
+
+def test_a_block_with_a_wrong_bit_is_said(tmp_path):
+    path, arrays = tmp_path / "a.safetensors", {"rows": np.arange(300), "none": np.zeros((0, 3), np.float32)}
+    save_arrays(path, arrays, "key")
+    assert all(np.array_equal(v, arrays[k]) for k, v in load_arrays(path, "rows", "none").items())
+    data = bytearray(path.read_bytes())
+    data[-99] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.safetensors is broken \(its rows were changed or damaged\); remove it"):
+        load_arrays(path, "rows")
+    save_file({"rows": torch.arange(3)}, path)  # as versions before this one left them
+    assert load_arrays(path, "rows")["rows"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["features", "mass"])

@@ -41,6 +41,7 @@ class Geometry:
 
     def __init__(self, folder: Path) -> None:
         """Open what `write_geometry` has left in a folder; InputError where it is broken."""
+        self._folder = folder
         try:
             self._values = open_memmap(folder / "geometry.npy", mode="r")
             self._order = open_memmap(folder / "order.npy", mode="r")
@@ -50,7 +51,7 @@ class Geometry:
             if not self._is_whole():
                 raise ValueError("its files do not fit together")
         except (OSError, ValueError, KeyError, EOFError, IndexError) as error:
-            raise InputError(f"{folder} is broken ({error}); remove it and run the same command again") from error
+            raise _broken(folder, error) from error
 
     def _is_whole(self) -> bool:
         """Say whether the files are of each other, and hold what can be read by them."""
@@ -70,10 +71,12 @@ class Geometry:
         return len(self._order)
 
     def read(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows [n] and values [n, VALUES] of some cells, by rising row."""
+        """Return the rows [n] and values [n, VALUES] of some cells, by rising row; InputError for what is no number."""
         places = [slice(self.cut.cells[c], self.cut.cells[c + 1]) for c in cells]
         rows = np.concatenate([np.empty(0, np.int64), *(self._order[place] for place in places)])
         values = np.concatenate([np.empty((0, VALUES), np.float32), *(self._values[place] for place in places)])
+        if not np.isfinite(values).all():
+            raise _broken(self._folder, "it holds what is no number")
         by_row = np.argsort(rows, kind="stable")
         return rows[by_row], values[by_row]
 
@@ -151,6 +154,10 @@ class Geometry:
             rows = slice(max(int(y.min() - more_y), 0), max(int(y.max() + more_y) + 1, 0))
             shown[rows, max(int(x.min() - more_x), 0) : max(int(x.max() + more_x) + 1, 0)] = True
         return shown.reshape(-1)
+
+
+def _broken(folder: Path, why: object) -> InputError:
+    return InputError(f"{folder} is broken ({why}); remove it and run the same command again")
 
 
 def _divide(ends: np.ndarray, n: int) -> bool:

@@ -5,6 +5,7 @@ A file says with which settings it was made (its key) and is taken only with the
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ from cgc.settings import ClusterSettings, LiftSettings
 from cgc.splats.types import Splats
 
 Arrays = dict[str, np.ndarray]
+_SUMS = "crc32"
 LIFTED, CLUSTERED = "lifted.safetensors", "clustered.safetensors"
 
 
 def save_arrays(path: Path, arrays: Arrays, key: str) -> None:
-    """Write arrays and the key of what they were made with."""
+    """Write arrays, the key of what they were made with, and checksums: compiled code trusts what they hold."""
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole[_SUMS] = np.array([zlib.crc32(whole[name].data) for name in sorted(whole)], np.uint32)
     with write_beside(path) as temporary:
         save_file(whole, temporary, metadata={"key": key})
 
@@ -53,8 +56,14 @@ def load_arrays(path: Path, *names: str) -> Arrays:
     """Read some arrays; InputError where the file is broken."""
     try:
         with safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
+            found, there = {name: file.get_tensor(name) for name in names}, sorted(file.keys())
+            sums = file.get_tensor(_SUMS).tolist() if _SUMS in there else []  # older files have none
+        wanted = dict(zip((name for name in there if name != _SUMS), sums))
+        for name, array in found.items():
+            if name in wanted and zlib.crc32(array.data) != wanted[name]:
+                raise ValueError(f"its {name} were changed or damaged")
+        return found
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} is broken ({error}); remove it and run the same command again") from error
 
 
