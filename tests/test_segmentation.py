@@ -23,7 +23,15 @@ from cgc.segmentation import labels as label_room
 from cgc.segmentation.labels import render_blended, render_labels, render_rgb
 from cgc.segmentation.objects import is_clean
 from cgc.segmentation.segmentation import Segmentation
-from cgc.segmentation.segments import describe, export_segments, load_hierarchy, load_labels, load_table, save_labels, save_table
+from cgc.segmentation.segments import (
+    describe,
+    export_segments,
+    load_hierarchy,
+    load_labels,
+    load_table,
+    save_labels,
+    save_table,
+)
 from cgc.splats.ply import read_ply
 from cgc.splats.types import Splats
 
