@@ -27,6 +27,25 @@ def test_votes_are_sums_of_rendered_weights():
     np.testing.assert_allclose(votes.toarray(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [1, 3])
+def test_votes_of_large_views_are_made_in_parts(stride, monkeypatch):
+    splats, _ = clumps()
+    shots, g = cameras()[:2], np.random.default_rng(0)
+    maps = {i: g.integers(0, 3, (c.height, c.width)) for i, c in enumerate(shots)}
+    whole, kinds = vote_ids(splats, shots, maps, CpuRasterizer(), 0.01, stride=stride, quiet=True)
+    monkeypatch.setattr("cgc.rasterize.base.PART", 100)
+    asked, contributions = [], CpuRasterizer.contributions
+    monkeypatch.setattr(
+        CpuRasterizer, "contributions", lambda self, *a, **k: asked.append(len(a[2])) or contributions(self, *a, **k)
+    )
+    for serve in (True, False):
+        monkeypatch.setattr("cgc.kernels.serve", lambda device, serve=serve: serve)
+        votes, names = vote_ids(splats, shots, maps, CpuRasterizer(), 0.01, stride=stride, quiet=True)
+        assert np.array_equal(names, kinds) and votes.nnz == whole.nnz
+        np.testing.assert_allclose(votes.toarray(), whole.toarray(), rtol=1e-5, atol=1e-6)
+    assert max(asked) == 100 and sum(asked) == 2 * sum(-(-m.size // stride) for m in maps.values())
+
+
 def test_exact_maps_give_back_the_labels_under_their_own_ids():
     splats, labels = clumps()
     shots, rasterizer = cameras(), CpuRasterizer()

@@ -16,7 +16,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from cgc import kernels, parallel
 from cgc.keyed import sum_by_key
 from cgc.progress import progress_bar
-from cgc.rasterize.base import Rasterizer, device_of
+from cgc.rasterize.base import Rasterizer, contributions_by_parts, device_of
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -36,26 +36,30 @@ def vote_ids(
     """Return W^T onehot(ids) summed over views, [N, I], and the ids [I] of its columns, rising; id 0 is one of them.
 
     id_maps: [H, W] each, of the cameras of these numbers. Entries of W under `min_weight` are left out. With a `stride`
-    every so many-th pixel counts so many times. Memory: 12 B an entry of W of one view, and of the sum. Of several
-    processes each weighs a share of the views, and the first one has the sum.
+    every so many-th pixel counts so many times. Memory: 12 B an entry of W of a part of a view, and of the sum. Of
+    several processes each weighs a share of the views, and the first one has the sum.
     """
     kinds = np.unique(np.concatenate([np.zeros(1, np.int64), *(np.unique(m) for m in id_maps.values())]))
     if not kernels.serve(device_of(rasterizer)) and parallel.here()[1] == 1:
         return vote_on_device(splats, cameras, id_maps, kinds, rasterizer, min_weight, stride, quiet), kinds
-    votes: Any = csr_matrix((len(splats), len(kinds)), dtype=np.float32)
+    votes: Any = csr_matrix((len(splats), len(kinds)), dtype=np.float32)  # none
 
     def weigh(view: int) -> list[np.ndarray]:
-        id_map = id_maps[view]
+        id_map, found = id_maps[view], votes
         pixels = None if stride == 1 else torch.arange(view % stride, id_map.size, stride)
-        w = rasterizer.contributions(splats, cameras[view], pixels, min_weight=min_weight)
-        column = np.searchsorted(kinds, id_map.ravel()[w.pixels.cpu().numpy()])
-        return [stride * w.weights.cpu().numpy(), w.ids.cpu().numpy(), column[w.rows.cpu().numpy()]]
+        for w in contributions_by_parts(rasterizer, splats, cameras[view], pixels, min_weight=min_weight):
+            column = np.searchsorted(kinds, id_map.ravel()[w.pixels.cpu().numpy()])[w.rows.cpu().numpy()]
+            entries = stride * w.weights.cpu().numpy(), (w.ids.cpu().numpy(), column)
+            found = found + coo_matrix(entries, shape=votes.shape).tocsr()
+        summed = found.tocoo()
+        return [summed.data, *summed.coords]
 
+    total = votes
     with progress_bar("votes", len(id_maps), quiet=quiet) as bar:
         for weights, gaussians, columns in parallel.shared(list(id_maps), weigh):
-            votes = votes + coo_matrix((weights, (gaussians, columns)), shape=votes.shape).tocsr()
+            total = total + coo_matrix((weights, (gaussians, columns)), shape=votes.shape).tocsr()
             bar.advance()
-    return votes, kinds
+    return total, kinds
 
 
 def vote_on_device(
@@ -75,12 +79,12 @@ def vote_on_device(
     with torch.no_grad(), progress_bar("votes", len(id_maps), quiet=quiet) as bar:
         for view, id_map in id_maps.items():
             pixels = None if stride == 1 else torch.arange(view % stride, id_map.size, stride)
-            w = rasterizer.contributions(there, cameras[view], pixels, min_weight=min_weight)
             ids = torch.from_numpy(id_map.ravel().astype(np.int64)).to(device)
-            column = torch.searchsorted(names, ids[w.pixels])[w.rows]
-            parts.append(sum_by_key(w.ids.long() * count + column, w.weights))
-            if sum(len(keys) for keys, _ in parts) > MERGE:
-                parts = [_merged(parts)]
+            for w in contributions_by_parts(rasterizer, there, cameras[view], pixels, min_weight=min_weight):
+                column = torch.searchsorted(names, ids[w.pixels])[w.rows]
+                parts.append(sum_by_key(w.ids.long() * count + column, w.weights))
+                if sum(len(keys) for keys, _ in parts) > MERGE:
+                    parts = [_merged(parts)]
             bar.advance()
     keys, sums = _merged(parts)
     rows = torch.searchsorted(keys, torch.arange(len(splats) + 1, device=device) * count)

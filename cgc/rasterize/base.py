@@ -7,7 +7,7 @@ skipped, a pixel stops before its transmittance would fall to 1e-4. w_i = alpha_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +24,8 @@ from cgc.splats.types import Splats
 
 NEAR = 0.01
 """World units: Gaussians nearer to a camera's plane are not in its picture, unless a rasteriser is told otherwise."""
+PART = 1 << 19
+"""Pixels whose rows of W are asked for at once: with 60 entries each they take 400 MB."""
 NEAR_OF_EXTENT = 0.006
 """The same of a scene's extent, so that a scene is seen alike in any unit."""
 
@@ -262,6 +264,17 @@ def transpose_product(rasterizer: Rasterizer, splats: Splats, camera: Camera, x:
     if isinstance(rasterizer, VoteRasterizer):
         return rasterizer.transpose_product(splats, camera, x)
     return rasterizer.contributions(splats, camera).transpose_matmul(x.detach())
+
+
+def contributions_by_parts(
+    rasterizer: Rasterizer, splats: Splats, camera: Camera, pixels: Tensor | None = None, *, min_weight: float = 0.0
+) -> Iterator[Contributions]:
+    """Yield rows of W of pixels (None: all), PART at a time: those of all of a large photo may be more than memory."""
+    count = camera.width * camera.height
+    if pixels is None and count > PART:
+        pixels = torch.arange(count)
+    for part in [None] if pixels is None else pixels.split(PART):
+        yield rasterizer.contributions(splats, camera, part, min_weight=min_weight)
 
 
 def group_contributions(

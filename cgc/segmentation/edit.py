@@ -20,7 +20,7 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
 from cgc.errors import InputError
 from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rotation_to_quat, sh_dc_to_rgb, vector
-from cgc.rasterize.base import Rasterizer
+from cgc.rasterize.base import Rasterizer, contributions_by_parts
 from cgc.scene.types import Camera
 from cgc.segmentation.halo import Halo, find_halo
 from cgc.splats.types import PARAMETERS, Splats
@@ -508,6 +508,7 @@ def _shares(splats: Splats, camera: Camera, mask: np.ndarray, rasterizer: Raster
     if not mask.any():
         raise InputError("the mask is empty; draw it over something")
     columns = torch.from_numpy(np.stack([mask.ravel() != 0, np.ones(mask.size, bool)], 1).astype(np.float32))
-    weights = rasterizer.contributions(splats.detach(), camera, min_weight=MIN_SHOWN).transpose_matmul(columns)
-    under, mass = weights.cpu().numpy().T.astype(float)
+    parts = contributions_by_parts(rasterizer, splats.detach(), camera, min_weight=MIN_SHOWN)
+    weights = sum(w.transpose_matmul(columns[w.pixels.cpu()]).cpu() for w in parts)
+    under, mass = torch.as_tensor(weights).numpy().T.astype(float)
     return under / np.maximum(mass, 1e-12), mass
