@@ -398,7 +398,7 @@ def test_no_model_and_broken_model(refused, scene, tmp_path):
     shutil.rmtree(scene / "sparse")
     shutil.rmtree(scene / "images")
     assert "expected a COLMAP model in sparse/0 or a transforms.json, found neither" in refused("masks", scene)
-    assert "0 photos that can be read, and at least 3 are needed" in refused(*words)
+    assert "none of the 20 photos in" in refused(*words)  # its id maps, which are pictures too
 
 
 def test_missing_images(refused, scene, tmp_path):

@@ -100,7 +100,7 @@ def test_lpips_that_cannot_be_had_is_said_in_a_sentence(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(pictures.importlib, "import_module", absent)
-    with pytest.raises(InputError, match=r"not installed; pip install contrastive-gaussian-clustering\[lpips\]"):
+    with pytest.raises(InputError, match=r"not installed; pip install 'contrastive-gaussian-clustering\[lpips\]'"):
         load_lpips()
     monkeypatch.setattr(pictures.importlib, "import_module", lambda name: Package())
     with pytest.raises(InputError, match=r"the weights of its VGG backbone could not be loaded \(no network\)"):
