@@ -19,12 +19,12 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 from cgc import parallel
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.files import fits, read_json, sha256, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
 
@@ -451,12 +451,11 @@ def open_run(root: Path) -> RunFolder:
             )
     config = _versioned(root / "config.json", "the run's config.json")
     scene = _versioned(root / "scene.json", "the run's scene.json")
-    try:
-        source = Source(**scene)
-    except TypeError as error:
-        raise InputError(
-            f"{root / 'scene.json'} is not what this version writes ({error}); make the run again"
-        ) from error
+    known = {field.name: field.default is MISSING for field in fields(Source)}
+    odd = [f"it has no {name}" for name, needed in known.items() if needed and name not in scene]
+    if odd := odd + [f"{name!r:.40} is unknown" for name in scene if name not in known]:
+        raise InputError(f"{root / 'scene.json'} is not what this version writes ({some(odd)}); make the run again")
+    source = Source(**scene)
     _check_kinds(root / "scene.json", vars(source), get_type_hints(Source))
     stats: dict[str, Any] = {"steps": {}, "seconds": {}}
     if (root / "stats.json").exists():

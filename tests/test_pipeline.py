@@ -620,7 +620,12 @@ def test_keys_hash_what_a_step_depends_on_and_nothing_else(tmp_path):
         ("config.json", "{", "is not valid JSON"),
         ("config.json", None, r"run/config\.json is missing, .*; put it back, or make the run anew in another folder"),
         ("scene.json", None, r"run/scene\.json is missing, .*; put it back, or make the run anew in another folder"),
-        ("scene.json", '{"format": 1, "scene": "x"}', "is not what this version writes"),
+        ("scene.json", '{"format": 1, "scene": "x"}', r"this version writes \(it has no masks, it has no splats, "),
+        (
+            "scene.json",
+            '{"format": 1, "scene": "x", "masks": null, "splats": null, "fingerprint": {}, "of": 3}',
+            r"is not what this version writes \('of' is unknown\)",
+        ),
         ("stats.json", "[]", "is not what this version writes"),
         ("stats.json", '{"steps": {}}', "is not what this version writes"),
     ],
