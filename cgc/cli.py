@@ -97,8 +97,12 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):  # which torch has it from
             raise
         _complain(
-            f"memory is not enough ({reason(error)}); use smaller photos (--max-side), fewer Gaussians or smaller "
-            "settings, or end other programs"
+            parallel.signed(
+                InputError(
+                    f"memory is not enough ({reason(error)}); end other programs, make the run with smaller photos "
+                    "(`cgc run --max-side`), fewer Gaussians or smaller settings, or use a machine with more"
+                )
+            )
         )
         return 2
     except OSError as error:  # the system's refusals that nothing closer to them has explained

@@ -659,6 +659,19 @@ def test_checkpoints_that_lack_something_are_said(tiny, tmp_path: Path, lost: st
         run(tiny, settings, checkpoint_dir=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["quats.0.value", "sh_rest.0.exp_avg", "means.0.step", "opacities.0.exp_avg_sq"])
+def test_checkpoints_whose_tensors_do_not_fit_are_said(tiny, tmp_path: Path, name: str) -> None:
+    settings = replace(TINY, steps=4, checkpoint_every=2)
+    run(tiny, settings, checkpoint_dir=tmp_path)
+    newest = max(tmp_path.iterdir())
+    with safe_open(newest, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors[name] = torch.zeros(1, *tensors[name].shape[1:])
+    save_file(tensors, newest, metadata=metadata)
+    with pytest.raises(InputError, match=rf"is broken \(.*its {name} is \[1.* was expected"):
+        run(tiny, settings, checkpoint_dir=tmp_path)
+
+
 def test_test_views_are_never_read(tiny) -> None:
     scene, load = tiny
     read: list[str] = []

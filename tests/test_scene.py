@@ -1,6 +1,5 @@
 """The scene room: models made here by pycolmap and by hand, read back and held against known values."""
 
-import contextlib
 import json
 import math
 import os
@@ -798,16 +797,20 @@ def test_damaged_avif(tmp_path):
     path = tmp_path / "a.avif"
     Image.fromarray(pixels).save(path)
     whole = path.read_bytes()
+    refused = 0
     for at in range(80, len(whole) - 8, 8):  # Pillow raises RuntimeError for some of these
         path.write_bytes(whole[:at] + b"\xff" * 8 + whole[at + 8 :])
-        with contextlib.suppress(InputError):
+        try:
             assert load_photo(path, exif_rotated=False).shape[2] == 3
+        except InputError:
+            refused += 1
+    assert refused
 
 
-def test_a_length_in_a_picture_that_asks_for_all_memory(tmp_path, monkeypatch):
+def test_want_of_memory_is_not_taken_for_a_broken_photo(tmp_path, monkeypatch):
     Image.new("L", (4, 3)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image.Image, "convert", lambda *_: bytes(1 << 60))
-    with pytest.raises(InputError, match=r"a\.png cannot be read as an image \(MemoryError\)"):
+    with pytest.raises(MemoryError):
         load_photo(tmp_path / "a.png", exif_rotated=False)
 
 

@@ -1,11 +1,13 @@
 """Compile gsplat's own kernels for the CPU, so that the CUDA backend can be tested on them where there is no GPU.
 
     python tools/build_gsplat_on_cpu.py build/gsplat_on_cpu
-    CGC_GSPLAT_KERNELS=build/gsplat_on_cpu/gsplat_cuda.so pytest tests/test_cuda.py tests/test_rasterize.py
+    export CGC_GSPLAT_KERNELS=build/gsplat_on_cpu/gsplat_cuda.so
+    pytest tests/test_rasterize.py tests/test_cuda.py tests/test_device*.py
 
-It needs a C++ compiler, and takes minutes. The sources are those of the installed gsplat: each launch of a kernel is
-rewritten as a call, and cuda_on_cpu/emulation.h stands for CUDA. Tests which otherwise run on a stand-in in plain torch
-(tests/gsplat_stand_in.py) then run on the kernels, pixel by pixel as a card would, but for its fast approximations.
+It needs a C++ compiler, and takes a minute or two. The sources are those of the installed gsplat: each launch of a
+kernel is rewritten as a call, and cuda_on_cpu/emulation.h stands for CUDA. Tests which otherwise run on a stand-in in
+plain torch (tests/gsplat_stand_in.py) then run on the kernels, pixel by pixel as a card would, but for its fast
+approximations.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ def main(arguments: Arguments) -> None:
     libraries = Path(torch.__file__).parent / "lib"
     for name in objects:  # what launches kernels that are not built is never called
         subprocess.run(["objcopy", "--wildcard", "--weaken-symbol=*launch_*", name], cwd=folder, check=True)
-    link = ["g++", "-shared", "-ffast-math", *objects, "-o", "gsplat_cuda.so", f"-L{libraries}"]
+    link = ["g++", "-shared", *objects, "-o", "gsplat_cuda.so", f"-L{libraries}"]
     link += [f"-Wl,-rpath,{libraries}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
     subprocess.run(link, cwd=folder, check=True)
     print(folder / "gsplat_cuda.so")

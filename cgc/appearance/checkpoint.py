@@ -38,7 +38,7 @@ class _Facts(TypedDict):
     """What is read again of a checkpoint, beside what it belongs to."""
 
     step: int
-    numbers: dict
+    numbers: dict[str, float]
 
 
 @dataclass(frozen=True)

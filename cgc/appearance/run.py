@@ -393,13 +393,23 @@ class Run:
                 f"{folder} to train from the start"
             )
         try:
+            self._check_shapes(found.tensors)
             self._take_over(found)
-        except (LookupError, TypeError, ValueError) as error:
+        except LookupError as error:
             raise InputError(
                 f"the checkpoint of step {found.step} in {folder} is broken ({reason(error)}); delete it to go on from "
-                f"the one before, or delete {folder} to train from the start"
+                f"the one before, if there is one, or delete {folder} to train from the start"
             ) from error
         return found.step
+
+    def _check_shapes(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise LookupError where tensors are not of one number of Gaussians, or of other rows than are trained."""
+        n = len(tensors["means.0.value"])
+        for name, old in self.params.items():
+            for key, tensor in tensors.items():
+                wanted = [] if key.endswith(".step") else [n, *old.shape[1:]]
+                if (key.startswith(f"{name}.0.") or key == name) and list(tensor.shape) != wanted:
+                    raise LookupError(f"its {key} is {list(tensor.shape)} where {wanted} was expected")
 
     def _take_over(self, found: Checkpoint) -> None:
         self.loss, self.psnr = found.numbers["loss"], found.numbers["psnr"]

@@ -52,7 +52,7 @@ def vote_ids(
             entries = stride * w.weights.cpu().numpy(), (w.ids.cpu().numpy(), column)
             found = found + coo_matrix(entries, shape=votes.shape).tocsr()
         summed = found.tocoo()
-        return [summed.data, *summed.coords]
+        return [summed.data, summed.row, summed.col]
 
     total = votes
     with progress_bar("votes", len(id_maps), quiet=quiet) as bar:

@@ -29,8 +29,8 @@ _BACK = {
     7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_270,
 }  # fmt: skip
 """What undoes the turn that a tag asks for."""
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError, Image.DecompressionBombError)
-"""What PIL raises for files that are no images, or broken ones: a length in one may ask for all memory."""
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
+"""What PIL raises for files that are no images, or broken ones; MemoryError it raises for whole ones, too."""
 
 
 @dataclass(frozen=True)

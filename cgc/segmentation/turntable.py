@@ -98,8 +98,10 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
 
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
-    import imageio_ffmpeg
-
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise InputError("an MP4 takes imageio-ffmpeg, which is not installed: `pip install imageio-ffmpeg`") from error
     rate: Any = fps  # fractions are fine
     height, width = (n - n % 2 for n in frames.shape[1:3])  # the codec takes even sizes only
     with write_beside(path) as temporary:

@@ -2,7 +2,7 @@
 //
 // The threads of a block are fibers that run until they wait for one another; blocks run one after the other. So what
 // runs is the kernels' own source with its own order of decisions, barriers and warps, rounded nearly as on a card: with
-// fused products, exponentials by powers of two, no subnormal numbers. What it does not show: approximations of
+// fused products, exponentials by powers of two, no subnormal numbers (on x86). What it does not show: approximations of
 // division and roots, races between threads, sums by atomics in other orders, speed.
 //
 // It must be included before anything of gsplat. Lanes that returned take no part in what their warp does together.
@@ -10,6 +10,9 @@
 
 #include <setjmp.h>
 #include <ucontext.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <cassert>
@@ -148,14 +151,23 @@ inline void run_block(dim3 index) {
 template <class Kernel, class... Arguments>
 void launch(dim3 grid, dim3 size, size_t bytes, const Kernel &kernel, Arguments... arguments) {
     if (bytes > SHARED || size.x * size.y * size.z > 1024) std::abort();
-    std::fill(shared, shared + bytes, char(0xFF));  // NaN, where a kernel reads what it did not write
+#if defined(__SSE__)
+    unsigned mode = _mm_getcsr();
+    _mm_setcsr(mode | 0x8040);  // subnormal numbers are 0, as they come and as they are made
+#endif
     std::function<void()> body = [&] { kernel(arguments...); };
     block.size = size;
     block.grid = grid;
     block.body = &body;
     for (unsigned z = 0; z < grid.z; ++z)
         for (unsigned y = 0; y < grid.y; ++y)
-            for (unsigned x = 0; x < grid.x; ++x) run_block({x, y, z});
+            for (unsigned x = 0; x < grid.x; ++x) {
+                std::fill(shared, shared + bytes, char(0xFF));  // NaN, where a block reads what it did not write
+                run_block({x, y, z});
+            }
+#if defined(__SSE__)
+    _mm_setcsr(mode);
+#endif
 }
 
 // What the lanes of the warp have brought to this call.
