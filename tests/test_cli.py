@@ -375,7 +375,7 @@ def test_a_stop_by_the_user_says_how_to_go_on(monkeypatch, capsys):
 def test_memory_that_is_not_there_is_said(monkeypatch, capsys, asks):
     monkeypatch.setattr(commands, "run_all", lambda *_, **__: asks())
     assert main(["demo"]) == 2
-    assert re.fullmatch(r"cgc: memory is not enough \(.*\); use smaller photos .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"cgc: memory is not enough \(.*\); end other programs, .*\n", capsys.readouterr().err)
 
 
 # ---- bad input: scenes and photos
