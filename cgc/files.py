@@ -171,8 +171,8 @@ def folder_at(folder: Path | str) -> Path:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{str(folder)[:80]!r} cannot be a folder ({reason}); choose another") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(folder)[:80]!r} cannot be a folder ({why}); choose another") from error
     return Path(folder)
 
 

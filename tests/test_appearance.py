@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -644,32 +645,36 @@ def test_checkpoints_of_something_else_are_refused(tiny, tmp_path: Path) -> None
         run(tiny, settings, checkpoint_dir=tmp_path)
 
 
+def resume_changed(tiny, folder: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
+    """Train, change the tensors and facts of the newest checkpoint, and train again."""
+    settings = replace(TINY, steps=4, checkpoint_every=2)
+    run(tiny, settings, checkpoint_dir=folder)
+    newest = max(folder.iterdir())
+    with safe_open(newest, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads(file.metadata()["cgc"])
+    change(tensors, facts)
+    save_file(tensors, newest, metadata={"cgc": json.dumps(facts)})
+    run(tiny, settings, checkpoint_dir=folder)
+
+
 @pytest.mark.parametrize("lost", ["means.0.value", "plan.costs", "loss", "step"])
 def test_checkpoints_that_lack_something_are_said(tiny, tmp_path: Path, lost: str) -> None:
-    settings = replace(TINY, steps=4, checkpoint_every=2)
-    run(tiny, settings, checkpoint_dir=tmp_path)
-    newest = max(tmp_path.iterdir())
-    with safe_open(newest, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys() if name != lost}  # noqa: SIM118
-        facts = json.loads(file.metadata()["cgc"])
-    facts.pop(lost, None)
-    facts["numbers"].pop(lost, None)
-    save_file(tensors, newest, metadata={"cgc": json.dumps(facts)})
+    def lose(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        for there in (tensors, facts, facts["numbers"]):
+            there.pop(lost, None)
+
     with pytest.raises(InputError, match=r"is broken|does not say of which step"):
-        run(tiny, settings, checkpoint_dir=tmp_path)
+        resume_changed(tiny, tmp_path, lose)
 
 
 @pytest.mark.parametrize("name", ["quats.0.value", "sh_rest.0.exp_avg", "means.0.step", "opacities.0.exp_avg_sq"])
 def test_checkpoints_whose_tensors_do_not_fit_are_said(tiny, tmp_path: Path, name: str) -> None:
-    settings = replace(TINY, steps=4, checkpoint_every=2)
-    run(tiny, settings, checkpoint_dir=tmp_path)
-    newest = max(tmp_path.iterdir())
-    with safe_open(newest, framework="pt") as file:
-        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
-    tensors[name] = torch.zeros(1, *tensors[name].shape[1:])
-    save_file(tensors, newest, metadata=metadata)
+    def spoil(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        tensors[name] = torch.zeros(1, *tensors[name].shape[1:])
+
     with pytest.raises(InputError, match=rf"is broken \(.*its {name} is \[1.* was expected"):
-        run(tiny, settings, checkpoint_dir=tmp_path)
+        resume_changed(tiny, tmp_path, spoil)
 
 
 def test_test_views_are_never_read(tiny) -> None:

@@ -494,7 +494,7 @@ def test_videos_are_a_format_where_they_can_be_written(job, tmp_path, monkeypatc
     assert path == tmp_path / "turntables/0002_green-groe.mp4"
     facts = next(imageio_ffmpeg.read_frames(str(path)))
     assert facts["size"] == (512, 512) and facts["fps"] == 24 and facts["duration"] == 4
-    monkeypatch.setattr("cgc.segmentation.export.find_spec", lambda name: None)
+    monkeypatch.setattr("cgc.segmentation.turntable.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install imageio-ffmpeg"):
         export(replace(job, ids=[2]), tmp_path / "other", ["labels", "video"])
     assert not (tmp_path / "other").exists()

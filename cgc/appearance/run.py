@@ -405,11 +405,11 @@ class Run:
     def _check_shapes(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise LookupError where tensors are not of one number of Gaussians, or of other rows than are trained."""
         n = len(tensors["means.0.value"])
-        for name, old in self.params.items():
-            for key, tensor in tensors.items():
-                wanted = [] if key.endswith(".step") else [n, *old.shape[1:]]
-                if (key.startswith(f"{name}.0.") or key == name) and list(tensor.shape) != wanted:
-                    raise LookupError(f"its {key} is {list(tensor.shape)} where {wanted} was expected")
+        for key, tensor in tensors.items():
+            old = self.params.get(key.partition(".0.")[0])
+            wanted = [] if old is None or key.endswith(".step") else [n, *old.shape[1:]]
+            if old is not None and list(tensor.shape) != wanted:
+                raise LookupError(f"its {key} is {list(tensor.shape)} where {wanted} was expected")
 
     def _take_over(self, found: Checkpoint) -> None:
         self.loss, self.psnr = found.numbers["loss"], found.numbers["psnr"]

@@ -51,7 +51,7 @@ class Geometry:
             if not self._is_whole():
                 raise ValueError("its files do not fit together")
         except (OSError, ValueError, KeyError, EOFError, IndexError) as error:
-            raise _broken(folder, error) from error
+            raise broken(folder, error) from error
 
     def _is_whole(self) -> bool:
         """Say whether the files are of each other, and hold what can be read by them."""
@@ -76,7 +76,7 @@ class Geometry:
         rows = np.concatenate([np.empty(0, np.int64), *(self._order[place] for place in places)])
         values = np.concatenate([np.empty((0, VALUES), np.float32), *(self._values[place] for place in places)])
         if not np.isfinite(values).all():
-            raise _broken(self._folder, "it holds what is no number")
+            raise broken(self._folder, "it holds what is no number")
         by_row = np.argsort(rows, kind="stable")
         return rows[by_row], values[by_row]
 
@@ -156,8 +156,9 @@ class Geometry:
         return shown.reshape(-1)
 
 
-def _broken(folder: Path, why: object) -> InputError:
-    return InputError(f"{folder} is broken ({why}); remove it and run the same command again")
+def broken(path: Path, why: object) -> InputError:
+    """Return the error of a broken file, or a folder with one, that blocks have left for themselves."""
+    return InputError(f"{path} is broken ({why}); remove it and run the same command again")
 
 
 def _divide(ends: np.ndarray, n: int) -> bool:

@@ -16,14 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.sparse import csr_matrix
 
-from cgc.blocks.geometry import Members
+from cgc.blocks.geometry import Members, broken
 from cgc.blocks.join import Piece
 from cgc.blocks.weigh import Block, Drawn, Evidence, weigh_block
 from cgc.clustering.cluster import Clustering, NothingFound, Space, cluster, cluster_masks
 from cgc.clustering.columns import Columns, group_matrix, with_wholes
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
-from cgc.errors import InputError
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
 from cgc.files import write_beside
 from cgc.scene.types import Camera
@@ -64,7 +63,7 @@ def load_arrays(path: Path, *names: str) -> Arrays:
                 raise ValueError(f"its {name} were changed or damaged")
         return found
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} is broken ({error}); remove it and run the same command again") from error
+        raise broken(path, error) from error
 
 
 def lift_block(

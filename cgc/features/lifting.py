@@ -51,13 +51,12 @@ def vote_ids(
             column = np.searchsorted(kinds, id_map.ravel()[w.pixels.cpu().numpy()])[w.rows.cpu().numpy()]
             entries = stride * w.weights.cpu().numpy(), (w.ids.cpu().numpy(), column)
             found = found + coo_matrix(entries, shape=votes.shape).tocsr()
-        summed = found.tocoo()
-        return [summed.data, summed.row, summed.col]
+        return [found.data, found.indices, found.indptr]
 
     total = votes
     with progress_bar("votes", len(id_maps), quiet=quiet) as bar:
-        for weights, gaussians, columns in parallel.shared(list(id_maps), weigh):
-            total = total + coo_matrix((weights, (gaussians, columns)), shape=votes.shape).tocsr()
+        for found in parallel.shared(list(id_maps), weigh):
+            total = total + csr_matrix(tuple(found), shape=votes.shape)
             bar.advance()
     return total, kinds
 

@@ -121,8 +121,9 @@ def stem_of(name: str) -> str:
 
 def picture_names(names: Sequence[str]) -> list[str]:
     """Return what pictures and masks of views are called: the stem of a name, or the name where two share its stem."""
-    shared = Counter(map(stem_of, names))
-    made = [stem_of(name) if shared[stem_of(name)] == 1 else name for name in names]
+    stems = [stem_of(name) for name in names]
+    shared = Counter(stems)
+    made = [stem if shared[stem] == 1 else name for name, stem in zip(names, stems)]
     return made if len(set(made)) == len(made) else list(names)  # a.jpg beside a.png, and a.jpg.png
 
 

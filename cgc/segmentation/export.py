@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from cgc.segmentation.objects import is_clean
 from cgc.segmentation.saved import shown_level
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import Segment, describe
+from cgc.segmentation.turntable import check_mp4, turntable, write_animation
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
 
@@ -430,8 +430,6 @@ def export_videos(job: Export, folder: Path) -> list[Path]:
 
 
 def _turn(job: Export, folder: Path, suffix: str, *, frames: int, size: int, fps: float) -> list[Path]:
-    from cgc.segmentation.turntable import turntable, write_animation
-
     if job.rasterizer is None:
         raise InputError("turntables are pictures, which take a rasteriser; export from a run")
     shared = up_of(view.camera for view in job.views)
@@ -498,10 +496,8 @@ def check_formats(formats: Sequence[str]) -> None:
         raise InputError(f"there is no format {unknown[0]!r} to export; choose from {', '.join(FORMATS)}")
     if not formats:
         raise InputError(f"no format was given; choose from {', '.join(FORMATS)}")
-    if "video" in formats and not find_spec("imageio_ffmpeg"):
-        raise InputError(
-            "a video takes imageio-ffmpeg, which is not installed; `pip install imageio-ffmpeg`, or turntable"
-        )
+    if "video" in formats:
+        check_mp4()
 
 
 _OF_SHOWN = ("boxes", "masks", "coco", "cutouts")

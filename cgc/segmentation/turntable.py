@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,16 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
         )  # fmt: skip
 
 
+def check_mp4() -> None:
+    """Raise InputError where no MP4 can be written."""
+    if not find_spec("imageio_ffmpeg"):
+        raise InputError("an MP4 takes imageio-ffmpeg, which is not installed: `pip install imageio-ffmpeg`")
+
+
 def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise InputError("an MP4 takes imageio-ffmpeg, which is not installed: `pip install imageio-ffmpeg`") from error
+    check_mp4()
+    import imageio_ffmpeg
+
     rate: Any = fps  # fractions are fine
     height, width = (n - n % 2 for n in frames.shape[1:3])  # the codec takes even sizes only
     with write_beside(path) as temporary:
