@@ -17,6 +17,7 @@ from cgc.masks.id_maps import read_id_map
 from cgc.progress import console, short_lengths
 from cgc.segmentation.export import check_formats, job_of
 from cgc.segmentation.export import export as write_formats
+from cgc.segmentation.export_job import Edges
 from cgc.segmentation.objects import Object
 from cgc.segmentation.query import Match
 from cgc.segmentation.segmentation import Segmentation
@@ -349,6 +350,7 @@ def export(
     objects: Sequence[int],
     formats: Sequence[str],
     level: float | None,
+    edges: Edges = "photos",
     quiet: bool,
     device: str = "auto",
 ) -> None:
@@ -360,7 +362,7 @@ def export(
     check_formats(names)
     seg = _open(folder, device, quiet=quiet)
     seg = seg.at_level(level) if level is not None else seg
-    job = job_of(seg, list(objects) or None)
+    job = job_of(seg, list(objects) or None, edges)
     target = out or folder / ("export" if level is None else f"export_at_{level:g}")
     paths = write_formats(job, target, names)
     if not quiet:
@@ -370,8 +372,8 @@ def export(
         console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}")
         if {"masks", "coco"} & set(names) and any(job.as_taken(view).full_size is None for view in job.views):
             console.print(
-                "note: the scene is gone, so the size and the lens of its photos are not known: masks are of the run's "
-                "own pictures, which may be smaller or undistorted"
+                "note: the scene is gone, so the size, the lens and the edges of its photos are not known: masks are "
+                "of the run's own pictures, which may be smaller or undistorted"
             )
         others = sorted(p.name for p in (target / "objects").glob("*.ply") if p not in paths) if "ply" in names else []
         if others:

@@ -177,10 +177,14 @@ def _call(config: object) -> None:
             commands.run_step(out, "cluster", cluster=cluster, quiet=quiet, device=device)
         case Sharpen(out, sharpen, quiet, device):
             commands.run_step(out, "sharpen", sharpen=sharpen, quiet=quiet, device=device)
-        case Export(out, objects, formats, to, level, quiet, device) if objects or formats or to or _is_saved(out):
+        case Export(out, objects, formats, to, level, edges, quiet, device) if (
+            objects or formats or to or _is_saved(out)
+        ):
             from cgc import asking
 
-            asking.export(out, to, objects=objects, formats=formats, level=level, quiet=quiet, device=device)
+            asking.export(
+                out, to, objects=objects, formats=formats, level=level, edges=edges, quiet=quiet, device=device
+            )
         case Export(out, level=None, quiet=quiet, device=device):
             commands.run_step(out, "export", quiet=quiet, device=device)
         case Query():

@@ -32,8 +32,11 @@ from cgc.run_folder import RunFolder
 from cgc.scene.lens import intrinsics, to_colmap, undistorted
 from cgc.scene.read import read_scene
 from cgc.scene.types import Camera, Lens, View
+from cgc.segmentation.edges import follow_edges
 from cgc.segmentation.edit import keep, relabel, remove, track
-from cgc.segmentation.export import FORMATS, Export, export, export_turntables, is_sound, job_of, safe_name, safe_path
+from cgc.segmentation.export import FORMATS, export, job_of
+from cgc.segmentation.export_job import Export, is_sound, safe_name, safe_path
+from cgc.segmentation.export_pictures import export_turntables
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.turntable import turntable, turntable_cameras, write_animation
@@ -361,15 +364,91 @@ def test_a_run_knows_how_its_photos_were_taken_while_its_scene_is_there(tiny_run
 
 
 def test_it_is_said_where_nobody_knows_how_photos_were_taken(own_run, tmp_path, capsys):
-    words = ["export", str(own_run), "--format", "masks", "--objects", "2", "--to"]
+    words = ["export", str(own_run), "--format", "masks", "--objects", "2", "--edges", "splats", "--to"]
     assert main([*words, str(tmp_path / "a")]) == 0 and "note:" not in capsys.readouterr().out
     facts = json.loads((own_run / "scene.json").read_text())
     (own_run / "scene.json").write_text(json.dumps({**facts, "scene": str(tmp_path / "gone")}))
     assert main([*words, str(tmp_path / "b")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "note: the scene is gone, so the size and the lens of its photos are not known" in said
+    assert "note: the scene is gone, so the size, the lens and the edges of its photos are not known" in said
     for path in (tmp_path / "a").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+def doubled(job: Export) -> Export:
+    """The same of photos of twice the size, and all that the splats show of segment 2 is red in them."""
+    taken = {v.name: (v, i) for i, v in enumerate(job.views)}
+
+    def photo(view: View) -> np.ndarray:
+        known, index = taken[view.name]
+        large = np.array(Image.fromarray(shot(job.segmentation, known)).resize((2 * WIDTH, 2 * HEIGHT)))
+        return np.where((job.id_maps[index] == 2).repeat(2, 0).repeat(2, 1)[..., None], [250, 0, 0], large // 2).astype(
+            np.uint8
+        )
+
+    size = 2 * WIDTH, 2 * HEIGHT
+    return replace(job, load_image=photo, as_taken=lambda v: replace(v, full_size=size), edges="photos")
+
+
+def test_masks_of_photos_end_where_the_photos_have_edges(job, tmp_path):
+    large = doubled(job)
+    for index, (path, ids) in enumerate(zip(FORMATS["masks"](replace(large, ids=[2]), tmp_path), job.id_maps)):
+        got, photo = read_id_map(path), large.load_image(job.views[index])
+        np.testing.assert_array_equal(got == 2, (photo == [250, 0, 0]).all(2))
+        whole, same_photo = large.beside_photo(index)
+        assert np.array_equal(photo, same_photo) and np.array_equal(whole == 2, got == 2)  # whatever else is chosen
+        assert (whole != ids.repeat(2, 0).repeat(2, 1)).any()
+    plain = replace(large, edges="splats")
+    for path, ids in zip(FORMATS["masks"](plain, tmp_path), job.id_maps):
+        np.testing.assert_array_equal(read_id_map(path), ids.repeat(2, 0).repeat(2, 1))
+    [path, *_] = FORMATS["cutouts"](replace(large, ids=[2]), tmp_path)
+    rgba = np.asarray(Image.open(path))
+    red = (rgba[..., :3] == [250, 0, 0]).all(2)
+    assert red.sum() == 4 * max((ids == 2).sum() for ids in job.id_maps)
+    assert (rgba[red][:, 3] >= 127).all() and (rgba[~red][:, 3] <= 128).all()
+
+
+def test_a_lens_bends_masks_that_were_drawn_to_the_edges(job, tmp_path):
+    lens = Lens("SIMPLE_RADIAL", (2 * 40.0, 2 * 24.0, 2 * 18.0, -0.25), 96, 72)
+    flat = undistorted(lens)
+    camera = Camera.resized(camera_of(flat, job.views[0].camera), flat.width // 2, flat.height // 2)
+    bent = replace(
+        job, views=tuple(replace(v, camera=replace(camera, viewmat=v.camera.viewmat)) for v in job.views),
+        edges="photos", as_taken=through(lens, 1),
+    )  # fmt: skip
+    bent = replace(bent, load_image=lambda v: shot(job.segmentation, replace(v, camera=camera_of(flat, v.camera))))
+    for path, index in zip(FORMATS["masks"](bent, tmp_path), range(len(bent.views))):
+        got, (ids, photo) = read_id_map(path), bent.beside_photo(index)
+        assert got.shape == (72, 96) and ids.shape == photo.shape[:2] == (flat.height, flat.width)
+        y, x = np.mgrid[10:62, 10:86]
+        rays = to_colmap(lens).cam_from_img(np.stack([x.ravel(), y.ravel()], 1) + 0.5)
+        at = (np.c_[rays, np.ones(len(rays))] @ intrinsics(flat).T)[:, :2]
+        column, row = np.floor(at).astype(int).T
+        inside = (at.min(1) > 0) & (column < flat.width) & (row < flat.height)
+        np.testing.assert_array_equal(got[y.ravel()[inside], x.ravel()[inside]], ids[row[inside], column[inside]])
+
+
+def test_an_export_follows_the_photos_while_they_show_the_scene(tiny_run, tmp_path):
+    seg = cgc.load(tiny_run)
+    first = seg.ids.tolist()[0]
+    moved = seg.transform(first, translation=(0, 0, 0.01), halo=False)
+    for made, wanted, got in (
+        (seg, "photos", "photos"), (seg, "splats", "splats"), (moved, "photos", "splats"),
+        (replace(seg, context=replace(seg.context, read_views=None)), "photos", "splats"),
+    ):  # fmt: skip
+        job = job_of(made, None, wanted)
+        assert job.edges == got
+        paths = made.export(tmp_path / f"{len(list(tmp_path.iterdir()))}", "masks", edges=wanted)
+        for index, path in enumerate(paths):
+            ids = read_id_map(path)
+            if got == "photos":
+                view = seg.context.views[job.views[index].name]
+                photo = np.asarray(Image.open(view.image_path).convert("RGB"))
+                np.testing.assert_array_equal(ids, follow_edges(job.id_maps[index], photo))
+            else:
+                np.testing.assert_array_equal(ids, job.id_maps[index])
+    with pytest.raises(InputError, match="no edges 'sharp'; choose from photos, splats"):
+        seg.export(tmp_path / "no", "masks", edges="sharp")
 
 
 def test_cutouts_show_the_photo_of_the_object_and_nothing_else(job, tmp_path):

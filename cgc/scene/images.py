@@ -153,6 +153,11 @@ def load_image(view: View, white: bool = False) -> np.ndarray:
     return colors[..., :3]
 
 
+def load_whole(view: View) -> np.ndarray:
+    """Decode a view's image as large as its file is, [H, W, 3] uint8, what is see-through on black."""
+    return load_photo(view.image_path, view.exif_rotated)
+
+
 def load_view(view: View) -> np.ndarray:
     """Decode a view's image at its camera's size as `load_colors` does, [H, W, 3 or 4] uint8."""
     return load_colors(view.image_path, view.exif_rotated, (view.camera.width, view.camera.height))

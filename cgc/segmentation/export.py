@@ -1,18 +1,16 @@
 """What other tools read of a segmented scene: splats, labels, points, tables, COCO files, id maps and cut-outs.
 
 `FORMATS` maps a name to a function that writes it into a folder and returns the files: `FORMATS[name](job, folder)`.
-What is exported is clean: no NaN, nothing that is never drawn, and of an object its body alone (see `is_clean`).
+What there is to export says export_job.py; formats that are pictures are in export_pictures.py.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,188 +18,23 @@ import torch
 from cgc.errors import InputError, some
 from cgc.files import fits, folder_at, write_beside, write_csv, write_json
 from cgc.geometry import sh_dc_to_rgb
-from cgc.masks.id_maps import as_photo, write_id_map
-from cgc.masks.image_masks import bounding_box, encode
 from cgc.ply import write_vertices
-from cgc.rasterize.base import Rasterizer
 from cgc.scene import images
-from cgc.scene.cameras import Z, up_of
-from cgc.scene.types import Camera, View, picture_names
-from cgc.segmentation.edit import MOVED, ORIGIN, whole_ids
-from cgc.segmentation.halo import seen_shares
-from cgc.segmentation.labels import render_ids
-from cgc.segmentation.objects import is_clean
-from cgc.segmentation.saved import shown_level
+from cgc.scene.types import View
+from cgc.segmentation.edit import MOVED, ORIGIN, remove
+from cgc.segmentation.export_job import Edges, Export, is_sound, rows_of
+from cgc.segmentation.export_pictures import (
+    export_coco,
+    export_cutouts,
+    export_masks,
+    export_turntables,
+    export_videos,
+)
 from cgc.segmentation.segmentation import Segmentation
-from cgc.segmentation.segments import Segment, describe
-from cgc.segmentation.turntable import check_mp4, turntable, write_animation
+from cgc.segmentation.turntable import check_mp4
 from cgc.splats.ply import write_ply
-from cgc.splats.types import Splats
-
-MIN_OPACITY = 1 / 255
-"""What is less opaque is never drawn."""
-MIN_SEEN = 0.2
-"""What is hidden but for less than this share is of no known colour: dark blots under an object or where one hid it."""
-BEST_VIEWS = 3
-"""Cut-outs of each object, from the views that show most of it."""
-MARGIN = 6
-"""Pixels around an object in its cut-out."""
-
-
-def _itself(view: View) -> View:
-    return view
-
-
-@dataclass(frozen=True)
-class Export:
-    """What to export: the segmentation, the ids (None: all that are shown), and what some formats need besides.
-
-    `views` and the rasteriser make id maps; `load_image` gives a view's photo [H, W, 3] uint8, at its camera's size and
-    undistorted; `as_taken` adds to a view what is known of its photo as the user has it: size and lens. `origin` [N]
-    says which of the `n_original` Gaussians of the file that was segmented each was (None: those of `track`, or the
-    same order); `world` is what to add to positions to be in the model's world again (None: nothing), which tables say.
-    """
-
-    segmentation: Segmentation
-    ids: Sequence[int] | None = None
-    views: Sequence[View] = ()
-    rasterizer: Rasterizer | None = None
-    load_image: Callable[[View], np.ndarray] = images.load_image
-    as_taken: Callable[[View], View] = _itself
-    origin: np.ndarray | None = None
-    n_original: int | None = None
-    world: Sequence[float] | None = None
-    clean: bool = True
-
-    @cached_property
-    def chosen(self) -> list[int]:
-        """The ids to export, each once; InputError for one that owns no Gaussian."""
-        shown = self.segmentation.ids.tolist()
-        wanted = shown if self.ids is None else whole_ids(self.ids)
-        if not wanted:
-            raise InputError(
-                "there is nothing to export: the scene has no segment; cluster it first, or choose some ids"
-            )
-        tree = self.segmentation.hierarchy
-        for segment in wanted:
-            if not 1 <= segment <= tree.n_nodes or not self.segmentation.owns(segment):
-                raise InputError(
-                    f"segment {segment} has no Gaussian; choose of those that are shown: {some(shown, most=12)}"
-                )
-        return wanted
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """The chosen id of each Gaussian, [N] int32, -1: none. Of a part and a whole that are both chosen, the part."""
-        tree, labels = self.segmentation.hierarchy, np.full(len(self.segmentation.splats), -1, np.int32)
-        for segment in sorted(self.chosen, key=lambda node: len(tree.ancestors(node))):  # parts after what holds them
-            labels[self.segmentation.members(segment)] = segment
-        return labels
-
-    @cached_property
-    def id_maps(self) -> list[np.ndarray]:
-        """The id map [H, W] of each view, the chosen ids only."""
-        if not self.views or self.rasterizer is None:
-            raise InputError(
-                "this format is made of pictures: it needs the scene's cameras; export from a run whose scene is there"
-            )
-        if hidden := [i for i in self.chosen if i not in self.segmentation.ids]:
-            raise InputError(f"segment {hidden[0]} is not shown at this level, so no picture has it; choose a level")
-        splats, tree = self.segmentation.splats, self.segmentation.hierarchy
-        level = shown_level(self.segmentation)
-        maps = []
-        for view in self.views:
-            ids = render_ids(splats, tree, level, view.camera, self.rasterizer)
-            maps.append(np.where(np.isin(ids, self.chosen), ids, 0).astype(np.int32))
-        return maps
-
-    def id_maps_of_photos(self) -> Iterator[np.ndarray]:
-        """Yield the id map of each view [H, W] as its photo is, whose size and lens may be others than its camera's."""
-        for view, ids in zip(self.views, self.id_maps):
-            yield as_photo(ids, self.as_taken(view))
-
-    @cached_property
-    def stems(self) -> list[str]:
-        """What each view's files are called; never a path that leaves the folder."""
-        stems: dict[str, None] = {}
-        for name in map(safe_path, picture_names([view.name for view in self.views])):
-            number, stem = 2, name
-            while stem in stems:  # names that differ in what files may not be called
-                stem, number = f"{name}_{number}", number + 1
-            stems[stem] = None
-        return list(stems)
-
-    @cached_property
-    def table(self) -> list[Segment]:
-        """The table of the chosen segments that are shown; views and pixels where there are cameras."""
-        pixels = {}
-        if self.views and self.rasterizer is not None:
-            last = int(self.segmentation.labels.max(initial=0)) + 1
-            pixels = {v.name: np.bincount(m.ravel(), minlength=last) for v, m in zip(self.views, self.id_maps)}
-        return [s for s in describe(self.segmentation, pixels) if s.id in self.chosen]
-
-    @cached_property
-    def seen(self) -> dict[int, np.ndarray]:
-        """Of each chosen segment how much of its Gaussians the cameras see, [n] in 0..1; nothing without cameras."""
-        if not self.views or self.rasterizer is None:
-            return {}
-        members = [self.segmentation.members(segment) for segment in self.chosen]
-        cameras = [view.camera for view in self.views]
-        return dict(zip(self.chosen, seen_shares(self.segmentation.splats, members, self.rasterizer, cameras)))
-
-    def name(self, segment: int) -> str:
-        """What a segment is called: its name, or "segment 7"."""
-        return self.segmentation.names.get(segment, f"segment {segment}")
-
-    def stem(self, segment: int) -> str:
-        """What a segment's files are called: 0007, or 0007_red-cup where it has a name."""
-        name = safe_name(self.segmentation.names.get(segment, ""))
-        return f"{segment:04d}" + (f"_{name}" if name else "")
-
-    def body(self, segment: int) -> np.ndarray:
-        """Which Gaussians are exported of a segment, ascending."""
-        own = self.segmentation.members(segment)
-        picked = self.segmentation.splats.select(torch.from_numpy(own))
-        good = is_sound(picked)
-        if self.clean and segment in self.seen:
-            seen = self.seen[segment] >= MIN_SEEN
-            good &= seen if (good & seen).any() else True
-        if self.clean and good.any():
-            body = np.flatnonzero(good)
-            kept = is_clean(picked.select(torch.from_numpy(body)), self.segmentation.confidences[own[body]])
-            good[body[~kept]] = False
-        if not good.any():
-            raise InputError(f"segment {segment} has no Gaussian that is drawn; remove it")
-        return own[good]
-
 
 Exporter = Callable[[Export, Path], list[Path]]
-
-
-def is_sound(splats: Splats) -> np.ndarray:
-    """Say which Gaussians a viewer can draw, [N] bool: finite, their rotation and size too, and not see-through."""
-    splats = splats.detach()
-    finite = torch.ones(len(splats), dtype=torch.bool, device=splats.means.device)
-    for values in (splats.means, splats.quats, splats.log_scales, splats.logit_opacities, splats.sh, splats.scales):
-        finite &= torch.isfinite(values).reshape(len(splats), -1).all(1)
-    norm = splats.quats.double().norm(dim=1)
-    return (finite & (norm > 1e-12) & (splats.opacities >= MIN_OPACITY)).cpu().numpy()
-
-
-def safe_name(text: str) -> str:
-    """Return a name as part of a file's: lower-case letters, digits and dashes, at most 40; maybe nothing."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    return re.sub("[^a-z0-9]+", "-", plain)[:40].strip("-")
-
-
-def safe_path(name: str) -> str:
-    """Return a view's name as a relative path that stays below its folder, sub-folders kept."""
-    parts = [re.sub(r"[\x00-\x1f\x7f<>:\"|?*\\]", "_", part) for part in name.split("/")]
-    return "/".join("_" if part.strip(". ") == "" else part for part in parts if part)
-
-
-def _rows(job: Export, rows: np.ndarray) -> Splats:
-    return job.segmentation.splats.select(torch.from_numpy(rows))
 
 
 # --- splats -----------------------------------------------------------------------------------------------
@@ -212,21 +45,19 @@ def export_ply(job: Export, folder: Path) -> list[Path]:
     paths = []
     for segment in job.chosen:
         paths.append(folder / "objects" / f"{job.stem(segment)}.ply")
-        write_ply(paths[-1], _rows(job, job.body(segment)))
+        write_ply(paths[-1], rows_of(job, job.body(segment)))
     return paths
 
 
 def export_selection(job: Export, folder: Path) -> list[Path]:
     """Write all chosen objects as one plain 3DGS PLY: selection.ply."""
     rows = np.unique(np.concatenate([job.body(segment) for segment in job.chosen]))
-    write_ply(folder / "selection.ply", _rows(job, rows))
+    write_ply(folder / "selection.ply", rows_of(job, rows))
     return [folder / "selection.ply"]
 
 
 def export_rest(job: Export, folder: Path) -> list[Path]:
     """Write the scene without the chosen objects, and without what they leave behind, as a plain 3DGS PLY: rest.ply."""
-    from cgc.segmentation.edit import remove
-
     cameras = [view.camera for view in job.views]
     left = remove(job.segmentation, job.chosen, rasterizer=job.rasterizer, cameras=cameras).splats
     sound = is_sound(left)
@@ -268,7 +99,7 @@ def export_labels(job: Export, folder: Path) -> list[Path]:
 def export_points(job: Export, folder: Path) -> list[Path]:
     """Write the centres of the chosen objects' Gaussians as a coloured point cloud: points.ply."""
     rows = np.unique(np.concatenate([job.body(segment) for segment in job.chosen]))
-    splats = _rows(job, rows)
+    splats = rows_of(job, rows)
     means = splats.means.detach().cpu().numpy()
     rgb = sh_dc_to_rgb(splats.sh[:, 0].detach()).cpu().numpy()
     columns = [(name, "<f4") for name in "xyz"] + [(name, "u1") for name in ("red", "green", "blue")]
@@ -319,129 +150,6 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
-# --- pictures ---------------------------------------------------------------------------------------------
-
-
-def export_masks(job: Export, folder: Path) -> list[Path]:
-    """Write each view's id map, consistent across views, as a 16-bit PNG of its photo's size: masks/VIEW.png."""
-    paths = [folder / "masks" / f"{stem}.png" for stem in job.stems]
-    for path, ids in zip(paths, job.id_maps_of_photos()):
-        write_id_map(path, ids)
-    return paths
-
-
-def export_coco(job: Export, folder: Path) -> list[Path]:
-    """Write COCO annotations of all views: coco/instances.json, and coco/panoptic.json with coco/panoptic/VIEW.png.
-
-    They fit the photos that `file_name` names, in size and lens. Categories are the segments' names ("object" for
-    those without); an annotation's `object_id` is the same in all views. Masks of instances are uncompressed run
-    lengths.
-    """
-    categories = {name: i for i, name in enumerate(["object", *sorted(set(job.segmentation.names.values()))], 1)}
-    of = {i: categories[job.segmentation.names.get(i, "object")] for i in job.chosen}
-    pictures, instances, panoptic, paths = [], [], [], []
-    for index, (view, stem, ids) in enumerate(zip(job.views, job.stems, job.id_maps_of_photos()), 1):
-        height, width = ids.shape
-        pictures.append({"id": index, "file_name": view.name, "height": height, "width": width})
-        segments = []
-        for segment in np.flatnonzero(np.bincount(ids[ids > 0])).tolist():
-            mask = ids == segment
-            counts = encode(mask)
-            box = list(bounding_box(counts, height))
-            shared = {"category_id": of[segment], "area": int(mask.sum()), "bbox": box, "iscrowd": 0}
-            segments.append({"id": segment, **shared})
-            run = {"size": [height, width], "counts": counts.tolist()}
-            instances.append(
-                {"id": len(instances) + 1, "image_id": index, "object_id": segment, "segmentation": run, **shared}
-            )
-        paths.append(folder / "coco" / "panoptic" / f"{stem}.png")
-        _write_png(paths[-1], np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8))
-        panoptic.append({"image_id": index, "file_name": f"{stem}.png", "segments_info": segments})
-    kinds = [{"id": i, "name": name, "supercategory": "object", "isthing": 1} for name, i in categories.items()]
-    info = {"description": "segments of a Gaussian-splat scene", "version": "1"}
-    common = {"info": info, "licenses": [], "images": pictures, "categories": kinds}
-    write_json(folder / "coco" / "instances.json", {**common, "annotations": instances})
-    write_json(folder / "coco" / "panoptic.json", {**common, "annotations": panoptic})
-    return [folder / "coco" / "instances.json", folder / "coco" / "panoptic.json", *paths]
-
-
-def export_cutouts(job: Export, folder: Path) -> list[Path]:
-    """Write photos of each object cut out of the views that show most of it, see-through: cutouts/0007_1.png.
-
-    They are cut out of the pictures that the run is made of: undistorted, and at the size it has used.
-    """
-    paths = []
-    counts = np.stack([_shown_whole(ids, max(job.chosen) + 1) for ids in job.id_maps])  # [V, K + 1]
-    for segment in job.chosen:
-        best = np.argsort(-counts[:, segment], kind="stable")[:BEST_VIEWS]
-        for place, index in enumerate(best[counts[best, segment] > 0].tolist(), 1):
-            view = job.views[index]
-            alpha = _alpha(job, segment, view.camera, job.id_maps[index] == segment)
-            photo = job.load_image(view)
-            if photo.shape[:2] != alpha.shape:
-                raise InputError(f"the photo of {view.name} is {photo.shape[:2]} but its view {alpha.shape}")
-            rgba = np.dstack([photo, (255 * alpha).round().astype(np.uint8)])
-            left, top, width, height = bounding_box(encode(alpha > 0), alpha.shape[0])
-            top, left, bottom, right = max(top - MARGIN, 0), max(left - MARGIN, 0), top + height, left + width
-            paths.append(folder / "cutouts" / f"{job.stem(segment)}_{place}.png")
-            _write_png(paths[-1], rgba[top : bottom + MARGIN, left : right + MARGIN])
-    if not paths:
-        raise InputError("no view shows any of the chosen segments; choose others")
-    return paths
-
-
-def _shown_whole(ids: np.ndarray, n: int) -> np.ndarray:
-    """Return the pixels of each id in an id map, [n]; a quarter of them where the picture's edge cuts it."""
-    counts = np.bincount(ids.ravel(), minlength=n).astype(float)
-    edge = np.unique(np.concatenate([ids[0], ids[-1], ids[:, 0], ids[:, -1]]))
-    counts[edge] /= 4
-    return counts
-
-
-def _alpha(job: Export, segment: int, camera: Camera, mask: np.ndarray) -> np.ndarray:
-    """Return how much of each pixel is an object's, [H, W] in 0..1: a soft edge at its mask, nothing beyond it."""
-    from scipy import ndimage
-
-    own = torch.from_numpy(job.segmentation.hierarchy.members(segment)[:, None].astype(np.float32))
-    assert job.rasterizer is not None
-    with torch.no_grad():
-        share = job.rasterizer.render(job.segmentation.splats, own, [camera]).values[0, ..., 0].cpu().numpy()
-    around = ndimage.binary_dilation(mask, iterations=1)
-    soft = np.where(around, (2 * share - 0.5).clip(0, 1), 0.0)
-    inside = ndimage.binary_erosion(mask, iterations=1)
-    return np.where(inside, 1.0, np.where(mask, np.maximum(soft, 0.5), np.minimum(soft, 0.5)))
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    from PIL import Image
-
-    with write_beside(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
-
-
-def export_turntables(job: Export, folder: Path) -> list[Path]:
-    """Write each chosen object on its own, seen from all around: turntables/0007.gif."""
-    return _turn(job, folder, ".gif", frames=36, size=256, fps=12)
-
-
-def export_videos(job: Export, folder: Path) -> list[Path]:
-    """Write each chosen object likewise, larger and in all colours: turntables/0007.mp4 (takes imageio-ffmpeg)."""
-    return _turn(job, folder, ".mp4", frames=96, size=512, fps=24)
-
-
-def _turn(job: Export, folder: Path, suffix: str, *, frames: int, size: int, fps: float) -> list[Path]:
-    if job.rasterizer is None:
-        raise InputError("turntables are pictures, which take a rasteriser; export from a run")
-    shared = up_of(view.camera for view in job.views)
-    up = Z if shared is None else shared
-    paths = []
-    for segment in job.chosen:
-        paths.append(folder / "turntables" / f"{job.stem(segment)}{suffix}")
-        shown = turntable(_rows(job, job.body(segment)), job.rasterizer, frames=frames, size=size, up=up)
-        write_animation(paths[-1], shown, fps=fps)
-    return paths
-
-
 FORMATS: dict[str, Exporter] = {
     "ply": export_ply,
     "selection": export_selection,
@@ -463,11 +171,14 @@ _NOT_INTO = ("sparse", "images", "transforms.json", "config.json", "segmentation
 """What says that a folder is something else than a place for exports."""
 
 
-def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Export:
+def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None, edges: Edges = "photos") -> Export:
     """Return what is needed to export some ids (None: all that are shown), with the views it knows of.
 
-    Cut-outs are of the photos; of pictures of the splats where an edit has changed what is seen.
+    Cut-outs are of the photos; of pictures of the splats where an edit has changed what is seen, and borders are theirs
+    then. So they are where the scene is gone.
     """
+    if edges not in get_args(Edges):
+        raise InputError(f"there are no edges {edges!r}; choose from {', '.join(get_args(Edges))}")
     context = segmentation.context
     cameras = context.cameras if context.known_cameras else {}
     views = [View(name, camera, Path(name)) for name, camera in cameras.items()]
@@ -475,18 +186,18 @@ def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None) -> Expo
     def photo(view: View) -> np.ndarray:
         if not segmentation.photos_hold:
             return segmentation.render(view.camera, "rgb")
-        found = context.read_photo(view.name) if context.read_photo else None
-        if found is None:
+        if view.name not in context.views:
             raise InputError(f"the photo {view.name} is gone, and cut-outs are made of photos; restore the scene")
-        return found
+        return images.load_whole(context.views[view.name])
 
     def as_taken(view: View) -> View:
         return replace(context.views.get(view.name, view), camera=view.camera)
 
     world: Any = context.source.get("origin")
+    followed = segmentation.photos_hold and context.views
     return Export(
-        segmentation, ids, views, context.rasterizer, photo, as_taken, n_original=context.n_original,
-        world=world if fits(world, list[float]) and len(world) == 3 else None,
+        segmentation, ids, views, context.rasterizer, photo, as_taken, edges if followed else "splats",
+        n_original=context.n_original, world=world if fits(world, list[float]) and len(world) == 3 else None,
     )  # fmt: skip
 
 

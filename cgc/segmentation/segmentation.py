@@ -264,12 +264,16 @@ class Segmentation:
         folder: Path | str,
         formats: str | Sequence[str] = ("ply",),
         which: int | Object | Iterable[int | Object] | None = None,
+        edges: Literal["photos", "splats"] = "photos",
     ) -> list[Path]:
-        """Write some formats of some objects (None: all that are shown) into a folder. See `export.FORMATS`."""
+        """Write some formats of some objects (None: all that are shown) into a folder. See `export.FORMATS`.
+
+        Masks of photos and cut-outs end at the photos' edges, or where pictures of the splats have their borders.
+        """
         from cgc.segmentation.export import export, job_of
 
         ids = None if which is None else _ids(which if isinstance(which, Iterable) else [which])
-        return export(job_of(self, ids), folder, [formats] if isinstance(formats, str) else formats)
+        return export(job_of(self, ids, edges), folder, [formats] if isinstance(formats, str) else formats)
 
     @property
     def photos_hold(self) -> bool:
