@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib import recfunctions as rfn
@@ -189,7 +190,7 @@ def test_files_that_are_packed_or_not_are_read_alike(tmp_path):
     _, [note] = read_splats(tmp_path / "a.ply", (4_649_776.0, 0.0, 0.0))
     assert "rounded to 0.5" in note and "double precision" in note
     (tmp_path / "a.txt").write_text("no splats")
-    with pytest.raises(InputError, match="not a PLY file"):
+    with pytest.raises(InputError, match="not a splat file of a kind"):
         read_splats(tmp_path / "a.txt")
 
 
@@ -395,6 +396,17 @@ def spz_content(known: Scene, version: int = 3, fraction: int = 12, flags: int =
     return b"".join([*parts, after])
 
 
+def in_streams(content: bytes) -> bytes:
+    """Pack what `spz_content` has made, without what comes after the Gaussians, as version 4 does."""
+    _, _, n, degree, fraction, flags, _ = struct.unpack_from("<4s2I4B", content)
+    ends = np.cumsum([n * width for width in (9, 1, 3, 3, 4, 3 * TERMS[degree]) if width]).tolist()
+    body, after = content[16 : 16 + ends[-1]], content[16 + ends[-1] :]
+    streams = [zstandard.compress(body[a:b]) for a, b in zip([0, *ends], ends)]
+    sizes = [x for a, b, stream in zip([0, *ends], ends, streams) for x in (len(stream), b - a)]
+    head = struct.pack("<4s2I4BI12x", b"NGSP", 4, n, degree, fraction, flags, len(streams), 32 + len(after))
+    return b"".join([head, after, struct.pack(f"<{len(sizes)}Q", *sizes), *streams])
+
+
 SPZ_STEPS = {"means": 2**-13, "scales": 1 / 32, "turn": 4e-3, "rgb": 3.8e-3, "alpha": 2e-3, "sh": 1 / 128}
 
 
@@ -403,6 +415,14 @@ def test_spz(tmp_path, degree):
     known = scene(40, degree)
     (tmp_path / "a.spz").write_bytes(gzip.compress(spz_content(turned(known, RUB))))
     assert_near(decoded(tmp_path / "a.spz"), known, **SPZ_STEPS)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_spz_in_streams(tmp_path, degree):
+    content = spz_content(turned(scene(40, degree), RUB))
+    (tmp_path / "a.spz").write_bytes(gzip.compress(content))
+    (tmp_path / "b.ply").write_bytes(in_streams(content))
+    assert decoded(tmp_path / "a.spz").tobytes() == decoded(tmp_path / "b.ply").tobytes()
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -448,9 +468,12 @@ def test_spz_files_that_were_left_unturned_are_told_by_the_points_of_the_model(t
     """Some converters write the axes of a PLY, and nothing in the file says so."""
     known, origin = scene(40, 3), (10.0, -20.0, 30.0)
     points = known.means.astype(np.float32)[::2] - np.float32(origin)
-    for name, raw in (("as_said", turned(known, RUB)), ("unturned", known)):
+    for name, raw, pack in (
+        ("as_said", turned(known, RUB), gzip.compress), ("unturned", known, in_streams),
+        ("as_said", turned(known, RUB), in_streams), ("unturned", known, gzip.compress),
+    ):  # fmt: skip
         path = tmp_path / f"{name}.spz"
-        path.write_bytes(gzip.compress(spz_content(raw)))
+        path.write_bytes(pack(spz_content(raw)))
         splats, notes = read_splats(path, origin, points)
         assert len(notes) == (name == "unturned") and all("axes of a PLY" in note for note in notes)
         assert_near(to_plain(splats, origin), known, **SPZ_STEPS)
@@ -463,8 +486,9 @@ def test_spz_files_that_were_left_unturned_are_told_by_the_points_of_the_model(t
 def test_axes_that_an_spz_names(tmp_path, axes, turn):
     after = struct.pack("<2I3f", 0xADBE0002, 12, 0, 0, 0) + struct.pack("<3I", 0xADBE0003, 4, axes)
     raw = scene(5, 0)
-    (tmp_path / "a.spz").write_bytes(gzip.compress(spz_content(raw, flags=2, after=after)))
-    assert_near(decoded(tmp_path / "a.spz"), turned(raw, turn), **SPZ_STEPS)
+    for pack in gzip.compress, in_streams:
+        (tmp_path / "a.spz").write_bytes(pack(spz_content(raw, flags=2, after=after)))
+        assert_near(decoded(tmp_path / "a.spz"), turned(raw, turn), **SPZ_STEPS)
 
 
 def test_spz_files_that_are_broken(tmp_path):
@@ -476,9 +500,21 @@ def test_spz_files_that_are_broken(tmp_path):
     assert "not an .spz" in refused(path, gzip.compress(b"something else"))
     assert "broken or truncated" in refused(path, b"something else")
     assert "no Gaussians" in refused(path, gzip.compress(spz_content(scene(0, 0))))
-    assert "version 4 where 1 to 3" in refused(path, gzip.compress(spz_content(scene(2, 0), version=4)))
-    assert "version 4 and not in gzip" in refused(path, spz_content(scene(2, 0), version=4))
+    assert "version 4 in gzip, where" in refused(path, gzip.compress(spz_content(scene(2, 0), version=4)))
+    assert "version 3 not in gzip, where" in refused(path, spz_content(scene(2, 0)))
     assert "truncated: 16 bytes" in refused(path, b"NGSP\4\0\0\0")
+    plain = in_streams(good)
+    assert "truncated" in refused(path, plain[:-1]) and "truncated" in refused(path, plain[:50])
+    assert "truncated: 32 bytes" in refused(path, plain[:30])
+    assert "announces 5 attributes" in refused(path, plain[:15] + b"\5" + plain[16:])
+    assert "from byte 31 on" in refused(path, plain[:16] + b"\x1f" + plain[17:])
+    assert "361 bytes where 360" in refused(path, plain[:40] + struct.pack("<Q", 361) + plain[48:])
+    longer = in_streams(spz_content(scene(41, 1)))  # its streams hold more than the header and the table say
+    sizes = struct.unpack_from("<12Q", longer, 32)
+    fewer = struct.pack("<12Q", *(x if i % 2 == 0 else x // 41 * 40 for i, x in enumerate(sizes)))
+    assert "361 bytes where 360" in refused(path, longer[:8] + b"\x28" + longer[9:32] + fewer + longer[128:])
+    assert "broken as an .spz" in refused(path, plain[:128] + bytes(4) + plain[132:])
+    assert "degree 4" in refused(path, plain[:12] + b"\4" + plain[13:])
     assert "degree 4" in refused(path, gzip.compress(good[:12] + b"\4" + good[13:]))
     assert "99 bits" in refused(path, gzip.compress(good[:13] + b"c" + good[14:]))
     assert "levels of detail" in refused(path, gzip.compress(spz_content(scene(2, 0), flags=0x80)))
@@ -497,13 +533,16 @@ def test_spz_of_little_that_announces_much(tmp_path, count):
     assert f"announces {count:,} Gaussians where at most" in refused(tmp_path / "a.spz", bomb)
 
 
-@settings(deadline=None, max_examples=80)
-@given(changes=damage, end=cut, inside=st.booleans(), version=st.integers(1, 3))
+@settings(deadline=None, max_examples=100)
+@given(changes=damage, end=cut, inside=st.booleans(), version=st.integers(1, 4))
 def test_damaged_spz(tmp_path_factory, changes, end, inside, version):
-    good = spz_content(scene(4, 1), version)
-    content = (
-        gzip.compress(damaged(good, changes, end, 16)) if inside else damaged(gzip.compress(good), changes, end, 10)
-    )
+    good = spz_content(scene(4, 1), min(version, 3))
+    if version == 4:
+        content = damaged(in_streams(good), changes, end, 128 if inside else 16)
+    elif inside:
+        content = gzip.compress(damaged(good, changes, end, 16))
+    else:
+        content = damaged(gzip.compress(good), changes, end, 10)
     only_arrays_or_sentences(tmp_path_factory.getbasetemp() / "damaged.spz", content)
 
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from cgc.cli import main
 from cgc.errors import InputError
-from cgc.geometry import sh_to_rgb
+from cgc.geometry import sh_dc_to_rgb, sh_to_rgb
 from cgc.ply import read_header, read_vertices
 from cgc.splats.clean import clean
 from cgc.splats.init import CUBE, MAX_SCALE, MIN_SCALE, random_splats, splats_from_points
+from cgc.splats.mapped import MappedSplats
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.read import read_splats
 from cgc.splats.types import Splats
@@ -170,6 +171,43 @@ def refused(path: Path, content: bytes | None = None) -> str:
     assert "\n" not in str(error.value).strip()
     assert str(path) in str(error.value)
     return str(error.value)
+
+
+def test_discs_and_colours_of_other_trainers_are_gaussians(tmp_path):
+    known = make_splats(6, 0)
+    columns = columns_of(known)
+    discs = {name: values for name, values in columns.items() if name != "scale_2"}
+    (tmp_path / "discs.ply").write_bytes(ply_bytes(discs))
+    got, notes = read_splats(tmp_path / "discs.ply")
+    thin = np.minimum(columns["scale_0"], columns["scale_1"]) - np.log(1000)
+    np.testing.assert_allclose(got.log_scales.numpy()[:, 2], thin, rtol=1e-5)
+    assert torch.equal(got.log_scales[:, :2], known.log_scales[:, :2]) and not got.extras
+    assert len(notes) == 1 and "discs" in notes[0]
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 3)).astype(np.uint8)
+    painted = {name: values for name, values in columns.items() if not name.startswith("f_dc")}
+    painted |= dict(zip(("red", "green", "blue"), rgb.T))
+    (tmp_path / "rgb.ply").write_bytes(ply_bytes(painted))
+    got, notes = read_splats(tmp_path / "rgb.ply")
+    np.testing.assert_allclose(sh_dc_to_rgb(got.sh[:, 0]).numpy(), rgb / 255, atol=1e-6)
+    assert len(notes) == 1 and "colours of 8 bits" in notes[0] and not got.extras
+    mapped = MappedSplats(tmp_path / "rgb.ply")
+    assert torch.equal(mapped.sh_dc(np.array([4, 1])), got.sh[[4, 1], :1])
+    both = columns | dict(zip(("red", "green", "blue"), rgb.T))
+    (tmp_path / "both.ply").write_bytes(ply_bytes(both))
+    got, notes = read_splats(tmp_path / "both.ply")
+    assert torch.equal(got.sh, known.sh) and set(got.extras) == {"red", "green", "blue"} and not notes
+    assert read_splats(clean(tmp_path / "discs.ply")[0])[0].log_scales.isfinite().all()
+
+
+def test_files_of_other_kinds_are_told_from_splats(tmp_path):
+    columns = columns_of(make_splats(3, 0))
+    anchors = {name: columns[name] for name in ("x", "y", "z", "opacity")} | {"f_anchor_feat_0": columns["x"]}
+    assert "holds anchors" in refused(tmp_path / "a.ply", ply_bytes(anchors))
+    (tmp_path / "a.ckpt").write_bytes(b"PK\3\4 a checkpoint")
+    with pytest.raises(InputError, match=r"a.ckpt is not a splat file .*\.ply, \.spz, .*; export it as a 3DGS"):
+        read_splats(tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="there is no"):
+        read_splats(tmp_path / "none.ckpt")
 
 
 def test_files_that_are_not_splats(tmp_path):

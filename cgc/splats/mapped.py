@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cgc.ply import map_vertices, read_header, write_parts
-from cgc.splats.ply import DC, check_header, from_vertices, to_vertices
+from cgc.splats.ply import check_header, dc_of, from_vertices, to_vertices
 from cgc.splats.types import Splats
 
 CHUNK = 1 << 18
@@ -48,8 +48,7 @@ class MappedSplats:
 
     def sh_dc(self, rows: np.ndarray) -> Tensor:
         """Return the DC terms of some rows, [n, 1, 3]."""
-        vertices = self._vertices
-        return torch.from_numpy(np.stack([np.asarray(vertices[name][rows], np.float32) for name in DC], -1)[:, None])
+        return torch.from_numpy(dc_of(self._vertices[rows])[:, None])
 
     def copy(self, path: Path) -> dict[str, np.ndarray]:
         """Write the Gaussians as `write_ply` does, a chunk at a time; return their extras, [N] each."""

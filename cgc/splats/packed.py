@@ -13,7 +13,7 @@ import numpy as np
 from cgc.splats.formats.antimatter import read_splat
 from cgc.splats.formats.ksplat import read_ksplat
 from cgc.splats.formats.sog import is_sog, read_sog, read_sog_folder
-from cgc.splats.formats.spz import MAGIC, is_spz, read_spz
+from cgc.splats.formats.spz import is_spz, read_spz
 from cgc.splats.formats.supersplat import read_compressed_ply
 from cgc.splats.formats.vertices import check_finite
 
@@ -42,7 +42,7 @@ def read_packed(path: Path, whole: bool = True) -> np.ndarray | None:
 def _read(path: Path, head: bytes) -> np.ndarray | None:
     if head.startswith(b"ply"):
         return read_compressed_ply(path)
-    if head.startswith(MAGIC) or (head.startswith(b"\x1f\x8b") and is_spz(path)):
+    if head.startswith((b"NGSP", b"\x1f\x8b")) and is_spz(path):
         return read_spz(path)
     if head.startswith(b"PK\3\4") and is_sog(path):
         return read_sog(path)

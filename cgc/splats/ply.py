@@ -3,10 +3,14 @@
 A vertex is a Gaussian: x y z, (nx ny nz, unused), f_dc_0..2, f_rest_0..(3K-1), opacity (a logit), scale_0..2
 (logs), rot_0..3 (wxyz, any norm). K is the number of SH terms above degree 0 (0, 3, 8 or 15), and f_rest is
 channel-major: all K of red, then green, then blue.
+
+Two things of it may be missing where others say them: scale_2, of the discs of 2D Gaussian Splatting (arXiv
+2403.17888), which are read as Gaussians that thin; and f_dc, where red, green and blue are there as bytes.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cgc.errors import InputError
+from cgc.geometry import rgb_to_sh_dc
 from cgc.ply import Header, read_header, read_vertices, write_vertices
 from cgc.splats.types import Splats
 
@@ -27,7 +32,9 @@ OPACITY = "opacity"
 SCALES = ("scale_0", "scale_1", "scale_2")
 QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
 _DEGREE_OF_REST = {0: 0, 9: 1, 24: 2, 45: 3}
+_RGB = ("red", "green", "blue")
 _FILTER = "filter_3D"
+_DISC = -math.log(1000)  # how much thinner than wide a disc is taken to be
 _MOST_OPAQUE = 16.0  # a logit: 1e-7 from opaque, about the last that float32 tells from it
 _LEAST_SCALE = -30.0  # a logarithm: of no size
 
@@ -61,7 +68,8 @@ def from_vertices(
     _check_scales(path, log_scales)
     dc = _tensor(columns, DC)[:, None, :]  # [N, 1, 3]
     higher = _tensor(columns, rest).reshape(len(dc), 3, -1).transpose(1, 2)  # [N, K, 3]
-    ours = (*columns, *_NORMALS)
+    stand_ins = () if DC[0] in (vertices.dtype.names or ()) else _RGB
+    ours = (*columns, *_NORMALS, *stand_ins)
     return Splats(
         means=_tensor(columns, MEANS),
         quats=quats,
@@ -86,8 +94,13 @@ def _columns(
     vertices: np.ndarray, rest: tuple[str, ...], origin: Sequence[float] = (0.0, 0.0, 0.0)
 ) -> dict[str, np.ndarray]:
     """Return what of vertices makes splats, [N] float32 a name, less the origin; opacities and sizes at their ends."""
+    own = vertices.dtype.names or ()
     needed = (*MEANS, *DC, *rest, OPACITY, *SCALES, *QUATS)
-    columns = {name: _float32(vertices[name]) for name in needed}
+    columns = {name: _float32(vertices[name]) for name in needed if name in own}
+    if SCALES[2] not in columns:
+        columns[SCALES[2]] = np.minimum(*(columns[name] for name in SCALES[:2])) + np.float32(_DISC)
+    if DC[0] not in columns:
+        columns |= dict(zip(DC, dc_of(vertices).T))
     for name, start in zip(MEANS, origin):
         if start:
             columns[name] = _float32(vertices[name].astype(np.float64) - start)
@@ -95,6 +108,25 @@ def _columns(
     if _FILTER in (vertices.dtype.names or ()):
         columns[_FILTER] = _float32(vertices[_FILTER])
     return columns
+
+
+def dc_of(vertices: np.ndarray) -> np.ndarray:
+    """Return the SH terms of degree 0 of vertices [N], [N, 3] float32."""
+    if DC[0] in (vertices.dtype.names or ()):
+        return np.stack([_float32(vertices[name]) for name in DC], -1)
+    rgb = np.stack([np.asarray(vertices[name], np.float32) for name in _RGB], -1) / np.float32(255)
+    return rgb_to_sh_dc(torch.from_numpy(rgb)).numpy()
+
+
+def notes_of(path: Path, header: Header) -> list[str]:
+    """Say what of the splats that a header announces is made up."""
+    names = dict(header.elements[header.vertex].properties)
+    made = []
+    if SCALES[2] not in names:
+        made.append(f"{path} holds discs (2D Gaussian Splatting); they are taken for Gaussians a thousandth as thick")
+    if DC[0] not in names:
+        made.append(f"{path} has colours of 8 bits in place of f_dc; what is segmented and exported has these")
+    return made
 
 
 def write_ply(path: Path | str, splats: Splats, extra: Mapping[str, np.ndarray] | None = None) -> None:
@@ -148,7 +180,15 @@ def check_header(path: Path, header: Header) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise InputError(f"{path} is broken: its header names a property twice; copy or export it again")
     rest = rest_of(names)
-    missing = [n for n in (*MEANS, *DC, *rest, OPACITY, *SCALES, *QUATS) if n not in names]
+    said = {SCALES[2]} if set(SCALES[:2]) <= set(names) else set()
+    if all(dict(properties).get(name) == "uchar" for name in _RGB) and not set(DC) & set(names):
+        said |= set(DC)
+    missing = [n for n in (*MEANS, *DC, *rest, OPACITY, *SCALES, *QUATS) if n not in names and n not in said]
+    if missing and any(name.startswith("f_anchor_feat") for name in names):
+        raise InputError(
+            f"{path} holds anchors, from which a network of Scaffold-GS or its kin makes the Gaussians of each view; "
+            "give plain Gaussians, of a training without anchors"
+        )
     if missing:
         raise InputError(
             f"{path} lacks the properties {', '.join(missing)} of a 3DGS splat; "

@@ -13,8 +13,8 @@ from cgc.errors import InputError
 from cgc.files import sha256
 from cgc.ply import read_header
 from cgc.splats.formats.spz import half_turned, is_spz
-from cgc.splats.packed import read_packed
-from cgc.splats.ply import from_vertices, read_ply, rest_of
+from cgc.splats.packed import SUFFIXES, read_packed
+from cgc.splats.ply import from_vertices, notes_of, read_ply, rest_of
 from cgc.splats.types import Splats
 
 TRIED = 2000
@@ -34,7 +34,9 @@ def read_splats(
     path = Path(path)
     vertices = read_packed(path)
     if vertices is None:
-        return read_ply(path, origin), _rounding(path, origin, extent)
+        _check_kind(path)
+        splats = read_ply(path, origin)
+        return splats, [*notes_of(path, read_header(path)), *_rounding(path, origin, extent)]
     rest = rest_of(vertices.dtype.names or ())
     splats = from_vertices(path, vertices, rest, origin)
     if points is not None and len(points) and is_spz(path):
@@ -45,6 +47,19 @@ def read_splats(
                 "its Gaussians lie at the model's points"
             ]
     return splats, []
+
+
+def _check_kind(path: Path) -> None:
+    """Raise InputError for a file that is neither a PLY nor packed as is known here."""
+    if not path.is_file():  # which reading it says
+        return
+    with open(path, "rb") as file:
+        if file.read(3) == b"ply":
+            return
+    raise InputError(
+        f"{path} is not a splat file of a kind that is read here ({', '.join(SUFFIXES)}); export it as a 3DGS .ply, "
+        "which trainers, editors and converters write"
+    )
 
 
 def hash_splats(path: Path) -> str:

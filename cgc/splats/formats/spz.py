@@ -1,10 +1,14 @@
-"""The .spz of Niantic, versions 1 to 3: gzip of a header of 16 bytes and of one attribute after the other.
+"""The .spz of Niantic, versions 1 to 4: a header, and one attribute after the other.
 
 All little-endian: "NGSP", version, count, SH degree, bits after the point, flags, a byte unused; then of all Gaussians
 positions (3 int24 in fixed point, in version 1 half floats), opacities, colours, log-scales (byte / 16 - 10),
 rotations (3 bytes of xyz, from version 3 2-10-10-10: which of xyzw is the largest, sign and magnitude of the others),
 SH above degree 0 ((byte - 128) / 128, all channels of a term, then of the next). A colour's f_dc is
 (byte / 255 - 0.5) / 0.15. Extensions follow where the flags say so.
+
+All that is in gzip. In version 4 nothing is but the attributes, each in zstd: the byte unused counts them, a number
+of 4 bytes says where their table begins, 12 bytes are unused, and extensions come next. The table has two numbers of
+8 bytes an attribute, its size in zstd and without; the attributes follow.
 
 Axes are right, up, back (RUB), in an extension of Adobe others; those of a trainer's PLY are right, down, front (RDF).
 They are turned here, as Niantic's library does for `UnpackOptions.to = RDF`. Its tool ply_to_spz and splat-transform
@@ -17,6 +21,7 @@ Source: github.com/nianticlabs/spz, README.md, src/cc/{load-spz.cc,splat-types.h
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -25,6 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import zstandard
 
 from cgc.errors import InputError
 from cgc.splats.formats.vertices import (
@@ -40,8 +46,8 @@ from cgc.splats.formats.vertices import (
 from cgc.splats.ply import DC, MEANS, SCALES
 
 MAGIC = b"NGSP"
-_HEADER = struct.Struct("<4s2I4B")
-_HALVES, _PLAIN_ROTATIONS, _LATEST = 1, 2, 3  # versions
+_HEADER, _TABLE = struct.Struct("<4s2I4B"), struct.Struct("<I12x")  # the second is version 4's
+_HALVES, _PLAIN_ROTATIONS, _IN_GZIP, _LATEST = 1, 2, 3, 4  # versions
 _EXTENDED, _LEVELS = 0x2, 0x80  # flags; the second is Spark's, for a tree of coarser and coarser Gaussians
 _MAX_FRACTION = 30
 _MAX_EXTENSIONS = 1 << 16  # bytes; those known take 20
@@ -70,8 +76,11 @@ class _Header(NamedTuple):
 
 
 def is_spz(path: Path) -> bool:
-    """Say whether a gzip file is an .spz."""
+    """Say whether a file is an .spz, whatever it is called."""
     try:
+        with open(path, "rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                return True
         with gzip.open(path) as file:
             return file.read(len(MAGIC)) == MAGIC
     except (OSError, EOFError, zlib.error):
@@ -84,10 +93,11 @@ def read_spz(path: Path) -> np.ndarray:
     No more bytes are unpacked than the header announces, and the header is held against the file's size.
     """
     with open(path, "rb") as file:
-        _check_version(path, file.read(_HEADER.size))  # from version 4 on the header is not compressed
+        if file.read(len(MAGIC)) == MAGIC:
+            return _read_streams(path)
     try:
         with gzip.open(path) as file:
-            header = _parse(path, file.read(_HEADER.size))
+            header = _parse(path, file.read(_HEADER.size), (_HALVES, _IN_GZIP))
             expected = header.count * sum(header.widths())
             content = file.read(expected)
             after = file.read(_MAX_EXTENSIONS + 1)
@@ -98,6 +108,51 @@ def read_spz(path: Path) -> np.ndarray:
     if len(after) > (_MAX_EXTENSIONS if header.flags & _EXTENDED else 0):
         raise InputError(f"{path} goes on after the {header.count:,} Gaussians its header announces; export it again")
     return _decode(header, content, _signs(path, after))
+
+
+def _read_streams(path: Path) -> np.ndarray:
+    """Return the vertices [N] of an .spz of version 4."""
+    whole = path.read_bytes()
+    header = _parse(path, whole[: _HEADER.size], (_IN_GZIP + 1, _LATEST))
+    sizes = [header.count * width for width in header.widths() if width]
+    begin, count = _HEADER.size + _TABLE.size, whole[_HEADER.size - 1]
+    if len(whole) < begin:
+        raise truncated(path, begin, len(whole))
+    (table,) = _TABLE.unpack_from(whole, _HEADER.size)
+    at = table + 16 * len(sizes)
+    if not begin <= table or count != len(sizes):
+        raise InputError(
+            f"{path} announces {count} attributes from byte {table} on where {len(sizes)} and {begin} or later were "
+            "expected; it is broken: copy or export it again"
+        )
+    if len(whole) < at:
+        raise truncated(path, at, len(whole))
+    entries = np.frombuffer(whole, "<u8", 2 * len(sizes), table).reshape(-1, 2).tolist()
+    parts = []
+    for (packed, unpacked), size in zip(entries, sizes):
+        if unpacked != size or at + packed > len(whole):
+            raise truncated(path, at + packed, len(whole)) if unpacked == size else _odd(path, size, unpacked)
+        parts.append(_unpacked(path, whole[at : at + packed], size))
+        at += packed
+    return _decode(header, b"".join(parts), _signs(path, whole[begin:table] if header.flags & _EXTENDED else b""))
+
+
+def _unpacked(path: Path, packed: bytes, size: int) -> bytes:
+    """Unpack an attribute of so many bytes from zstd, and no more than these."""
+    try:
+        content = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed), read_across_frames=True).read(size + 1)
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise InputError(f"{path} is broken as an .spz ({error}); copy or export it again") from error
+    if len(content) != size:
+        raise _odd(path, size, len(content))
+    return content
+
+
+def _odd(path: Path, expected: int, got: int) -> InputError:
+    return InputError(
+        f"{path} has an attribute of {got:,} bytes where {expected:,} were expected by its header; it is broken: copy "
+        "or export it again"
+    )
 
 
 def half_turned(vertices: np.ndarray) -> np.ndarray:
@@ -116,29 +171,21 @@ def _sign_of(term: int, sign: Mapping[str, int]) -> int:
     return math.prod(sign[axis] for axis in _ODD_IN[term])
 
 
-def _check_version(path: Path, head: bytes) -> None:
-    if head[:4] != MAGIC:
-        return
-    version = int.from_bytes(head[4:8], "little")
-    if len(head) < _HEADER.size:
-        raise truncated(path, _HEADER.size, len(head))
-    raise InputError(
-        f"{path} is an .spz of version {version} and not in gzip, where version 1 to {_LATEST} was expected; "
-        f"convert it by splat-transform --spz-version {_LATEST}"
-    )
+def _parse(path: Path, head: bytes, versions: tuple[int, int]) -> _Header:
+    """Check the header, its count against the file's size before anything is allocated by it.
 
-
-def _parse(path: Path, head: bytes) -> _Header:
-    """Check the header, its count against the file's size before anything is allocated by it."""
+    `versions` are the first and the last that are packed as this file is.
+    """
     if head[:4] != MAGIC:
         raise InputError(f"{path} is not an .spz (it holds no NGSP in gzip); give a splat file, such as a 3DGS .ply")
     if len(head) < _HEADER.size:
         raise truncated(path, _HEADER.size, len(head))
     _, version, count, degree, fraction, flags, _ = _HEADER.unpack(head)
-    if not _HALVES <= version <= _LATEST:
+    if not versions[0] <= version <= versions[1]:
+        packed = "in gzip" if versions[1] == _IN_GZIP else "not in gzip"
         raise InputError(
-            f"{path} is an .spz of version {version} where 1 to {_LATEST} was expected; "
-            f"convert it by splat-transform --spz-version {_LATEST}"
+            f"{path} is an .spz of version {version} {packed}, where version 1 to {_IN_GZIP} in gzip or {_LATEST} was "
+            "expected; export it as one of these, or as .ply"
         )
     if degree >= len(TERMS):
         raise InputError(f"{path} has SH of degree {degree} where 0 to 3 was expected; export it with a lower one")
