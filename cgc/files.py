@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def no_room(error: BaseException) -> bool:
+    """Say whether the system had no room on a disk."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 @contextlib.contextmanager
 def write_beside(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it onto `path` on success, remove it on failure.

@@ -87,7 +87,7 @@ def test_what_is_there(seg):
     assert seg[3].children == PARTS and seg[9].parent == 3 and seg[1].parent == WHOLE and seg[3].parent == 0
     assert seg[3].level == pytest.approx(0.6) and seg[WHOLE].children == (1, 2)
     for node in range(1, seg.hierarchy.n_nodes + 1):
-        members = np.flatnonzero(seg.hierarchy.members(node))
+        members = np.flatnonzero(seg.hierarchy.holds(node))
         np.testing.assert_array_equal(seg[node].indices, members)
         assert seg[node].gaussians == len(members) == len(seg[node].splats())
         assert seg[node].confidence == pytest.approx(seg.confidences[members].mean())

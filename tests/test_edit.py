@@ -133,7 +133,7 @@ def test_keeping_and_removing_keep_rows_together_and_ids():
     assert kept.ids.tolist() == [1, 2, FLOOR] and kept.names == {1: "red", 2: "green"}
     left = remove(old, [2, 8, FLOOR], halo=False)
     assert_rows(left, old, np.flatnonzero(~inside))
-    assert left.names == {1: "red"} and left.hierarchy.members(9).any()
+    assert left.names == {1: "red"} and left.hierarchy.holds(9).any()
     assert remove(old, 10, halo=False).ids.tolist() == [1, 4, 5, 6, 7]  # a whole: both that it holds
     np.testing.assert_array_equal(left.splats.extras[ORIGIN], np.flatnonzero(~inside))
 
@@ -204,7 +204,7 @@ def test_merging_is_renaming_labels_and_no_more(ids):
     np.testing.assert_array_equal(made.labels, expected)
     np.testing.assert_array_equal(made.hierarchy.at(), expected)
     for node in set(range(1, 11)) - set(ids) - {10}:
-        np.testing.assert_array_equal(made.hierarchy.members(node), old.hierarchy.members(node), err_msg=str(node))
+        np.testing.assert_array_equal(made.hierarchy.holds(node), old.hierarchy.holds(node), err_msg=str(node))
     if 1 in ids:  # what was apart in it still is
         assert {8, 9} < set(made.hierarchy.children(ids[0]))
         assert len(made.hierarchy.children(ids[0])) == 2 + len(ids) - 1
@@ -220,15 +220,15 @@ def test_objects_that_both_have_parts_merge():
     levels[4], levels[10] = 0.7, 1
     old = replace(old, hierarchy=Hierarchy(leaves, parents, levels, 0.5))
     made = merge(old, [4, 1])
-    assert made.hierarchy.children(4) == [8, 9, 10] and not made.hierarchy.members(1).any()
-    np.testing.assert_array_equal(made.at_level(1.0).labels == 8, old.hierarchy.members(8))
+    assert made.hierarchy.children(4) == [8, 9, 10] and not made.hierarchy.holds(1).any()
+    np.testing.assert_array_equal(made.at_level(1.0).labels == 8, old.hierarchy.holds(8))
 
 
 def test_splitting_into_children_shows_the_parts_and_merging_undoes_it():
     old = tiny()
     made = split(old, 1)
     assert made.ids.tolist() == [2, 3, 4, 5, 6, 7, 8, 9] and made.edits[-1]["pieces"] == [8, 9]
-    np.testing.assert_array_equal(made.labels == 8, old.hierarchy.members(8))
+    np.testing.assert_array_equal(made.labels == 8, old.hierarchy.holds(8))
     assert 1 not in made.names and made.names[2] == "green"
     back = merge(made, [8, 9])
     np.testing.assert_array_equal(back.labels == 8, old.labels == 1)

@@ -106,8 +106,8 @@ def test_a_family_by_hand():
     assert tree.at(1).tolist() == tree.leaves.tolist() and tree.at().dtype == np.int32
     assert (tree.children(4), tree.children(1), tree.children(7)) == ([1, 2], [5, 6], [])
     assert (tree.ancestors(8), tree.ancestors(3), tree.parent(2)) == ([6, 1, 4], [], 4)
-    assert tree.members(6).tolist() == [False, True, True, False, False, False, False]
-    assert tree.members(4).tolist() == [True, True, True, True, False, False, True]
+    assert tree.holds(6).tolist() == [False, True, True, False, False, False, False]
+    assert tree.holds(4).tolist() == [True, True, True, True, False, False, True]
     assert tree.shown_for(0.7).tolist() == [0, 0, 2, 3, 0, 5, 6, 6, 6]
 
 
@@ -130,20 +130,20 @@ def test_laws_of_levels(seed, x, y):
         assert np.isin(labels[labels > 0], shown).all()
         assert ((labels > 0) == (tree.leaves > 0)).all()
         assert (labels == tree.at(float(tree.stops[tree.stop(level)]))).all()
-        owned = sum(tree.members(n).astype(int) for n in shown.tolist())
+        owned = sum(tree.holds(n).astype(int) for n in shown.tolist())
         assert (owned == (tree.leaves > 0)).all()  # what is shown shares out the Gaussians
         for n in shown.tolist():
-            assert (tree.members(n) == (labels == n)).all()
+            assert (tree.holds(n) == (labels == n)).all()
             low = tree.levels[tree.parents[n]]
             assert low < np.float32(level) <= tree.levels[n]
     mapped = np.append(tree.shown_for(coarse)[1:], -1)  # -1 stays
     assert (mapped[np.where(tree.at(fine) > 0, tree.at(fine) - 1, -1)] == tree.at(coarse)).all()
     assert tree.sizes[0] == 0
     for n in range(1, tree.n_nodes + 1):
-        assert tree.sizes[n] == tree.members(n).sum()
+        assert tree.sizes[n] == tree.holds(n).sum()
         assert all(tree.parent(c) == n for c in tree.children(n))
         if tree.children(n):
-            assert (sum(tree.members(c).astype(int) for c in tree.children(n)) == tree.members(n)).all()
+            assert (sum(tree.holds(c).astype(int) for c in tree.children(n)) == tree.holds(n)).all()
 
 
 def ints(*values):
@@ -187,7 +187,7 @@ def test_levels_and_nodes_that_do_not_exist_are_said():
             family().at(level)
     for node in (0, 9, -1):
         with pytest.raises(InputError, match=f"there is no segment {node}: ids go from 1 to 8"):
-            family().members(node)
+            family().holds(node)
 
 
 # ---- nested pictures
@@ -200,7 +200,7 @@ def slow_levels(dense, tree, levels):
     """
     mass = np.zeros((len(dense), tree.n_nodes + 1))
     for node in range(1, tree.n_nodes + 1):
-        mass[:, node] = dense[:, tree.members(node)].sum(1)
+        mass[:, node] = dense[:, tree.holds(node)].sum(1)
     objects = np.arange(1, len(tree.objects) + 1)
     nothing = 1 - mass[:, objects].sum(1)
     ids, weights, clear = (np.zeros((len(levels), len(dense)), t) for t in (int, float, bool))
@@ -297,7 +297,7 @@ def test_an_id_is_the_same_segment_at_every_level():
     for node in range(1, 9):
         for level in (0, 0.5, 1):
             assert torch.equal(whole.at_level(level)[node].splats().means,
-                               whole.splats.means[torch.from_numpy(tree.members(node))])  # fmt: skip
+                               whole.splats.means[torch.from_numpy(tree.holds(node))])  # fmt: skip
     with pytest.raises(InputError, match="a hierarchy of 7 Gaussians came for 6"):
         Segmentation(cloud(6), np.ones(6, np.int32), np.ones(6, np.float32), tree)
 

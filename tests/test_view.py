@@ -379,18 +379,18 @@ def test_a_part_of_what_is_hidden_can_be_shown_alone_and_a_whole_of_it_too():
     state.hide()
     state.set_level(1.0)
     state.set_shown(part, True)
-    np.testing.assert_array_equal(state.visible, ~tree.members(whole) | tree.members(part))
+    np.testing.assert_array_equal(state.visible, ~tree.holds(whole) | tree.holds(part))
     state.undo()
     state.select([part])
     state.isolate()
-    np.testing.assert_array_equal(state.visible, tree.members(part))
+    np.testing.assert_array_equal(state.visible, tree.holds(part))
     state.set_shown(whole, True)
-    np.testing.assert_array_equal(state.visible, tree.members(whole))
+    np.testing.assert_array_equal(state.visible, tree.holds(whole))
     state.show_all()
     state.set_shown(part, False)
     state.select([whole])
     state.isolate()
-    np.testing.assert_array_equal(state.visible, tree.members(whole))
+    np.testing.assert_array_equal(state.visible, tree.holds(whole))
 
 
 def test_what_is_deleted_is_neither_counted_nor_named():
@@ -486,7 +486,7 @@ def test_any_edits_agree_with_a_slow_reference_and_can_be_undone(operations):
             getattr(state, name)()
         edits = state.edits
         for g in range(0, len(seg.splats), 7):  # slow reference: one Gaussian at a time
-            of = {i for i in range(1, 13) if seg.hierarchy.members(i)[g]}
+            of = {i for i in range(1, 13) if seg.hierarchy.holds(i)[g]}
             assert state.alive[g] == (not of & edits.deleted)
             shown = state.alive[g] and not of & edits.hidden and (not edits.isolated or bool(of & edits.isolated))
             assert state.visible[g] == shown
@@ -601,7 +601,7 @@ def test_the_selection_is_bright_among_dim_ones(state):
     plain = state.colors()
     state.select([5])
     marked = state.colors()
-    own = state.base.hierarchy.members(5)
+    own = state.base.hierarchy.holds(5)
     np.testing.assert_allclose(marked[~own], 0.6 * plain[~own], atol=1e-6)
     np.testing.assert_allclose(marked[own], 0.6 * np.array(ACCENT) / 255 + 0.4 * plain[own], atol=1e-6)
     state.isolate()

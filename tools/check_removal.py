@@ -44,7 +44,7 @@ def main() -> None:
     cameras = [view.camera for view in work.scene.views]
     plain = remove(scene, args.segment, halo=False)
     clean = remove(scene, args.segment, rasterizer=rasterizer, cameras=cameras)
-    own = torch.from_numpy(scene.hierarchy.members(args.segment)[:, None].astype(np.float32))
+    own = torch.from_numpy(scene.hierarchy.holds(args.segment)[:, None].astype(np.float32))
     print("view       pixels |  inside: before  plain  clean |  ring: before  shadow  plain  clean")
     for view in work.scene.views:
         found = sorted(args.without.glob(f"{view.stem}.*"))

@@ -144,8 +144,8 @@ class Hierarchy:
             found |= more
         return found
 
-    def members(self, node: int) -> np.ndarray:
-        """Say which Gaussians are in a node, [N] bool."""
+    def holds(self, node: int) -> np.ndarray:
+        """Say which Gaussians a node holds, [N] bool."""
         return self.inside([self._known(node)])[np.maximum(self.leaves, 0)] & (self.leaves > 0)
 
     def _known(self, node: int) -> int:

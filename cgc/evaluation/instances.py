@@ -20,6 +20,8 @@ from scipy.sparse.csgraph import connected_components
 
 from cgc.errors import InputError
 
+MIN_PIXELS = 60
+"""Things with fewer in all views together are not scored."""
 BAND = 0.02
 """Width of the boundary band, times the image's diagonal (Boundary IoU, arXiv 2103.16562)."""
 
@@ -71,7 +73,7 @@ def score_instances(
     predicted: Sequence[np.ndarray | None],
     stuff_ids: set[int] | frozenset[int],
     ignore_id: int | None = None,
-    min_pixels: int = 60,
+    min_pixels: int = MIN_PIXELS,
 ) -> InstanceScores:
     """Score predicted id maps against true ones, int [H, W] each, one pair a view; None is all zeros.
 

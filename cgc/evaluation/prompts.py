@@ -16,6 +16,7 @@ from scipy import ndimage
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.evaluation.binary import Counts, count
+from cgc.evaluation.instances import MIN_PIXELS
 from cgc.segmentation.prompts import Inseparable, clicked_nodes, mask_ids
 
 Level = float | None
@@ -121,7 +122,7 @@ def score_prompts(
     left_out: set[int] | frozenset[int] = frozenset(),
     ignore_id: int | None = None,
     prompt_views: Mapping[int, int] | None = None,
-    min_pixels: int = 60,
+    min_pixels: int = MIN_PIXELS,
     parts: Parts | None = None,
 ) -> PromptScores:
     """Prompt every true object in one view and score what is picked in the others; id maps int [H, W], one a view.

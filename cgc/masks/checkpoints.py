@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cgc.errors import InputError, reason, some
-from cgc.files import sha256
+from cgc.files import no_room, sha256
 from cgc.progress import Bar, progress_bar
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _disk(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if no_room(error):
             raise InputError(
                 f"the disk is full: {path} could not be written ({error.strerror}); free some space and run the same "
                 "command again (it goes on where it stopped), or set CGC_CACHE to another folder"

@@ -17,6 +17,7 @@ import pycolmap
 from PIL import Image
 
 from cgc.errors import InputError
+from cgc.files import no_room
 from cgc.leftovers import clear_folders
 from cgc.progress import progress_bar
 from cgc.scene.images import load_colors
@@ -24,7 +25,6 @@ from cgc.scene.lens import undistort_photo
 from cgc.scene.types import Lens
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _fill(partial: Path, photos: Sequence[Distorted], final: Path, quiet: bool) 
             if not final.is_dir():
                 partial.rename(final)
     except OSError as error:
-        if error.errno in _FULL:
+        if no_room(error):
             raise InputError(
                 f"the disk is full: the undistorted photos could not be written to {final.parent}; "
                 "free some space and run the same command again"

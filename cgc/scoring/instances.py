@@ -9,7 +9,7 @@ import numpy as np
 
 from cgc.errors import some
 from cgc.evaluation.gaussians import adjusted_rand, read_samples, true_labels
-from cgc.evaluation.instances import InstanceScores, score_instances, trace_instances
+from cgc.evaluation.instances import MIN_PIXELS, InstanceScores, score_instances, trace_instances
 from cgc.evaluation.prompts import Level, PromptRow, PromptScores, score_prompts
 from cgc.evaluation.truth import Truth, merge_parts
 from cgc.scoring.cases import Case
@@ -80,12 +80,16 @@ def report_instances(run: Run | None, case: Case) -> Report:
     )
 
 
+def _too_small(truth: Truth, skipped: Sequence[int]) -> str:
+    return f"left out, under {MIN_PIXELS} pixels in these views: {some(truth.names[i] for i in skipped)}"
+
+
 def _left_out(scores: InstanceScores, truth: Truth) -> list[str]:
     """Say which true ids were not scored."""
     shown = {r.id for r in scores.rows} | set(scores.skipped) | truth.stuff_ids
     said = []
     if scores.skipped:
-        said.append(f"left out, under 60 pixels in these views: {some(truth.names[i] for i in scores.skipped)}")
+        said.append(_too_small(truth, scores.skipped))
     if absent := [name for i, name in truth.names.items() if i not in shown]:
         said.append(f"left out, not seen in these views: {some(absent)}")
     return said
@@ -153,7 +157,7 @@ def report_prompts(case: Case) -> Report:
     if first.one_view:
         notes.append(f"left out, seen in one view only: {some(truth.names[i] for i in first.one_view)}")
     if first.skipped:
-        notes.append(f"left out, under 60 pixels in these views: {some(truth.names[i] for i in first.skipped)}")
+        notes.append(_too_small(truth, first.skipped))
     if len(first.levels) > 1:
         notes.append(
             "the level is the one that is best for all objects together, which the truth says; see summary.json"

@@ -353,7 +353,7 @@ def _known(segmentation: Segmentation, ids: Ids, *, empty: bool = False) -> list
 
 def _members(segmentation: Segmentation, ids: Sequence[int]) -> np.ndarray:
     """Say which Gaussians are in any of the ids, [N] bool."""
-    return np.logical_or.reduce([segmentation.hierarchy.members(i) for i in ids])
+    return np.logical_or.reduce([segmentation.hierarchy.holds(i) for i in ids])
 
 
 def _moved(splats: Splats) -> np.ndarray:
@@ -472,7 +472,7 @@ def _split_children(segmentation: Segmentation, segment: int, parts: str) -> Seg
         raise InputError(f"segment {segment} has no parts in the hierarchy; split it into a number of pieces")
     labels = segmentation.labels.astype(np.int32)
     for child in children:
-        labels[tree.members(child)] = child
+        labels[tree.holds(child)] = child
     parents, levels = tree.parents.copy(), tree.levels.copy()
     parents[children], levels[segment] = parents[segment], 1
     names = {node: name for node, name in segmentation.names.items() if node != segment}

@@ -12,7 +12,6 @@ A folder is written beside its place and renamed onto it; one that holds no save
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ import torch
 from cgc import parallel
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
-from cgc.files import folder_at, read_arrays, read_json, sha256, write_beside, write_json
+from cgc.files import folder_at, no_room, read_arrays, read_json, sha256, write_beside, write_json
 from cgc.leftovers import clear_folders
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import describe, describe_nodes, save_labels, save_table
@@ -86,7 +85,7 @@ def save(
             _keep_others(old, folder)
             _remove_own(old)
     except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        why = "the disk is full" if no_room(error) else error.strerror
         raise InputError(f"{folder} could not be saved ({why}) and is left as it was; choose another") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

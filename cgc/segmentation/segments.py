@@ -102,7 +102,7 @@ def describe_nodes(segmentation: Segmentation) -> list[Node]:
     table = []
     objects = set(tree.objects.tolist())
     for node in sorted(set(range(1, tree.n_nodes + 1)) - objects):
-        own = tree.members(node)
+        own = tree.holds(node)
         if own.any():
             low, high = np.percentile(means[own], BOX_PERCENTILES, axis=0)
             table.append(
