@@ -214,6 +214,36 @@ def test_amg_folders(tmp_path):
         found.load(0)
 
 
+def save_masks(folder, names, digits):
+    """A folder an image of PNGs, as amg.py writes them, but without metadata.csv."""
+    for index, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for i, mask in enumerate(stack_of(index)):
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / name / f"{i:0{digits}d}.png")
+
+
+@pytest.mark.parametrize("stems", [STEMS, ("cam/000", "cam/001", "rig/000"), ("000", "001", "002")])
+def test_amg_folders_without_a_table(tmp_path, stems):
+    save_masks(tmp_path / "out", stems, 1)
+    found = read_foreign(tmp_path / "out", [make_view(f"{stem}.jpg") for stem in stems])
+    check_stacks(found, "sam-png")
+    assert any("No folder has metadata.csv" in sentence for sentence in found.decisions)
+    Image.fromarray(ids_of(0).astype(np.uint8)).save(tmp_path / "out" / stems[0] / "1.png")
+    with pytest.raises(InputError, match="expected black and white"):
+        found.load(0)
+
+
+def test_folders_and_files_that_are_both_named_like_images(tmp_path):
+    """Masks 0 to 2 of the images 0 to 2 might be the objects 0 to 2 in the frames 0 to 2."""
+    save_masks(tmp_path, ("000", "001", "002"), 3)
+    views = [make_view(f"{i:03d}.jpg") for i in range(3)]
+    with pytest.raises(InputError, match=r"several formats: sam-png .*sam2-objects .*--format NAME"):
+        read_foreign(tmp_path, views)
+    check_stacks(read_foreign(tmp_path, views, format="sam-png"), "sam-png")
+    objects = read_foreign(tmp_path, views, format="sam2-objects")
+    assert pictures(objects.load(1)) == wanted(stack_of(index)[1] for index in range(3))
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_amg_json(tmp_path, compressed):
     for index, stem in enumerate(STEMS):

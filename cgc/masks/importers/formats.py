@@ -35,7 +35,8 @@ def _tracked_pngs(listing: Listing, _: bool) -> Source:
 
 FORMATS: dict[str, Format] = {
     "sam-png": Format(
-        "Segment Anything's amg.py: a folder an image with metadata.csv and 0.png, 1.png, ...", "no",
+        "Segment Anything's amg.py: a folder an image with 0.png, 1.png, ... and metadata.csv (without it: no scores)",
+        "no",
         lambda files, _: sam.open_folders(files),
     ),
     "sam-json": Format(
@@ -169,8 +170,7 @@ def _candidates(listing: Listing, views: Sequence[View]) -> dict[str, str]:
     if "labelme" in found or "sa-1b" in found:  # photos lie beside them
         images = [p for p in images if not p.with_suffix(".json").is_file()]
     if images and "coco-panoptic" not in found:
-        name = _png_format(listing, images, views)
-        found[name] = f"{len(images)} PNGs, {images[0].name} among them"
+        found |= _png_formats(listing, images, views)
     arrays = listing.named(".npy", ".npz")
     if arrays:
         for path in _sample(arrays):
@@ -218,7 +218,24 @@ def _coloured(paths: Sequence[Path]) -> bool:
     return False
 
 
-def _png_format(listing: Listing, images: Sequence[Path], views: Sequence[View]) -> str:
+def _png_formats(listing: Listing, images: Sequence[Path], views: Sequence[View]) -> dict[str, str]:
+    """Return what PNGs may be, and why: several where folders and files are both named like images."""
+    named = {name for view in views for name in (view.stem, view.name)}
+    bare = named | {name.rsplit("/", 1)[-1] for name in named}
+    folders = {p.parent.relative_to(listing.root).as_posix() for p in images}
+    if not any(listing.name(p) in named for p in images) and all(_is_binary(p) for p in _sample(images)):
+        found = {}
+        if folders & bare:
+            found["sam-png"] = f"{len(folders)} folders of masks, named like images"
+        objects = all(folder.split("/")[0].isdecimal() for folder in folders)
+        if objects and (not found or any(p.stem in bare for p in images)):
+            found["sam2-objects"] = f"{len(images)} PNGs in folders that are numbers, as objects are"
+        if found:
+            return found
+    return {_id_format(listing, images): f"{len(images)} PNGs, {images[0].name} among them"}
+
+
+def _id_format(listing: Listing, images: Sequence[Path]) -> str:
     info = listing.root / "info.json"
     if listing.root.name == "object_mask" or (
         listing.root.name == "Annotations" and (listing.root.parent / "pred.json").is_file()
@@ -230,10 +247,6 @@ def _png_format(listing: Listing, images: Sequence[Path], views: Sequence[View])
         and {"num_mask", "raw_mask_folder"} <= value.keys()
     ):
         return "gaga"
-    tops = {p.relative_to(listing.root).parts[0] for p in images}
-    own = {view.name.split("/")[0] for view in views}
-    if all(top.isdecimal() for top in tops) and not tops & own and all(_is_binary(p) for p in _sample(images)):
-        return "sam2-objects"
     if _coloured(images):
         return "rgb-png"
     return "palette-png" if image_header(images[0])[1] == "P" else "id-png"

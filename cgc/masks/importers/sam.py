@@ -6,14 +6,17 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cgc.errors import InputError
+from cgc.masks.id_maps import Size
 from cgc.masks.image_masks import encode
 from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, jsons, read_json, read_pixels
+from cgc.masks.importers.names import natural
 from cgc.masks.importers.rle import read_runs
 
 HEADER = "id,area,bbox_x0"
@@ -43,14 +46,39 @@ def is_sa1b(value: Any) -> bool:
 
 
 def open_folders(listing: Listing) -> Source:
-    """Find the folders of PNGs."""
+    """Find the folders of PNGs: those with metadata.csv or, where none has it, all."""
     source = Source({})
-    for table in listing.files:
-        if table.name == "metadata.csv" and is_folder(table):
-            folder = table.parent
-            name = folder.relative_to(listing.root).as_posix()
-            source.add(folder.name if name == "." else name, Entry(folder, lambda frame: _read_folder(frame)))
+    folders = dict.fromkeys(p.parent for p in listing.files if p.name == "metadata.csv" and is_folder(p))
+    read = _read_folder
+    if not folders:
+        folders, read = dict.fromkeys(p.parent for p in listing.named(".png")), _read_pngs
+        source.decisions.append("No folder has metadata.csv: all PNGs of a folder are masks of one image, unrated.")
+    for folder in folders:
+        name = folder.relative_to(listing.root).as_posix()
+        source.add(folder.name if name == "." else name, Entry(folder, read))
     return source
+
+
+def _read_pngs(frame: Frame) -> Found:
+    """Read a folder of masks without scores."""
+    paths = sorted((p for p in frame.path.iterdir() if p.suffix.lower() == ".png"), key=lambda p: natural(p.stem))
+    counts, size = _read_masks(paths, frame)
+    return Found(*size, counts=counts)
+
+
+def _read_masks(paths: Sequence[Path], frame: Frame) -> tuple[list[np.ndarray], Size]:
+    """Read black and white PNGs of one image: their run lengths and their size."""
+    counts, size = [], frame.photo
+    for path in paths:
+        pixels, mode = read_pixels(path, frame)
+        if pixels.ndim != 2 or not np.isin(pixels, (0, pixels.max(initial=0))).all():
+            raise InputError(f"{path} is of the kind {mode}; expected black and white")
+        its = (pixels.shape[1], pixels.shape[0])
+        if counts and its != size:
+            raise InputError(f"{path} is {its[0]}x{its[1]}, another mask of its image {size[0]}x{size[1]}")
+        size = its
+        counts.append(encode(pixels > 0))
+    return counts, size
 
 
 def _read_folder(frame: Frame) -> Found:
@@ -59,25 +87,17 @@ def _read_folder(frame: Frame) -> Found:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); it is damaged, make the masks again") from error
-    counts, scores, size, seen = [], [], None, set()
+    masks: dict[Path, float] = {}
     for row in rows:
         number = row.get("id") or ""
-        if not re.fullmatch(r"\d{1,9}", number) or number in seen:
-            raise InputError(f"{path} names a mask {number!r}; expected the numbers 0, 1, ... once each")
-        seen.add(number)
         mask = frame.path / f"{number}.png"
+        if not re.fullmatch(r"\d{1,9}", number) or mask in masks:
+            raise InputError(f"{path} names a mask {number!r}; expected the numbers 0, 1, ... once each")
         if not mask.is_file():
             raise InputError(f"{path} has a row for {mask.name}, which is missing; make the masks of this image again")
-        pixels, mode = read_pixels(mask, frame)
-        if pixels.ndim != 2:
-            raise InputError(f"{mask} is of the kind {mode}; expected black and white")
-        if size is not None and size != (pixels.shape[1], pixels.shape[0]):
-            raise InputError(f"{mask} is {pixels.shape[1]}x{pixels.shape[0]}, another mask of its image {size}")
-        size = (pixels.shape[1], pixels.shape[0])
-        counts.append(encode(pixels > 0))
-        scores.append(_score(row.get("predicted_iou"), path))
-    width, height = size or frame.photo
-    return Found(width, height, counts=counts, scores=scores)
+        masks[mask] = _score(row.get("predicted_iou"), path)
+    counts, size = _read_masks(list(masks), frame)
+    return Found(*size, counts=counts, scores=list(masks.values()))
 
 
 def _score(value: Any, path: Path) -> float:
