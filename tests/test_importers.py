@@ -811,6 +811,7 @@ def save_ids(folder, names):
         (["a1", "a2", "a3"], ["s/a1.jpg", "s/a2.jpg", "t/a3.jpg"], "by name:"),
         (["x/a1", "x/a2", "y/a3"], ["a1.jpg", "a2.jpg", "a3.jpg"], "without their folders"),
         (["a1_mask", "a2_mask", "a3_mask"], ["a1.jpg", "a2.jpg", "a3.jpg"], "without '_mask' at the end"),
+        (["s/0badcafe-a", "s/c0ffee00-b", "s/12345678-c"], ["a.jpg", "b.jpg", "c.jpg"], "without Label Studio's eight"),
         (["m1", "m2", "m10"], ["IMG_1.jpg", "IMG_9.jpg", "IMG_10.jpg"], "WARNING: no mask is named like an image"),
     ],
 )
@@ -820,6 +821,46 @@ def test_names(tmp_path, names, views, sentence):
     assert sentence in " ".join(found.decisions)
     for index in range(3):
         assert np.array_equal(found.id_map(index), ids_of(index))
+
+
+@pytest.mark.parametrize(
+    "names, views, counted",
+    [
+        (["mask_00", "mask_01", "mask_02"], ["01.jpg", "02.jpg", "03.jpg"], "0 to 2 and the images 1 to 3"),
+        (["8", "9", "10"], ["9.jpg", "10.jpg", "11.jpg"], "8 to 10 and the images 9 to 11"),
+        (["f1", "f2", "f3"], ["f0.jpg", "f1.jpg", "f2.jpg"], "1 to 3 and the images 0 to 2"),
+        (["0", "1", "2", "3"], ["1.jpg", "2.jpg", "4.jpg"], "0 to 3 and the images 1 to 4"),
+    ],
+)  # fmt: skip
+def test_trackers_count_from_another_number(tmp_path, names, views, counted):
+    """A tracker's frames count from 0, and ffmpeg's photos from 1: names fit, but for one, and are one image off."""
+    save_ids(tmp_path, names)
+    found = read_foreign(tmp_path, [make_view(name) for name in views], tracked=True)
+    told = " ".join(found.decisions)
+    assert "WARNING: the masks are numbered" in told and counted in told and "3 of 3 images have masks" in told
+    for index, mask in enumerate((0, 1, 3) if len(names) == 4 else range(3)):
+        assert np.array_equal(found.id_map(index), ids_of(mask))
+    end = names[-1 if "f0.jpg" in views else 0]
+    assert f"take the masks {end} away" in told
+    (tmp_path / f"{end}.png").unlink()
+    assert "by name" in " ".join(read_foreign(tmp_path, [make_view(name) for name in views]).decisions)
+
+
+def test_numbers_that_are_the_images_own(tmp_path):
+    """The tracker did not make masks of all images, or the scene does not have all frames."""
+    for number, (masks, images) in enumerate([((0, 1, 2), (1, 2, 4)), ((0, 1, 2, 3), (1, 2, 3)), ((1, 2), (0, 1, 2))]):
+        save_ids(tmp_path / str(number), [str(mask) for mask in masks])
+        found = read_foreign(tmp_path / str(number), [make_view(f"{image}.jpg") for image in images])
+        assert any("matched to images by name" in sentence for sentence in found.decisions)
+
+
+def test_an_order_that_names_contradict(tmp_path):
+    views = [make_view(name) for name in ("a1.jpg", "a2.jpg", "a10.jpg")]
+    save_ids(tmp_path, ["x3_a1_k", "x2_a2_k", "x1_a10_k"])
+    with pytest.raises(InputError, match=r"x1_a10_k would be matched to a1\.jpg, although it has a10 in its name"):
+        read_foreign(tmp_path, views)
+    save_ids(tmp_path / "sorted", ["x1_a1_k", "x2_a2_k", "x3_a10_k"])
+    assert any("WARNING: no mask" in sentence for sentence in read_foreign(tmp_path / "sorted", views).decisions)
 
 
 def test_names_that_do_not_fit(tmp_path):

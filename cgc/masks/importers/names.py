@@ -1,8 +1,12 @@
-"""Whose masks are whose: entries to views, by name where any name fits, else by order where the numbers are equal."""
+"""Whose masks are whose: entries to views, by name where any name fits, else by order where the numbers are equal.
+
+Numbers in names that start elsewhere than the images' are counted from there: trackers count frames from 0.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from cgc.masks.id_maps import match_names
 from cgc.masks.importers.base import Entry, Source
 from cgc.scene.types import View
 
-_BEFORE = ("mask_", "masks_")
+_BEFORE = {"mask_": "'mask_'", "masks_": "'masks_'", "[0-9a-f]{8}-": "Label Studio's eight digits and '-'"}
 _AFTER = ("_mask", "_masks", "_instance", "_instances", "_seg", "_id", "_ids", "_labels")
 
 
@@ -19,40 +23,52 @@ def match_views(source: Source, views: Sequence[View], where: Path) -> tuple[lis
     """Return every view's entry (None: it has none) and the sentences that say how they were found."""
     if source.frames:
         return _by_number(source, views, where)
-    best: list[str | None] = []
-    how = ""
-    for names, text in _spellings(list(source.entries)):
-        found = match_names({f"{name}.m": Path(name) for name in names}, views)
-        keys = [names[path.as_posix()] if path else None for path in found]
-        if sum(key is not None for key in keys) > sum(key is not None for key in best):
-            best, how = keys, text
-    if not any(key is not None for key in best):
+    keys, read, how = _by_name(source, views)
+    if not any(key is not None for key in keys):
         return _by_order(source, views, where)
-    used = [key for key in best if key is not None]
-    twice = {key for key in used if used.count(key) > 1}
+    twice = [key for key, number in Counter(key for key in keys if key is not None).items() if number > 1]
     if twice:
         raise InputError(
             f"the masks {some(sorted(twice))} in {where} fit several images of the scene; name masks like their "
             "images, with sub-folders"
         )
-    sentences = [f"Masks were matched to images by name{how}: {len(used)} of {len(views)} images have masks."]
-    bare = [view.name for view, key in zip(views, best) if key is None]
+    told = f"Masks were matched to images by name{how}:"
+    if shift := _shift(list(read), views):
+        keys, told = _by_shift(read, views, shift)
+    used = {key for key in keys if key is not None}
+    sentences = [f"{told} {len(used)} of {len(views)} images have masks."]
+    bare = [view.name for view, key in zip(views, keys) if key is None]
     if bare:
         sentences.append(f"{len(bare)} images have no masks: {some(bare)}.")
-    rest = sorted(set(source.entries) - set(used), key=natural)
+    rest = sorted(set(source.entries) - used, key=natural)
     if rest:
         sentences.append(f"Masks of {len(rest)} images that the scene does not have were skipped: {some(rest)}.")
-    return [source.entries[key] if key is not None else None for key in best], sentences
+    return [source.entries[key] if key is not None else None for key in keys], sentences
+
+
+def _by_name(source: Source, views: Sequence[View]) -> tuple[list[str | None], dict[str, str], str]:
+    """Return every view's entry as most names fit, the names as they were read for that, and the words that say how."""
+    best: tuple[list[str | None], dict[str, str], str] = [], {}, ""
+    most = 0
+    for names, how in _spellings(list(source.entries)):
+        found = match_names({f"{name}.m": Path(name) for name in names}, views)
+        keys = [names[path.as_posix()] if path else None for path in found]
+        number = sum(key is not None for key in keys)
+        if number > most:
+            best, most = (keys, names, how), number
+    return best
 
 
 def _spellings(names: list[str]) -> list[tuple[dict[str, str], str]]:
     """Return ways to read the names, each as {name as read: entry}, and the words that say which."""
     tidy = {Path(name).as_posix(): name for name in names}
     ways = [(tidy, "")]
-    for affix in _BEFORE:
-        if all(Path(name).name.startswith(affix) for name in tidy):
-            cut = {Path(n).with_name(Path(n).name[len(affix) :] or "_").as_posix(): e for n, e in tidy.items()}
-            ways.append((cut, f" (without {affix!r} in front)"))
+    for affix, words in _BEFORE.items():
+        if all(re.match(affix, Path(name).name) for name in tidy):
+            bare = {n: re.sub(f"^{affix}", "", Path(n).name) or "_" for n in tidy}
+            cut = {Path(n).with_name(bare[n]).as_posix(): e for n, e in tidy.items()}
+            if len(cut) == len(tidy):
+                ways.append((cut, f" (without {words} in front)"))
     for affix in _AFTER:
         if all(name.endswith(affix) for name in tidy):
             ways.append(({n.removesuffix(affix): e for n, e in tidy.items()}, f" (without {affix!r} at the end)"))
@@ -61,6 +77,37 @@ def _spellings(names: list[str]) -> list[tuple[dict[str, str], str]]:
         if len(flat) == len(way) and flat != way:
             ways.append((flat, f"{text} (without their folders)"))
     return ways
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """Return the numbers at the end of names that differ in nothing else; none where names differ otherwise."""
+    matches = [re.fullmatch(r"(.*?)([0-9]{1,9})(\.[A-Za-z]\w*)?", name) for name in names]
+    numbers = [int(match[2]) for match in matches if match]
+    alike = len({(match[1], match[3]) if match else None for match in matches}) == 1
+    return numbers if alike and len(set(numbers)) == len(names) else []
+
+
+def _shift(names: Sequence[str], views: Sequence[View]) -> int | None:
+    """Return what takes the masks' first and last number to the images', where every image has a mask then."""
+    masks, images = _numbers(names), _numbers([view.stem for view in views])
+    if not masks or not images:
+        return None
+    shift = min(images) - min(masks)
+    fits = max(images) - max(masks) == shift and set(masks) >= {number - shift for number in images}
+    return shift if fits else None
+
+
+def _by_shift(read: dict[str, str], views: Sequence[View], shift: int) -> tuple[list[str | None], str]:
+    """Return every view's entry, of the number that is less by `shift`; `read`: {a name as it is read: entry}."""
+    keys = dict(zip(_numbers(list(read)), read.values()))
+    numbers = _numbers([view.stem for view in views])
+    first, last = min(keys), max(keys)
+    return [keys[number - shift] for number in numbers], (
+        f"WARNING: the masks are numbered {first} to {last} and the images {min(numbers)} to {max(numbers)}, so they "
+        f"were matched by their order ({keys[first]} to image {min(numbers)}, {keys[last]} to image {max(numbers)}). "
+        "Look at the masks before you trust them; where equal numbers belong together, take the masks "
+        f"{keys[first if shift > 0 else last]} away."
+    )
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -78,6 +125,7 @@ def _by_order(source: Source, views: Sequence[View], where: Path) -> tuple[list[
             f"the scene has {len(views)} images)"
         )
     order = sorted(range(len(views)), key=lambda i: natural(views[i].name))
+    _check_order(names, [views[index] for index in order], where)
     entries: list[Entry | None] = [None] * len(views)
     for index, name in zip(order, names):
         entries[index] = source.entries[name]
@@ -86,6 +134,28 @@ def _by_order(source: Source, views: Sequence[View], where: Path) -> tuple[list[
         f"WARNING: no mask is named like an image; all {len(views)} were matched by their order ({first}). "
         "Look at the masks before you trust them."
     ]
+
+
+def _check_order(names: Sequence[str], views: Sequence[View], where: Path) -> None:
+    """Refuse names that have another image's name within them than the one that their order gives them."""
+    if _shift(names, views) is not None:
+        return
+    stems = {view.stem.rsplit("/", 1)[-1] for view in views}
+    within = [stems & _pieces(name) for name in names]
+    always = set.intersection(*within)
+    for name, found, view in zip(names, within, views):
+        if found - always and view.stem.rsplit("/", 1)[-1] not in found:
+            raise InputError(
+                f"no name of the {len(names)} masks in {where} fits an image, and by their order {name} would be "
+                f"matched to {view.name}, although it has {min(found - always)} in its name; name masks like their "
+                "images"
+            )
+
+
+def _pieces(name: str) -> set[str]:
+    """Return all words, numbers and what they make together within a name: a-01 gives a, 01, -01, a-, a-01 and -."""
+    parts = re.findall(r"[0-9]+|[^\W\d_]+|.", name[-100:])
+    return {"".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
 
 
 def _by_number(source: Source, views: Sequence[View], where: Path) -> tuple[list[Entry | None], list[str]]:
