@@ -386,6 +386,20 @@ def test_colours(tmp_path):
     assert read_foreign(tmp_path, VIEWS, tracked=True).id_map(0).max() == 3
 
 
+def test_pascal_voc(tmp_path):
+    """CVAT's "Segmentation mask": colours of classes, and of objects."""
+    colours = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]], np.uint8)
+    for folder, number in (("SegmentationClass", 1), ("SegmentationObject", 3)):
+        (tmp_path / folder).mkdir()
+        for index, stem in enumerate(STEMS):
+            pixels = colours[np.minimum(ids_of(index), number)]
+            Image.fromarray(pixels).save(tmp_path / folder / f"{stem}.png")
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\n")
+    found = read_foreign(tmp_path, VIEWS)
+    assert found.format == "rgb-png" and pictures(found.load(1)) == of_ids(ids_of(1))
+    assert any("taken from" in told and "SegmentationObject" in told for told in found.decisions)
+
+
 def test_photos_and_jpegs_are_no_colours(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     views = [make_view("a.jpg", 80, 60)]
@@ -449,6 +463,30 @@ def test_coco(tmp_path):
         and "1 annotations without an outline" in told
         and "1 masks that have no pixel" in told
     )
+
+
+def save_splits(folder, hashed, extra):
+    """COCO's images, one a split as Roboflow writes them."""
+    value = coco()
+    for number, (split, image) in enumerate(zip(("train", "valid", "test"), value["images"])):
+        name = image["file_name"].replace(".jpg", f"_jpg.rf.{number}badc0ffee.jpg" if hashed else ".jpg")
+        rows = [row for row in value["annotations"] if row["image_id"] == image["id"]]
+        if extra:
+            name, image = f"x{name}", {**image, "extra": {"name": image["file_name"]}}
+        image, rows = {**image, "id": 0, "file_name": name}, [{**row, "image_id": 0} for row in rows]
+        dump(folder / split / "_annotations.coco.json", {**value, "images": [image], "annotations": rows})
+
+
+@pytest.mark.parametrize("hashed, extra", [(False, False), (True, False), (True, True)])
+def test_coco_in_splits(tmp_path, hashed, extra):
+    save_splits(tmp_path, hashed, extra)
+    found = read_foreign(tmp_path, VIEWS)
+    check_stacks(found, "coco")
+    assert any("3 COCO JSONs were read as one" in sentence for sentence in found.decisions)
+    train = tmp_path / "train" / "_annotations.coco.json"
+    dump(tmp_path / "copy.json", json.loads(train.read_text()))
+    with pytest.raises(InputError, match="both hold masks of a1; keep one of them"):
+        read_foreign(tmp_path, VIEWS)
 
 
 def test_run_lengths_that_are_all_marked_as_crowds_are_things(tmp_path):

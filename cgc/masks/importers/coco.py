@@ -1,15 +1,17 @@
-"""COCO: one JSON for all images, with polygons or run lengths; and panoptic JSON beside a folder of PNGs."""
+"""COCO: a JSON for all images or a split, with polygons or run lengths; and panoptic JSON beside a folder of PNGs."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.masks.image_masks import encode
 from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, is_whole, read_json
 from cgc.masks.importers.pngs import colour_numbers
@@ -35,13 +37,11 @@ def is_results(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "image_id" in value[0]
 
 
-def _one_json(listing: Listing, test: Any, what: str) -> tuple[Path, dict[str, Any]]:
+def _fitting(listing: Listing, test: Any, what: str) -> list[tuple[Path, dict[str, Any]]]:
     fitting = [(path, value) for path in listing.named(".json") if test(value := read_json(path))]
-    if len(fitting) != 1:
-        raise InputError(
-            f"expected one {what} JSON for all images in {listing.root}, found {len(fitting)}; give the file itself"
-        )
-    return fitting[0]
+    if not fitting:
+        raise InputError(f"expected a {what} JSON for all images in {listing.root}, found none; give the file itself")
+    return fitting
 
 
 def image_name(file_name: Any, path: Path) -> str:
@@ -51,6 +51,17 @@ def image_name(file_name: Any, path: Path) -> str:
     name = PurePosixPath(file_name.replace("\\", "/"))
     safe = name if not name.is_absolute() and ".." not in name.parts else PurePosixPath(name.name)
     return safe.with_suffix("").as_posix() if safe.name else "."
+
+
+def _photo_name(image: dict[str, Any], path: Path) -> str:
+    """Return the name of an image's photo, before Roboflow made NAME_jpg.rf.HASH.jpg of NAME.jpg."""
+    name = image_name(image.get("file_name"), path)
+    renamed = re.fullmatch(r"(.+)_[A-Za-z]+\.rf\.[0-9A-Za-z]+", name)
+    if renamed is None:
+        return name
+    extra = image.get("extra")
+    own = extra.get("name") if isinstance(extra, dict) else None
+    return image_name(own, path) if isinstance(own, str) and own else renamed[1]
 
 
 def _images(value: dict[str, Any], path: Path) -> dict[Any, dict[str, Any]]:
@@ -74,20 +85,29 @@ def _rows_of(value: dict[str, Any], images: dict[Any, Any], path: Path) -> dict[
 
 
 def open_instances(listing: Listing) -> Source:
-    """Index the annotations of every image."""
-    path, value = _one_json(listing, lambda v: is_coco(v) and not is_panoptic(v), "COCO")
+    """Index the annotations of every image; several JSONs are those of splits, whose images differ."""
+    source = Source({})
+    found = _fitting(listing, lambda v: is_coco(v) and not is_panoptic(v), "COCO")
+    if len(found) > 1:
+        names = some(path.relative_to(listing.root) for path, _ in found)
+        source.decisions.append(f"{len(found)} COCO JSONs were read as one: {names}.")
+    for path, value in found:
+        _add_instances(source, path, value)
+    return source
+
+
+def _add_instances(source: Source, path: Path, value: dict[str, Any]) -> None:
     images = _images(value, path)
     rows = _rows_of(value, images, path)
-    source, crowds = Source({}), True
+    crowds = True
     if value["annotations"] and all(
         row.get("iscrowd") and isinstance(row.get("segmentation"), dict) for row in value["annotations"]
     ):
         crowds = False
         source.decisions.append("All annotations are run lengths and marked as crowds, as CVAT does: they were taken.")
     for key, image in images.items():
-        name = image_name(image.get("file_name"), path)
-        source.add(name, Entry(path, lambda frame, i=image, r=rows[key]: _read_instances(frame, i, r, crowds)))
-    return source
+        read = partial(_read_instances, image=image, rows=rows[key], crowds=crowds)
+        source.add(_photo_name(image, path), Entry(path, read))
 
 
 def _read_instances(frame: Frame, image: dict[str, Any], rows: Sequence[dict[str, Any]], crowds: bool) -> Found:
@@ -136,7 +156,10 @@ def _runs(segmentation: Any, width: int, height: int, frame: Frame) -> np.ndarra
 
 def open_panoptic(listing: Listing) -> Source:
     """Find the PNGs of a panoptic JSON: beside it, in the folder of its name, or anywhere below the given folder."""
-    path, value = _one_json(listing, is_panoptic, "panoptic COCO")
+    found = _fitting(listing, is_panoptic, "panoptic COCO")
+    if len(found) > 1:
+        raise InputError(f"expected one panoptic JSON in {listing.root}, found {len(found)}; give the file itself")
+    path, value = found[0]
     images = _images(value, path) if isinstance(value.get("images"), list) else {}
     source = Source({})
     for row in value["annotations"]:

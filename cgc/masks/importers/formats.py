@@ -76,7 +76,8 @@ FORMATS: dict[str, Format] = {
         open_colours,
     ),
     "coco": Format(
-        "one COCO JSON for all images: polygons, run lengths", "no", lambda files, _: coco.open_instances(files)
+        "a COCO JSON for all images, or one a split: polygons, run lengths", "no",
+        lambda files, _: coco.open_instances(files),
     ),
     "coco-panoptic": Format(
         "one panoptic COCO JSON and its RGB PNGs", "no", lambda files, _: coco.open_panoptic(files)
@@ -125,11 +126,13 @@ def list_files(path: Path, format: str) -> tuple[Listing, list[str]]:
 
 
 def _inner(folder: Path, pngs: bool) -> Path | None:
-    """Return the sub-folder that holds the masks: a tracker's PNGs, or the only thing that there is."""
+    """Return the sub-folder with the masks: a tracker's PNGs, Pascal VOC's objects, or the only thing there is."""
     if pngs and (folder / "object_mask").is_dir():
         return folder / "object_mask"
     if pngs and (folder / "pred.json").is_file() and (folder / "Annotations").is_dir():
         return folder / "Annotations"
+    if pngs and (folder / "SegmentationClass").is_dir() and (folder / "SegmentationObject").is_dir():
+        return folder / "SegmentationObject"
     children = [p for p in folder.iterdir() if not p.name.startswith(".")]
     if len(children) == 1 and children[0].is_dir() and not children[0].name.isdecimal():
         return None if (children[0] / "metadata.csv").is_file() else children[0]
