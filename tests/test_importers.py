@@ -262,6 +262,22 @@ def test_sa1b(tmp_path):
     check_stacks(read_foreign(tmp_path, VIEWS), "sa-1b")
 
 
+@pytest.mark.parametrize("names", [STEMS, ("result_0", "result_1", "result_2")])
+def test_grounded_sam2_images(tmp_path, names):
+    """A JSON an image, named like it or naming it, with scores that are lists of one number."""
+    for index, (name, stem) in enumerate(zip(names, STEMS)):
+        rows = [
+            {"class_name": "cup", "segmentation": row["segmentation"], "score": [row["predicted_iou"]]}
+            for row in rows_of(stack_of(index), True)
+        ]
+        image = {"image_path": f"C:\\\\data\\{stem}.jpg" if index else f"in/{stem}.jpg"}
+        dump(tmp_path / f"{name}.json", {**image, "annotations": rows, "img_width": W, "img_height": H})
+    found = read_foreign(tmp_path, VIEWS)
+    check_stacks(found, "sa-1b")
+    assert found.load(0).scores.tolist() == [0.5, 0.875, 0.75]
+    assert any("as the files say" in sentence for sentence in found.decisions) == (names != STEMS)
+
+
 # ---- id maps
 
 

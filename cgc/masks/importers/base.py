@@ -94,12 +94,14 @@ class Source:
     """All that was found: an entry a name (without suffix, sub-folders kept).
 
     tracked: ids mean the same in every view. decisions: sentences. frames: names are numbers of photos, from 0.
+    photos: what an entry's file calls its photo, {that: entry}, taken where it fits more images than entries' names.
     """
 
     entries: dict[str, Entry]
     tracked: bool = False
     decisions: list[str] = field(default_factory=list)
     frames: bool = False
+    photos: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, entry: Entry) -> None:
         """Add an entry; InputError where the name is there already."""

@@ -44,7 +44,8 @@ FORMATS: dict[str, Format] = {
         lambda files, _: sam.open_jsons(files, photos=False),
     ),
     "sa-1b": Format(
-        "SA-1B: IMAGE.json with 'image' and 'annotations'", "no", lambda files, _: sam.open_jsons(files, photos=True)
+        "SA-1B: IMAGE.json with 'image' and 'annotations'; or Grounded SAM 2's, with 'image_path' instead", "no",
+        lambda files, _: sam.open_jsons(files, photos=True),
     ),
     "gaussian-grouping": Format(
         "Gaussian Grouping's object_mask/ or DEVA's Annotations/: PNGs with ids, grey, palette or RGB", "yes",

@@ -50,7 +50,8 @@ def _by_name(source: Source, views: Sequence[View]) -> tuple[list[str | None], d
     """Return every view's entry as most names fit, the names as they were read for that, and the words that say how."""
     best: tuple[list[str | None], dict[str, str], str] = [], {}, ""
     most = 0
-    for names, how in _spellings(list(source.entries)):
+    inside = [(names, f" (as the files say){how}") for names, how in _spellings(source.photos)]
+    for names, how in [*_spellings({name: name for name in source.entries}), *inside]:
         found = match_names({f"{name}.m": Path(name) for name in names}, views)
         keys = [names[path.as_posix()] if path else None for path in found]
         number = sum(key is not None for key in keys)
@@ -59,9 +60,9 @@ def _by_name(source: Source, views: Sequence[View]) -> tuple[list[str | None], d
     return best
 
 
-def _spellings(names: list[str]) -> list[tuple[dict[str, str], str]]:
-    """Return ways to read the names, each as {name as read: entry}, and the words that say which."""
-    tidy = {Path(name).as_posix(): name for name in names}
+def _spellings(names: dict[str, str]) -> list[tuple[dict[str, str], str]]:
+    """Return ways to read names, {name: entry}, each as {name as read: entry}, and the words that say which."""
+    tidy = {Path(name).as_posix(): entry for name, entry in names.items()}
     ways = [(tidy, "")]
     for affix, words in _BEFORE.items():
         if all(re.match(affix, Path(name).name) for name in tidy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from cgc.errors import InputError
 from cgc.masks.id_maps import Size
 from cgc.masks.image_masks import encode
 from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, jsons, read_json, read_pixels
+from cgc.masks.importers.coco import image_name
 from cgc.masks.importers.names import natural
 from cgc.masks.importers.rle import read_runs
 
@@ -41,8 +43,10 @@ def is_masks(value: Any) -> bool:
 
 
 def is_sa1b(value: Any) -> bool:
-    """Tell whether a JSON is one of SA-1B: an image and its masks."""
-    return isinstance(value, dict) and isinstance(value.get("image"), dict) and is_masks(value.get("annotations"))
+    """Tell whether a JSON is an image and its masks: SA-1B's, or Grounded SAM 2's, which has the image's size."""
+    if not isinstance(value, dict) or not (isinstance(value.get("image"), dict) or "img_width" in value):
+        return False
+    return is_masks(value.get("annotations"))
 
 
 def open_folders(listing: Listing) -> Source:
@@ -113,15 +117,28 @@ def _score(value: Any, path: Path) -> float:
 
 
 def open_jsons(listing: Listing, photos: bool) -> Source:
-    """Find the JSON files, one an image; `photos`: SA-1B's, which name their image."""
+    """Find the JSON files, one an image; `photos`: with an image in them, whose path may be at their start."""
     first = "{" if photos else "["  # the rest is looked at when it is read
-    return jsons(listing, lambda path: _begins(path) == first, _read_json)
+    source = jsons(listing, lambda path: _begins(path).startswith(first), _read_json)
+    for name, entry in source.entries.items():
+        if photo := _photo(entry.path):
+            source.photos[photo] = name
+    return source
+
+
+def _photo(path: Path) -> str | None:
+    """Return the name of the image whose path a JSON has at its start; None for one without."""
+    match = re.search(r'"image_path"\s*:\s*("(?:[^"\\]|\\.)+")', _begins(path))
+    try:
+        return image_name(json.loads(match[1]), path) if match else None
+    except ValueError:
+        return None
 
 
 def _begins(path: Path) -> str:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return file.read(64).lstrip()[:1]
+            return file.read(4096).lstrip()
     except (OSError, UnicodeDecodeError):
         return ""
 
@@ -146,6 +163,7 @@ def found_in_rows(rows: Any, frame: Frame) -> Found:
             raise InputError(f"{frame.path} has masks of {size[0]}x{size[1]} and {its[0]}x{its[1]}; export it again")
         size = its
         counts.append(runs)
-        scores.append(_score(row.get("predicted_iou", row.get("score")), frame.path))
+        score = row.get("predicted_iou", row.get("score"))
+        scores.append(_score(score[0] if isinstance(score, list) and len(score) == 1 else score, frame.path))
     width, height = size or frame.photo
     return Found(width, height, counts=counts, scores=scores, skipped=Counter())
