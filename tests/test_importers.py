@@ -769,6 +769,47 @@ def test_broken_stacks(tmp_path, change, sentence):
         read_foreign(tmp_path, VIEWS).load(0)
 
 
+@pytest.mark.parametrize("form", ["bool", "uint8", "pt"])
+def test_sam3_frames(tmp_path, form):
+    """Masks with the ids of their objects, some of which a frame may lack; the first object may be 0."""
+    objects = ([0, 4, 9], [9], [])
+    for index, (stem, numbers) in enumerate(zip(STEMS, objects)):
+        masks = stack_of(index)[: len(numbers)]
+        arrays = {
+            "out_obj_ids": np.array(numbers, np.int64), "out_probs": np.full(len(numbers), 0.5, np.float32),
+            "out_boxes_xywh": np.zeros((len(numbers), 4), np.float32),
+            "out_binary_masks": masks.astype(np.uint8) if form == "uint8" else masks,
+        }  # fmt: skip
+        if form == "pt":
+            torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, tmp_path / f"{stem}.pt")
+        else:
+            np.savez(tmp_path / f"{stem}.npz", **arrays)
+    found = read_foreign(tmp_path, VIEWS)
+    assert found.format == ("saga" if form == "pt" else "mask-arrays") and not found.tracked
+    assert [pictures(found.load(index)) for index in range(3)] == [wanted(stack_of(0)), wanted(stack_of(1)[:1]), set()]
+    assert found.load(0).scores.tolist() == [0.5] * 3
+    assert any("which object a mask is of" in sentence for sentence in found.decisions)
+    found = read_foreign(tmp_path, VIEWS, tracked=True)
+    painted = np.zeros((H, W), int)
+    for number, mask in list(zip((1, 5, 10), stack_of(0)))[::-1]:
+        painted[mask] = number
+    assert any("1 was added to all ids" in sentence for sentence in found.decisions)
+    assert np.array_equal(found.id_map(0), painted)
+    assert np.array_equal(found.id_map(1), np.where(stack_of(1)[0], 10, 0)) and not found.id_map(2).any()
+
+
+def test_stacks_that_do_not_say_which_object(tmp_path):
+    np.savez(tmp_path / "a1.npz", masks=stack_of(0), obj_ids=np.arange(1, 3))
+    with pytest.raises(InputError, match="2 ids of objects for 3 masks"):
+        read_foreign(tmp_path, VIEWS).load(0)
+    np.savez(tmp_path / "a1.npz", masks=stack_of(0), obj_ids=np.ones(3))
+    with pytest.raises(InputError, match=r"obj_ids \[3\] of float64; expected a whole number"):
+        read_foreign(tmp_path, VIEWS)
+    np.savez(tmp_path / "a1.npz", masks=stack_of(0), scores=np.ones(3))
+    with pytest.raises(InputError, match=r"does not say which object .*leave out --tracked"):
+        read_foreign(tmp_path, VIEWS, tracked=True)
+
+
 @pytest.mark.parametrize("form", ["float", "bool", "dict"])
 def test_saga(tmp_path, form):
     for index, stem in enumerate(STEMS):

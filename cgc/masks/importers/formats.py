@@ -92,16 +92,17 @@ FORMATS: dict[str, Format] = {
         lambda files, tracked: stacks.open_arrays(files, (".npy", ".npz"), tracked),
     ),
     "mask-arrays": Format(
-        ".npy or .npz an image (Mask R-CNN): masks [M, H, W], [M, 1, H, W] or [H, W, M], scores if there", "no",
-        lambda files, _: stacks.open_arrays(files, (".npy", ".npz"), False),
+        ".npy or .npz an image (Mask R-CNN, SAM 3): masks [M, H, W], [M, 1, H, W] or [H, W, M], scores if there",
+        "with --tracked, where out_obj_ids are there",
+        lambda files, tracked: video.open_stacks(files, (".npy", ".npz"), tracked),
     ),
     "langsplat": Format(
         "LangSplat: NAME_s.npy, four levels [4, H, W], -1 = unassigned", "no",
         lambda files, _: stacks.open_arrays(files, (".npy",), False, ending="_s", minus=True),
     ),
     "saga": Format(
-        "SAGA's sam_masks/: IMAGE.pt, masks [M, H, W]", "no",
-        lambda files, _: stacks.open_arrays(files, (".pt", ".pth"), False),
+        "SAGA's sam_masks/: IMAGE.pt, masks [M, H, W]", "with --tracked, where out_obj_ids are there",
+        lambda files, tracked: video.open_stacks(files, (".pt", ".pth"), tracked),
     ),
     "garfield": Format(
         "GARField's sam_data.hdf5 (needs h5py)", "no", lambda files, _: garfield.open_garfield(files)
@@ -273,6 +274,6 @@ def _array_format(listing: Listing, path: Path, views: int) -> str:
         ):
             return "sam2-npz"
     array = stacks.masks_of(arrays, path)
-    if not stacks.is_ids(array):
+    if stacks.object_ids(arrays, path) is not None or not stacks.is_ids(array):
         return "mask-arrays"
     return "grounded-sam2" if path.name.startswith("mask_") and path.suffix.lower() == ".npy" else "id-arrays"

@@ -63,7 +63,6 @@ class Imported:
         if found.ids is not None:
             levels = [fit(ids) for ids in found.ids]
             made = ImageMasks.from_id_maps([_largest(ids, notes) for ids in levels])
-            self._note_ids(found, notes)
         else:
             counts, scores = _largest_runs(found, notes)
             if resized:
@@ -73,6 +72,7 @@ class Imported:
                 made = ImageMasks.from_counts(counts, camera.height, camera.width, scores)
             if len(made) < len(counts):
                 notes["masks that have no pixel of their image were left out"] += len(counts) - len(made)
+        self._note_ids(found, notes)
         nested = int((made.levels > 0).sum())
         if nested:
             notes["masks lie within others: they are parts, of one level or more"] += nested
@@ -125,7 +125,11 @@ class Imported:
         return found
 
     def _note_ids(self, found: Found, notes: Counter[str]) -> None:
-        if found.ids is None or self.tracked:
+        if self.tracked:
+            return
+        if found.object_ids is not None:
+            notes["views say which object a mask is of, which was not used; if a tracker made them, add --tracked"] += 1
+        if found.ids is None:
             return
         largest = int(found.ids.max(initial=0))
         for limit in (MAX_ID, 255):
@@ -164,7 +168,7 @@ def read_foreign(
     opening += [*source.decisions, *sentences]
     if source.tracked:
         opening.append("Ids are tracked: an id is the same object in every view.")
-    elif FORMATS[name].tracked != "no":
+    elif FORMATS[name].tracked == "with --tracked":
         opening.append("Ids are taken to differ from view to view; if a tracker made them, add --tracked.")
     return Imported(tuple(views), name, source.tracked, resize, tuple(entries), tuple(opening))
 

@@ -1,7 +1,8 @@
 """Arrays of masks, a file an image: id maps [H, W], levels of them [L, H, W], stacks of masks [M, H, W] or [H, W, M].
 
 Who writes them: Mask R-CNN and its kin (torchvision's masks are [N, 1, H, W], 0 to 1), SAGA (.pt), LangSplat (_s.npy,
-four levels, -1 = unassigned), Grounded SAM 2 (mask_NAME.npy, tracked).
+four levels, -1 = unassigned), Grounded SAM 2 (mask_NAME.npy, tracked), SAM 3 (out_binary_masks, and out_obj_ids that
+say which object each mask is).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from cgc.masks.importers.arrays import Array, read_arrays
 from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source
 
 MASKS = ("masks", "pred_masks", "mask", "segmentation", "segmentations", "ids", "labels_map", "arr_0", "")
-SCORES = ("scores", "score", "iou_preds", "predicted_iou", "ious")
+SCORES = ("scores", "score", "iou_preds", "predicted_iou", "ious", "out_probs")
+OBJECTS = ("out_obj_ids", "obj_ids", "object_ids")
 MOST = 65535
 """Masks of one image."""
 _GLANCE = 2**28
@@ -81,20 +83,34 @@ def read_stack(frame: Frame, minus: bool = False) -> Found:
     number = array.shape[0] if len(array.shape) == 3 else 1
     if number > MOST:
         raise InputError(f"{frame.path} holds {number:,} masks of one image; expected at most {MOST:,}")
+    objects = object_ids(arrays, frame.path)
     if number == 0:
-        return Found(width, height, counts=[], scores=[])
-    if array.dtype.kind in "iu" and (minus or is_ids(array)):
+        return Found(width, height, counts=[], scores=[], object_ids=objects)
+    if objects is None and array.dtype.kind in "iu" and (minus or is_ids(array)):
         levels = [ids_from(plane, frame.path, minus) for plane in array.planes()]
         return Found(width, height, ids=np.stack(levels))
-    if len(array.shape) == 2 and array.dtype.kind == "f" and minus is False:
+    if objects is None and len(array.shape) == 2 and array.dtype.kind == "f" and minus is False:
         raise InputError(
             f"{frame.path} holds {list(array.shape)} of {array.dtype}; expected ids that are whole numbers"
         )
     counts = [encode(mask) for mask in binary_planes(array)]
     scores, used = _scores(arrays, len(counts), frame.path)
-    others = [key for key in arrays if key not in (array.key, used)]
+    if objects is not None and len(objects) != len(counts):
+        raise InputError(f"{frame.path} has {len(objects)} ids of objects for {len(counts)} masks; expected one each")
+    others = [key for key in arrays if key not in (array.key, used, *OBJECTS)]
     skipped = Counter({f"arrays {', '.join(others)} were not used": 1} if others else {})
-    return Found(width, height, counts=counts, scores=scores, skipped=skipped)
+    return Found(width, height, counts=counts, scores=scores, object_ids=objects, skipped=skipped)
+
+
+def object_ids(arrays: dict[str, Array], path: Path) -> list[int] | None:
+    """Return which object each mask is of; None where no array says so."""
+    for key in OBJECTS:
+        if key in arrays:
+            shape, dtype = arrays[key].shape, arrays[key].dtype
+            if len(shape) != 1 or dtype.kind not in "iu":
+                raise InputError(f"{path} has {key} {list(shape)} of {dtype}; expected a whole number for each mask")
+            return [int(number) for number in arrays[key].whole()]
+    return None
 
 
 def ids_from(plane: np.ndarray, path: Path, minus: bool) -> np.ndarray:
@@ -150,6 +166,6 @@ def _scores(arrays: dict[str, Array], number: int, path: Path) -> tuple[list[flo
         if key in arrays:
             values = arrays[key].whole().astype(float).ravel() if arrays[key].dtype.kind in "iuf" else np.zeros(0)
             if len(values) != number or not np.isfinite(values).all():
-                raise InputError(f"{path} has {len(values)} finite {key} for {number} masks; expected one for each")
+                raise InputError(f"{path} has {len(values)} finite {key} for {number} masks; expected one each")
             return values.tolist(), key
     return None, None

@@ -1,9 +1,10 @@
-"""SAM 2's videos: a folder an object, or one .npz of all frames. Objects have the same id in every frame."""
+"""Videos of SAM 2 and 3: a folder an object, one .npz of all frames, one a frame. An object has one id in all."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cgc.masks.id_maps import MAX_ID
 from cgc.masks.image_masks import encode
 from cgc.masks.importers.arrays import Array, read_arrays
 from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, read_pixels
-from cgc.masks.importers.stacks import binary_planes, ids_from
+from cgc.masks.importers.stacks import binary_planes, ids_from, object_ids, open_arrays, read_stack
 
 _OBJECT = re.compile(r"\d{1,9}")
 _KEY = re.compile(r"(?:frame_?)?(\d{1,9})(?:[/_-](?:obj_?)?(\d{1,9}))?")
@@ -71,6 +72,27 @@ def _read_objects(parts: Sequence[tuple[int, Path]], shift: int, frame: Frame) -
         counts.append(encode(pixels > 0))
     assert size is not None
     return Found(size[1], size[0], counts=counts, object_ids=[number + shift for number, _ in parts])
+
+
+def open_stacks(listing: Listing, suffixes: tuple[str, ...], tracked: bool) -> Source:
+    """Find stacks of masks, a file a frame; `tracked`: each says which object its masks are of, as SAM 3's do."""
+    source = open_arrays(listing, suffixes, tracked)
+    if not tracked:
+        return source
+    objects: set[int | None] = set()
+    for entry in source.entries.values():
+        own = object_ids(read_arrays(entry.path), entry.path)
+        if own is None:
+            raise InputError(f"{entry.path} does not say which object a mask is of (out_obj_ids); leave out --tracked")
+        objects.update(_object(number, entry.path) for number in own)
+    read = partial(_read_stack, _shift(objects, source))
+    source.entries = {name: Entry(entry.path, read) for name, entry in source.entries.items()}
+    return source
+
+
+def _read_stack(shift: int, frame: Frame) -> Found:
+    found = read_stack(frame)
+    return replace(found, object_ids=[number + shift for number in found.object_ids or []])
 
 
 def is_video(arrays: dict[str, Array]) -> bool:
