@@ -987,6 +987,38 @@ def test_ambiguous_folders(tmp_path):
     assert read_foreign(tmp_path, VIEWS, format="id-png").load(0) is not None
 
 
+def test_photos_beside_coco_are_no_masks(tmp_path):
+    value = coco()
+    for image, stem in zip(value["images"], STEMS):
+        image["file_name"] = f"..\\up\\{stem}.png"
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (W, H), (1, 2, 3)).save(tmp_path / "images" / f"{stem}.png")
+    dump(tmp_path / "result.json", value)
+    check_stacks(read_foreign(tmp_path, VIEWS), "coco")
+    save_ids(tmp_path / "ids", ["a1"])  # that is no photo
+    with pytest.raises(InputError, match="several formats"):
+        read_foreign(tmp_path, VIEWS)
+
+
+@pytest.mark.parametrize(
+    "name, text, sentence",
+    [
+        ("annotations.xml", "<?xml version='1.0'?>\n<annotations>\n<version>1.1</version>", "CVAT.*COCO 1.0"),
+        ("labels/a1.txt", "0 0.1 0.1 0.5 0.1 0.5 0.5\n", "YOLO.*export as COCO"),
+        ("project.json", '[{"id": 1, "annotations": [], "data": {"image": "a1.jpg"}}]', "Label Studio.*export as COCO"),
+        ("task-1-annotation-1-by-1-tag-cup-0.png", "", "Label Studio.*export as COCO"),
+        ("task-1-annotation-1-by-1-tag-cup-0.npy", "", "Label Studio.*export as COCO"),
+        ("readme.txt", "0 images, 3 labels", "no masks of a known format"),
+        ("a.xml", "<annotation><folder>x</folder></annotation>", "no masks of a known format"),
+    ],
+)
+def test_exports_that_are_not_read_name_the_one_to_choose(tmp_path, name, text, sentence):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        read_foreign(tmp_path, VIEWS)
+
+
 def test_wrong_calls(tmp_path):
     with pytest.raises(InputError, match="no mask format 'sam'"):
         read_foreign(tmp_path, VIEWS, format="sam")

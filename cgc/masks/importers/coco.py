@@ -53,6 +53,13 @@ def image_name(file_name: Any, path: Path) -> str:
     return safe.with_suffix("").as_posix() if safe.name else "."
 
 
+def photos(listing: Listing) -> set[str]:
+    """Return the file names, without folders, of the images that COCO JSONs are of."""
+    values = [value for path in listing.named(".json") if is_coco(value := read_json(path))]
+    names = [image.get("file_name") for value in values for image in value["images"] if isinstance(image, dict)]
+    return {name.replace("\\", "/").rsplit("/", 1)[-1] for name in names if isinstance(name, str)}
+
+
 def _photo_name(image: dict[str, Any], path: Path) -> str:
     """Return the name of an image's photo, before Roboflow made NAME_jpg.rf.HASH.jpg of NAME.jpg."""
     name = image_name(image.get("file_name"), path)

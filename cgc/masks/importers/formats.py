@@ -11,7 +11,7 @@ import numpy as np
 
 from cgc.errors import InputError, some
 from cgc.files import files_below
-from cgc.masks.importers import coco, garfield, labelme, sam, stacks, video
+from cgc.masks.importers import coco, exports, garfield, labelme, sam, stacks, video
 from cgc.masks.importers.arrays import read_arrays
 from cgc.masks.importers.base import Listing, Source, image_header, read_json, read_pixels
 from cgc.masks.importers.pngs import open_colours, open_ids
@@ -145,6 +145,7 @@ def recognise(listing: Listing, views: Sequence[View]) -> str:
     """Return the name of the format; InputError where none or several fit."""
     if not listing.files:
         raise InputError(f"{listing.root} holds no file; expected masks of one of the formats {', '.join(FORMATS)}")
+    exports.check_names(listing)
     found = _candidates(listing, views)
     if len(found) == 1:
         return next(iter(found))
@@ -159,6 +160,7 @@ def recognise(listing: Listing, views: Sequence[View]) -> str:
             f"{listing.root} holds JPEG pictures, whose compression changes colours at every border, so that ids "
             "are lost; export the masks as PNG"
         )
+    exports.check_kinds(listing)
     raise InputError(
         f"{listing.root} holds no masks of a known format ({some(p.name for p in listing.files[:3])}); expected one of "
         f"{', '.join(FORMATS)}"
@@ -174,6 +176,9 @@ def _candidates(listing: Listing, views: Sequence[View]) -> dict[str, str]:
     images = [p for p in listing.named(".png") if p.parent not in owned]
     if "labelme" in found or "sa-1b" in found:  # photos lie beside them
         images = [p for p in images if not p.with_suffix(".json").is_file()]
+    if images and "coco" in found:
+        photos = coco.photos(listing)
+        images = [p for p in images if p.name not in photos or image_header(p)[1] not in ("RGB", "RGBA")]
     if images and "coco-panoptic" not in found:
         found |= _png_formats(listing, images, views)
     arrays = listing.named(".npy", ".npz")
