@@ -936,7 +936,7 @@ def test_trackers_count_from_another_number(tmp_path, names, views, counted):
     for index, mask in enumerate((0, 1, 3) if len(names) == 4 else range(3)):
         assert np.array_equal(found.id_map(index), ids_of(mask))
     end = names[-1 if "f0.jpg" in views else 0]
-    assert f"take the masks {end} away" in told
+    assert f"remove the masks {end!r}." in told
     (tmp_path / f"{end}.png").unlink()
     assert "by name" in " ".join(read_foreign(tmp_path, [make_view(name) for name in views]).decisions)
 

@@ -103,11 +103,12 @@ def _by_shift(read: dict[str, str], views: Sequence[View], shift: int) -> tuple[
     keys = dict(zip(_numbers(list(read)), read.values()))
     numbers = _numbers([view.stem for view in views])
     first, last = min(keys), max(keys)
+    lowest, highest = first + shift, last + shift
     return [keys[number - shift] for number in numbers], (
-        f"WARNING: the masks are numbered {first} to {last} and the images {min(numbers)} to {max(numbers)}, so they "
-        f"were matched by their order ({keys[first]} to image {min(numbers)}, {keys[last]} to image {max(numbers)}). "
-        "Look at the masks before you trust them; where equal numbers belong together, take the masks "
-        f"{keys[first if shift > 0 else last]} away."
+        f"WARNING: the masks are numbered {first} to {last} and the images {lowest} to {highest}, so numbers that "
+        f"differ by {abs(shift)} were matched ({keys[first]} to image {lowest}, {keys[last]} to image {highest}). Look "
+        "at the masks before you trust them; where equal numbers belong together, remove the masks "
+        f"{keys[first if shift > 0 else last]!r}."
     )
 
 
