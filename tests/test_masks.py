@@ -109,6 +109,17 @@ def test_matches_by_stem_by_whole_name_and_by_unique_bare_name(tmp_path):
     assert empty.shape == (6, 8) and not empty.any() and empty.dtype == np.int32
 
 
+def test_masks_that_count_from_elsewhere_than_the_images_are_refused(tmp_path):
+    """Trackers count frames from 0, ffmpeg photos from 1: all names but one fit, each to the next photo."""
+    views = [make_view(f"{i:04d}.jpg") for i in range(1, 6)]
+    for number in range(5):
+        write_id_map(tmp_path / f"{number:04d}.png", IDS)
+    with pytest.raises(InputError, match=r"numbered 0 to 4 and the images 1 to 5, .* --from .*, or, .* remove mask 0"):
+        read_mask_folder(tmp_path, views)
+    (tmp_path / "0000.png").unlink()
+    assert read_mask_folder(tmp_path, views).paths[:2] == (tmp_path / "0001.png", tmp_path / "0002.png")
+
+
 def test_masks_in_linked_folders_are_found(tmp_path):
     write_id_map(tmp_path / "elsewhere/a.png", np.ones((6, 8), np.int32))
     (tmp_path / "masks").mkdir()

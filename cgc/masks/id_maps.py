@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,6 +97,8 @@ def read_mask_folder(
             f"no name in the mask folder {folder} matches an image: found {came}, expected {expected}; "
             "name every mask like its image"
         )
+    if not record:
+        _check_numbers(folder, found, views)
     notes: Counter[str] = Counter()
     any_id = False
     for view, path in zip(views, paths):
@@ -115,6 +118,37 @@ def read_mask_folder(
 
 def _is_png(path: Path) -> bool:
     return path.suffix.lower() == ".png" and not path.name.startswith(".") and path.is_file()
+
+
+def _check_numbers(folder: Path, found: Mapping[str, Path], views: Sequence[View]) -> None:
+    """Refuse masks whose numbers start elsewhere than the images': by name each would be another image's."""
+    names, stems = [name.removesuffix(".png") for name in found], [view.stem for view in views]
+    if shift := number_shift(names, stems):
+        numbers = sorted(numbers_of(names))
+        raise InputError(
+            f"the masks in {folder} are numbered {numbers[0]} to {numbers[-1]} and the images {numbers[0] + shift} to "
+            f"{numbers[-1] + shift}, so by name each would be another image's; bring them in with `cgc masks SCENE "
+            f"--from {folder}`, which matches them by their numbers, or, where equal numbers do belong together, "
+            f"remove mask {numbers[0] if shift > 0 else numbers[-1]}"
+        )
+
+
+def numbers_of(names: Sequence[str]) -> list[int]:
+    """Return the numbers at the end of names that differ in nothing else; none where names differ otherwise."""
+    matches = [re.fullmatch(r"(.*?)([0-9]{1,9})(\.[A-Za-z]\w*)?", name) for name in names]
+    numbers = [int(match[2]) for match in matches if match]
+    alike = len({(match[1], match[3]) if match else None for match in matches}) == 1
+    return numbers if alike and len(set(numbers)) == len(names) else []
+
+
+def number_shift(names: Sequence[str], images: Sequence[str]) -> int | None:
+    """Return what takes the first and last number of names to those of images, where every image has one then."""
+    masks, numbers = numbers_of(names), numbers_of(images)
+    if not masks or not numbers:
+        return None
+    shift = min(numbers) - min(masks)
+    fits = max(numbers) - max(masks) == shift and set(masks) >= {number - shift for number in numbers}
+    return shift if fits else None
 
 
 def match_names(found: dict[str, Path], views: Sequence[View]) -> list[Path | None]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cgc.errors import InputError, some
-from cgc.masks.id_maps import match_names
+from cgc.masks.id_maps import match_names, number_shift, numbers_of
 from cgc.masks.importers.base import Entry, Source
 from cgc.scene.types import View
 
@@ -33,7 +33,7 @@ def match_views(source: Source, views: Sequence[View], where: Path) -> tuple[lis
             "images, with sub-folders"
         )
     told = f"Masks were matched to images by name{how}:"
-    if shift := _shift(list(read), views):
+    if shift := number_shift(list(read), [view.stem for view in views]):
         keys, told = _by_shift(read, views, shift)
     used = {key for key in keys if key is not None}
     sentences = [f"{told} {len(used)} of {len(views)} images have masks."]
@@ -80,28 +80,10 @@ def _spellings(names: dict[str, str]) -> list[tuple[dict[str, str], str]]:
     return ways
 
 
-def _numbers(names: Sequence[str]) -> list[int]:
-    """Return the numbers at the end of names that differ in nothing else; none where names differ otherwise."""
-    matches = [re.fullmatch(r"(.*?)([0-9]{1,9})(\.[A-Za-z]\w*)?", name) for name in names]
-    numbers = [int(match[2]) for match in matches if match]
-    alike = len({(match[1], match[3]) if match else None for match in matches}) == 1
-    return numbers if alike and len(set(numbers)) == len(names) else []
-
-
-def _shift(names: Sequence[str], views: Sequence[View]) -> int | None:
-    """Return what takes the masks' first and last number to the images', where every image has a mask then."""
-    masks, images = _numbers(names), _numbers([view.stem for view in views])
-    if not masks or not images:
-        return None
-    shift = min(images) - min(masks)
-    fits = max(images) - max(masks) == shift and set(masks) >= {number - shift for number in images}
-    return shift if fits else None
-
-
 def _by_shift(read: dict[str, str], views: Sequence[View], shift: int) -> tuple[list[str | None], str]:
     """Return every view's entry, of the number that is less by `shift`; `read`: {a name as it is read: entry}."""
-    keys = dict(zip(_numbers(list(read)), read.values()))
-    numbers = _numbers([view.stem for view in views])
+    keys = dict(zip(numbers_of(list(read)), read.values()))
+    numbers = numbers_of([view.stem for view in views])
     first, last = min(keys), max(keys)
     lowest, highest = first + shift, last + shift
     return [keys[number - shift] for number in numbers], (
@@ -140,7 +122,7 @@ def _by_order(source: Source, views: Sequence[View], where: Path) -> tuple[list[
 
 def _check_order(names: Sequence[str], views: Sequence[View], where: Path) -> None:
     """Refuse names that have another image's name within them than the one that their order gives them."""
-    if _shift(names, views) is not None:
+    if number_shift(names, [view.stem for view in views]) is not None:
         return
     stems = {view.stem.rsplit("/", 1)[-1] for view in views}
     within = [stems & _pieces(name) for name in names]
