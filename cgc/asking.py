@@ -362,7 +362,7 @@ def export(
     check_formats(names)
     seg = _open(folder, device, quiet=quiet)
     seg = seg.at_level(level) if level is not None else seg
-    job = job_of(seg, list(objects) or None, edges)
+    job = job_of(seg, list(objects) or None, edges, quiet=quiet)
     target = out or folder / ("export" if level is None else f"export_at_{level:g}")
     paths = write_formats(job, target, names)
     if not quiet:

@@ -171,7 +171,9 @@ _NOT_INTO = ("sparse", "images", "transforms.json", "config.json", "segmentation
 """What says that a folder is something else than a place for exports."""
 
 
-def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None, edges: Edges = "photos") -> Export:
+def job_of(
+    segmentation: Segmentation, ids: Sequence[int] | None = None, edges: Edges = "photos", *, quiet: bool = True
+) -> Export:
     """Return what is needed to export some ids (None: all that are shown), with the views it knows of.
 
     Cut-outs are of the photos; of pictures of the splats where an edit has changed what is seen, and borders are theirs
@@ -198,6 +200,7 @@ def job_of(segmentation: Segmentation, ids: Sequence[int] | None = None, edges: 
     return Export(
         segmentation, ids, views, context.rasterizer, photo, as_taken, edges if followed else "splats",
         n_original=context.n_original, world=world if fits(world, list[float]) and len(world) == 3 else None,
+        quiet=quiet,
     )  # fmt: skip
 
 

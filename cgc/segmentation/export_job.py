@@ -17,6 +17,7 @@ import torch
 
 from cgc.errors import InputError, some
 from cgc.masks.id_maps import as_photo, resize_nearest
+from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer
 from cgc.scene import images
 from cgc.scene.types import View, picture_names
@@ -51,7 +52,7 @@ class Export:
     it is, and `edges` says whether borders follow it; `as_taken` adds to a view what is known of its photo as the user
     has it: size and lens. `origin` [N] says which of the `n_original` Gaussians of the file that was segmented each was
     (None: those of `track`, or the same order); `world` is what to add to positions to be in the model's world again
-    (None: nothing), which tables say.
+    (None: nothing), which tables say. Unless `quiet`, what takes long shows how far it is.
     """
 
     segmentation: Segmentation
@@ -65,6 +66,7 @@ class Export:
     n_original: int | None = None
     world: Sequence[float] | None = None
     clean: bool = True
+    quiet: bool = True
 
     @cached_property
     def chosen(self) -> list[int]:
@@ -110,7 +112,12 @@ class Export:
             raise InputError(f"segment {hidden[0]} is not shown at this level, so no picture has it; choose a level")
         splats, tree = self.segmentation.splats, self.segmentation.hierarchy
         level = shown_level(self.segmentation)
-        return [render_ids(splats, tree, level, view.camera, self.rasterizer) for view in self.views]
+        maps = []
+        with progress_bar("id maps", len(self.views), quiet=self.quiet) as bar:
+            for view in self.views:
+                maps.append(render_ids(splats, tree, level, view.camera, self.rasterizer))
+                bar.advance()
+        return maps
 
     def beside_photo(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a view's id map [h, w], the chosen ids only, and its photo [h, w, 3], undistorted, in its own size."""
@@ -121,13 +128,15 @@ class Export:
 
     def id_maps_of_photos(self) -> Iterator[np.ndarray]:
         """Yield the id map of each view [H, W] as its photo is, whose size and lens may be others than its camera's."""
-        for index, view in enumerate(self.views):
-            if self.edges == "photos":
-                ids, _ = self.beside_photo(index)
-                view = replace(view, camera=view.camera.resized(ids.shape[1], ids.shape[0]))
-            else:
-                ids = self.id_maps[index]
-            yield as_photo(ids, self.as_taken(view))
+        with progress_bar("masks of photos", len(self.views), quiet=self.quiet) as bar:
+            for index, view in enumerate(self.views):
+                if self.edges == "photos":
+                    ids, _ = self.beside_photo(index)
+                    view = replace(view, camera=view.camera.resized(ids.shape[1], ids.shape[0]))
+                else:
+                    ids = self.id_maps[index]
+                yield as_photo(ids, self.as_taken(view))
+                bar.advance()
 
     @cached_property
     def stems(self) -> list[str]:

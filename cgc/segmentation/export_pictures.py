@@ -10,6 +10,7 @@ from cgc.errors import InputError
 from cgc.files import write_beside, write_json
 from cgc.masks.id_maps import resize_nearest, write_id_map
 from cgc.masks.image_masks import bounding_box, encode
+from cgc.progress import progress_bar
 from cgc.scene.cameras import Z, up_of
 from cgc.segmentation.edges import share_of
 from cgc.segmentation.export_job import Export, rows_of
@@ -79,13 +80,15 @@ def export_cutouts(job: Export, folder: Path) -> list[Path]:
             cuts.setdefault(index, []).append((segment, paths[-1]))
     if not paths:
         raise InputError("no view shows any of the chosen segments; choose others")
-    for index, of_view in cuts.items():
-        ids, photo = job.beside_photo(index)
-        for segment, path in of_view:
-            mask = ids == segment
-            if not mask.any():  # a few pixels that look like what is around them
-                mask = resize_nearest(job.id_maps[index] == segment, photo.shape[1], photo.shape[0])
-            _write_png(path, cut_out(photo, mask))
+    with progress_bar("cut-outs", len(paths), quiet=job.quiet) as bar:
+        for index, of_view in cuts.items():
+            ids, photo = job.beside_photo(index)
+            for segment, path in of_view:
+                mask = ids == segment
+                if not mask.any():  # a few pixels that look like what is around them
+                    mask = resize_nearest(job.id_maps[index] == segment, photo.shape[1], photo.shape[0])
+                _write_png(path, cut_out(photo, mask))
+                bar.advance()
     return paths
 
 
