@@ -202,6 +202,15 @@ def test_finds_the_model_in_other_places(tmp_path, place):
     assert len(read_scene(moved).views) == 3
 
 
+def test_an_image_of_a_text_model_without_its_second_line(tmp_path):
+    root = make_scene(tmp_path, text=True)
+    path = root / "sparse/0/images.txt"
+    lines = [line for line in path.read_text().splitlines() if line.endswith(".png")]
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"line of \w\.png is followed by one that ends in \w\.png where that of its"):
+        read_scene(root)
+
+
 def test_sparse_0_itself_and_a_folder_of_images_that_is_gone(tmp_path):
     root = make_scene(tmp_path)
     assert len(read_scene(root / "sparse/0").views) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def read_colmap(root: Path, folder: Path) -> Model:
     try:
         if binary:
             check_binary_model(folder)
-        model = pycolmap.Reconstruction(str(folder))
         names = {} if binary else _names_in_text(folder / "images.txt")
+        model = pycolmap.Reconstruction(str(folder))
         shots = [_shot(image, names) for image in model.images.values() if image.has_pose]
     except (BrokenFile, RuntimeError, ValueError, IndexError, KeyError, MemoryError) as error:
         raise InputError(
@@ -86,8 +87,21 @@ def _names_in_text(path: Path) -> dict[int, str]:
                 continue
             cells = line.strip().split(maxsplit=9)
             names[int(cells[0])] = cells[9]
-            next(lines, None)  # its points
+            if not _is_points(points := next(lines, "")):
+                raise ValueError(
+                    f"in images.txt the line of {cells[9]} is followed by one that ends in {points.split()[-1]} where "
+                    "that of its points was expected, which may be empty"
+                )
     return names
+
+
+def _is_points(line: str) -> bool:
+    """Say whether a line of images.txt may be the second of an image: X, Y and the number of a point, and so on."""
+    last = line[-40:].split()[-1:]
+    try:
+        return not last or math.isfinite(float(last[0]))
+    except ValueError:
+        return False
 
 
 def _shot(image: pycolmap.Image, names: Mapping[int, str]) -> Shot:
