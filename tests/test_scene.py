@@ -28,6 +28,10 @@ from cgc.settings import SceneSettings
 
 MODELS = [name for name in pycolmap.CameraModelId.__members__ if name != "INVALID"]
 WIDTH, HEIGHT = 40, 30
+POINTS = "\n".join(
+    ["ply", "format ascii 1.0", "element vertex 1", *(f"property float {a}" for a in "xyz"),
+     *(f"property uchar {c}" for c in ("red", "green", "blue")), "end_header", ""]
+)  # fmt: skip
 
 
 def make_camera(model="PINHOLE", focal=30.0, width=WIDTH, height=HEIGHT, camera_id=1, params=None):
@@ -200,6 +204,25 @@ def test_finds_the_model_in_other_places(tmp_path, place):
     shutil.copytree(root / "sparse/0", moved / place)
     shutil.copytree(root / "images", moved / "images")
     assert len(read_scene(moved).views) == 3
+
+
+def test_points_of_a_ply_file(tmp_path):
+    for text in (False, True):
+        root = make_scene(tmp_path / str(text), text=text)
+        folder, end = root / "sparse/0", "txt" if text else "bin"
+        (folder / f"points3D.{end}").unlink()
+        (folder / "points3D.ply").write_text(POINTS + "1 2 3 4 5 6\n")
+        scene = read_scene(root)
+        assert scene.points.tolist() == [[1, 2, 3]] and scene.point_colors.tolist() == [[4, 5, 6]]
+        assert scene.notes == (f"the model has no points3D.{end}: its points are those of {folder}/points3D.ply",)
+        assert "points3D.ply" in fingerprint(scene)["model"] and len(scene.views) == 3
+    (folder / "points3D.ply").write_text(POINTS)
+    with pytest.raises(InputError, match=r"points3D\.ply, the point cloud .* write an empty points3D\.txt to start"):
+        read_scene(root)
+    (folder / "images.txt").write_text("nonsense")
+    (folder / "points3D.ply").write_text(POINTS + "1 2 3 4 5 6\n")
+    with pytest.raises(InputError, match=f"^{folder} is broken"):
+        read_scene(root)
 
 
 def test_an_image_of_a_text_model_without_its_second_line(tmp_path):

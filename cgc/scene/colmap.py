@@ -3,54 +3,85 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
 from cgc.errors import InputError, reason
-from cgc.scene.binary import REQUIRED, BrokenFile, check_binary_model
+from cgc.scene.binary import BrokenFile, check_binary_model
 from cgc.scene.lens import from_colmap
 from cgc.scene.model import Model, Shot
+from cgc.scene.points import read_points
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", ".")
+PLY_POINTS = "points3D.ply"
 _NAMES = ("cameras", "images", "points3D")
+_ENDS = (".bin", ".txt")
 
 
 def find_colmap(root: Path) -> Path | None:
     """Return the folder under `root` that holds a COLMAP model, or None."""
     for folder in MODEL_FOLDERS:
-        if any((root / folder / f"{name}{end}").is_file() for name in _NAMES for end in (".bin", ".txt")):
+        if any((root / folder / f"{name}{end}").is_file() for name in _NAMES for end in _ENDS):
             return root / folder if folder != "." else root
     return None
 
 
+def _kind(folder: Path, names: Sequence[str]) -> str | None:
+    """Return the suffix that files of all these names have in a folder."""
+    return next((end for end in _ENDS if all((folder / f"{name}{end}").is_file() for name in names)), None)
+
+
 def read_colmap(root: Path, folder: Path) -> Model:
-    """Read the model in `folder` of the scene `root`; raise InputError where it is broken or incomplete."""
-    binary = all((folder / name).is_file() for name in REQUIRED)
-    if not binary and not all((folder / f"{name}.txt").is_file() for name in _NAMES):
-        found = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".txt"))) or "none"
+    """Read the model in `folder` of the scene `root`; raise InputError where it is broken or incomplete.
+
+    Points may be in points3D.ply, as tools that match nothing write them.
+    """
+    kind, cloud = _kind(folder, _NAMES), folder / PLY_POINTS
+    if kind:
+        return Model(*_read_files(folder, kind), images=_images_of(root, folder), path=folder)
+    kind = _kind(folder, _NAMES[:2])
+    if kind is None or not cloud.is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in _ENDS)) or "none"
         raise InputError(
             f"{folder} is not a whole COLMAP model: expected cameras, images and points3D, all .bin or all "
             ".txt, "
             f"found {found}; run COLMAP's mapper again or restore the files"
         )
+    points = read_points(cloud, folder, f"write an empty points3D{kind}")
+    with tempfile.TemporaryDirectory() as work:  # pycolmap wants points of its own
+        for path in folder.glob(f"*{kind}"):
+            shutil.copy(path, work)
+        Path(work, f"points3D{kind}").write_bytes(bytes(8) if kind == ".bin" else b"")
+        shots, *_ = _read_files(Path(work), kind, folder)
+    note = f"the model has no points3D{kind}: its points are those of {cloud}"
+    return Model(shots, *points, images=_images_of(root, folder), path=folder, notes=(note,))
+
+
+def _read_files(folder: Path, kind: str, place: Path | None = None) -> tuple[list[Shot], np.ndarray, np.ndarray]:
+    """Read the shots, points and colours of the files of one kind in `folder`; `place` is what a refusal names."""
     try:
-        if binary:
+        if kind == ".bin":
             check_binary_model(folder)
-        names = {} if binary else _names_in_text(folder / "images.txt")
+        names = {} if kind == ".bin" else _names_in_text(folder / "images.txt")
         model = pycolmap.Reconstruction(str(folder))
-        shots = [_shot(image, names) for image in model.images.values() if image.has_pose]
+        return [_shot(image, names) for image in model.images.values() if image.has_pose], *_points(model)
     except (BrokenFile, RuntimeError, ValueError, IndexError, KeyError, MemoryError) as error:
         raise InputError(
-            f"{folder} is broken: expected a COLMAP model, but {reason(error)}; restore the files or run COLMAP's "
-            "mapper again"
+            f"{place or folder} is broken: expected a COLMAP model, but {reason(error)}; restore the files or run "
+            "COLMAP's mapper again"
         ) from error
+
+
+def _images_of(root: Path, folder: Path) -> Path:
     images = root / "images"
     if folder == root and not images.is_dir() and root.parent.name == "sparse":  # SCENE/sparse/0 was given
-        images = root.parent.parent / "images"
-    return Model(shots, *_points(model), images=images, path=folder)
+        return root.parent.parent / "images"
+    return images
 
 
 def fuller_model(folder: Path) -> tuple[Path, int, int] | None:

@@ -28,13 +28,17 @@ class Shot:
 
 @dataclass(frozen=True)
 class Model:
-    """Shots, points [M, 3] float64, their colours [M, 3] uint8, the folder names start from, the model's path."""
+    """Shots, points [M, 3] float64, their colours [M, 3] uint8, the folder names start from, the model's path.
+
+    `notes` say what was decided where it was found and read.
+    """
 
     shots: list[Shot]
     points: np.ndarray
     point_colors: np.ndarray
     images: Path
     path: Path
+    notes: tuple[str, ...] = ()
 
 
 def no_points() -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 
 from cgc.errors import InputError, some
 from cgc.files import sha256
-from cgc.scene.colmap import find_colmap, fuller_model, read_colmap
+from cgc.scene.colmap import PLY_POINTS, find_colmap, fuller_model, read_colmap
 from cgc.scene.images import find_images, read_header
 from cgc.scene.lens import intrinsics, is_pinhole, resized, undistorted
 from cgc.scene.model import Model, Shot, check_model, find_origin, moved
@@ -59,7 +59,7 @@ def read_scene(
     model = _read_model(root)
     check_model(model)
     model.shots.sort(key=lambda shot: shot.name)
-    notes: list[str] = []
+    notes = list(model.notes)
     finite = np.isfinite(model.points).all(1) & (np.abs(model.points).max(1, initial=0) < np.finfo(np.float32).max)
     if lost := int((~finite).sum()):
         notes.append(f"{lost:,} of {len(finite):,} points of {model.path} are NaN, infinite or too far, and left out")
@@ -136,7 +136,9 @@ def _model_files(path: Path | None) -> list[Path]:
         return []
     if path.is_dir():
         names = ("cameras", "images", "points3D", "rigs", "frames")
-        return [p for name in names for end in (".bin", ".txt") if (p := path / f"{name}{end}").is_file()]
+        files = [p for name in names for end in (".bin", ".txt") if (p := path / f"{name}{end}").is_file()]
+        matched = any(p.stem == "points3D" for p in files)
+        return files if matched or not (cloud := path / PLY_POINTS).is_file() else [*files, cloud]
     return find_transforms(path.parent) if path.name in TRANSFORMS else [path]
 
 

@@ -152,7 +152,10 @@ def _kept(out: Path) -> Reconstructed | None:
     if not out.is_dir():
         return None
     if folder := find_colmap(out):
-        images = read_colmap(out, folder).images  # raises where the model is broken
+        model = read_colmap(out, folder)  # raises where it is broken
+        if model.notes:  # none that is made here
+            raise InputError(f"{out} has the cameras of {folder}, so it is a scene already; use it, or choose another")
+        images = model.images
         import pycolmap
 
         names = [n for n, _ in list_photos(images)] if images.is_dir() else []

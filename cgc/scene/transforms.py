@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from cgc import ply
 from cgc.errors import InputError
 from cgc.files import read_json
 from cgc.scene.images import Header, find_images, read_header
 from cgc.scene.model import Model, Shot, check_name, no_points
+from cgc.scene.points import read_points
 from cgc.scene.types import Lens
 
 TRANSFORMS = ("transforms.json", "transforms_train.json", "transforms_val.json", "transforms_test.json")
@@ -43,7 +43,8 @@ def read_transforms(root: Path, files: list[Path]) -> Model:
         shots += _shots(root, frames, {k: v for k, v in content.items() if k != "frames"}, file)
         if isinstance(content.get("ply_file_path"), str):
             check_name(content["ply_file_path"], file)
-            points = _read_points(file.parent / _with_slashes(content["ply_file_path"], file.parent), file)
+            path = file.parent / _with_slashes(content["ply_file_path"], file.parent)
+            points = read_points(path, file, "remove ply_file_path from it")
     tops = {shot.name.split("/", 1)[0] for shot in shots if "/" in shot.name}
     if len(tops) == 1 and next(iter(tops)).startswith("images") and all("/" in shot.name for shot in shots):
         images = root / tops.pop()  # names start inside the images folder, as COLMAP's do
@@ -151,24 +152,3 @@ def _size(header: Header, cx: float, cy: float, angle_x: float, angle_y: float) 
         return turned if off(turned) < off(stored) else stored
     stands = angle_x < angle_y if angle_x and angle_y and angle_x != angle_y else stored[0] < stored[1]
     return turned if stands != (stored[0] < stored[1]) else stored
-
-
-def _read_points(path: Path, where: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the point cloud that `where` names: points [M, 3] and colours [M, 3] uint8."""
-    try:
-        vertices = ply.read_vertices(path, ply.read_header(path))
-        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is dropped below
-            points = np.stack([vertices[axis] for axis in "xyz"], 1).astype(np.float64)
-            colors = np.full((len(points), 3), 128, np.uint8)
-            if {"red", "green", "blue"} <= set(vertices.dtype.names or ()):
-                found = np.stack([vertices[c] for c in ("red", "green", "blue")], 1)
-                if found.dtype.kind == "f":  # 0 to 1, as a rule
-                    scale = 255.0 if np.nanmax(found, initial=0.0) <= 1.0 else 1.0
-                    found = np.nan_to_num(found * scale).clip(0, 255).round()
-                colors = found.astype(np.uint8)
-    except (OSError, ValueError, KeyError, MemoryError) as error:
-        raise InputError(
-            f"{path}, the point cloud that {where} names, cannot be read: {error}; "
-            "restore it, or remove ply_file_path from the transforms file to start without points"
-        ) from error
-    return points, colors
