@@ -128,6 +128,7 @@ def masks_command(
         raise InputError("--tracked, --format and --resize say how masks are read: give their folder with --from")
     with parallel.first_before_others():  # it may undistort photos, which the others find
         scene = read_scene(scene_folder, scene_settings, quiet=quiet)
+    _say_decisions(scene.notes, quiet or not parallel.is_first())
     folder = out or scene_folder / "masks"
     if source is not None:
         if not parallel.is_first():

@@ -237,7 +237,7 @@ def test_an_image_of_a_text_model_without_its_second_line(tmp_path):
 def test_sparse_0_itself_and_a_folder_of_images_that_is_gone(tmp_path):
     root = make_scene(tmp_path)
     assert len(read_scene(root / "sparse/0").views) == 3
-    shutil.move(root / "images", root / "photos")
+    shutil.move(root / "images", root / "elsewhere")
     with pytest.raises(InputError, match=r"images folder .*images does not exist; put the 3 photos"):
         read_scene(root)
 
@@ -254,6 +254,84 @@ def test_several_cameras_keep_their_sizes(tmp_path):
     write_image(root / "images/b.jpg", (20, 24))
     assert [(v.camera.width, v.camera.height) for v in read_scene(root).views] == [(40, 30), (20, 24)]
     assert load_image(read_scene(root, SceneSettings(downscale=2)).views[1]).shape == (12, 10, 3)
+
+
+# ---- photos in other places
+
+
+@pytest.mark.parametrize(
+    ("names", "lie"),
+    [
+        (("images/a.png", "images/b.png"), ("a.png", "b.png")),
+        (("sub/a.png", "sub/b.png"), ("a.png", "b.png")),
+        (("a.png", "sub/b.png"), ("a.png", "b.png")),
+        (("../data/x/images/s/a.png", "../data/x/images/b.png"), ("s/a.png", "b.png")),
+        (("C:\\x\\images\\a.png", "C:\\x\\images\\b.png"), ("a.png", "b.png")),
+        (("ROOT/images/a.png", "ROOT/images/b.png"), ("a.png", "b.png")),
+    ],
+)
+def test_names_that_count_from_another_folder(tmp_path, names, lie):
+    root = make_scene(tmp_path, lie)
+    names = [name.replace("ROOT", str(root)) for name in names]
+    make_model(names).write_binary(str(root / "sparse/0"))
+    (note,) = (scene := read_scene(root)).notes
+    assert [view.image_path for view in scene.views] == sorted(root / "images" / name for name in lie)
+    assert [view.name for view in scene.views] == sorted(lie) == list(read_cameras(root))
+    assert "names its photos from elsewhere" in note and note.endswith("and the others likewise")
+
+
+def test_photos_that_are_gone_are_not_said_to_lie_outside(tmp_path):
+    root = make_scene(tmp_path)
+    names = [str(root / f"images/{name}.png") for name in "xyz"]
+    make_model(names).write_binary(str(root / "sparse/0"))
+    with pytest.raises(InputError, match=rf"3 of the 3 images .* are missing in {root}/images: images/x\.png"):
+        read_scene(root)
+
+
+@pytest.mark.parametrize("names", [("x/a.png", "y/a.png"), ("../a.png", "../../elsewhere/a.png")])
+def test_names_are_not_cut_until_they_are_one(tmp_path, names):
+    root = make_scene(tmp_path, ("a.png",))
+    make_model(names).write_binary(str(root / "sparse/0"))
+    with pytest.raises(InputError, match=r"2 of the 2 images .* are missing|lies outside"):
+        read_scene(root)
+
+
+def test_photos_outside_are_never_read(tmp_path):
+    root = make_scene(tmp_path / "scene")
+    for name in ("x.png", "y.png"):
+        write_image(tmp_path / name)
+    for names in (("../../x.png", "../../y.png"), (str(tmp_path / "x.png"), str(tmp_path / "y.png"))):
+        make_model(names).write_binary(str(root / "sparse/0"))
+        with pytest.raises(InputError, match="lies outside the scene's folder"):
+            read_scene(root)
+
+
+def test_names_of_transforms_that_count_from_another_folder(tmp_path):
+    root = transforms_scene(tmp_path, {"fl_x": 50})
+    text = (root / "transforms.json").read_text()
+    for prefix in ("./data/scene/images/", "./..\\\\data\\\\images/", f"{root}/images/"):
+        (root / "transforms.json").write_text(text.replace("images/", prefix))
+        scene = read_scene(root)
+        assert [view.image_path for view in scene.views] == [root / "images/a.png", root / "images/b.png"]
+        assert [view.name for view in scene.views] == ["a.png", "b.png"]
+    (root / "images/b.png").unlink()  # named from the root on, though by its absolute path
+    with pytest.raises(InputError, match=rf"1 of the 2 images that .* are missing in {root}: images/b\.png; restore"):
+        read_scene(root)
+
+
+def test_photos_of_another_folder_are_used_where_it_is_the_only_one(tmp_path):
+    root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30})
+    shutil.rmtree(root / "images")
+    for name in ("images_2/a.png", "images_2/b.png", "depths/a.png", "depths/b.png", "input/a.png"):
+        write_image(root / name, (20, 15))
+    scene = read_scene(root)
+    assert [view.image_path for view in scene.views] == [root / "images_2/a.png", root / "images_2/b.png"]
+    assert scene.views[0].camera.K[0, 0] == 25 and scene.notes[0].startswith(f"the photos are those in {root}/images_2")
+    small = read_scene(root, SceneSettings(downscale=2))
+    assert small.views[0].full_size == (40, 30) and small.notes == () and small.views[0].camera.K[0, 0] == 25
+    write_image(root / "input/b.png")
+    with pytest.raises(InputError, match=rf"not in {root}/images but in {root}/images_2, {root}/input: .* --downscale"):
+        read_scene(root)
 
 
 # ---- lenses
@@ -650,6 +728,8 @@ def test_transforms_points_and_own_intrinsics_a_frame(tmp_path):
     assert scene.points.tolist() == [[1, 2, 3]] and scene.point_colors.tolist() == [[4, 5, 6]]
     assert any(note.startswith("1 of 2 points of") and "NaN" in note for note in scene.notes)
     assert [v.camera.K[0, 0].item() for v in scene.views] == [50, 60]
+    (root / "transforms.json").write_text(json.dumps({**content, "ply_file_path": f"{root}/points.ply"}))
+    assert read_scene(root).points.tolist() == [[1, 2, 3]]
     (root / "points.ply").write_text(header + "1 2 3 4 5 6\n")
     with pytest.raises(InputError, match=r"points.ply, the point cloud that .* cannot be read"):
         read_scene(root)
@@ -663,6 +743,23 @@ def test_colours_of_points_may_be_of_floating_point(tmp_path, values, color):
     (root / "sub").mkdir()
     (root / "sub/points.ply").write_text(f"{header}1 2 3 {values}\n")
     assert read_scene(root).point_colors.tolist() == [color]
+
+
+@pytest.mark.parametrize("size", [{}, {"w": 40, "h": 30}])
+def test_cameras_to_test_by_that_were_never_rendered_are_left_out(tmp_path, size):
+    for name in ("train", "val", "test"):
+        transforms_scene(tmp_path, {"fl_x": 50, **size}, names=(f"{name}/r_0", f"{name}/r_1"))
+        (tmp_path / "transforms.json").rename(tmp_path / f"transforms_{name}.json")
+    (tmp_path / "test/r_1.png").unlink()
+    with pytest.raises(InputError, match=r"1 of the 2 images that \S*transforms_test\.json names are missing .*r_1"):
+        read_scene(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    (note,) = (scene := read_scene(tmp_path)).notes
+    assert [v.name for v in scene.views] == ["train/r_0.png", "train/r_1.png", "val/r_0.png", "val/r_1.png"]
+    assert note.startswith("LEFT OUT: the 2 cameras of ") and "transforms_test.json" in note
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(InputError, match=r"2 of the 2 images that \S*transforms_train\.json names are missing"):
+        read_scene(tmp_path)
 
 
 def test_names_as_windows_writes_them(tmp_path):

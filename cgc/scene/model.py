@@ -19,11 +19,15 @@ FAR_OFF = 1000.0  # times the extent: float32, which splats are kept in, rounds 
 
 @dataclass(frozen=True)
 class Shot:
-    """One photo as the model describes it; `viewmat` [4, 4] float64 cam_from_world, OpenCV axes."""
+    """One photo as the model describes it; `viewmat` [4, 4] float64 cam_from_world, OpenCV axes.
+
+    `file`: which of the model's files names it, where it has several that do.
+    """
 
     name: str
     lens: Lens
     viewmat: np.ndarray
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,15 @@ def check_model(model: Model) -> None:
         _check_lens(shot, where)
 
 
+def is_inside(name: str) -> bool:
+    """Say whether a name leads to a file inside the folder that it is relative to."""
+    parts = name.replace("\\", "/").split("/")
+    return bool(name) and "\0" not in name and ".." not in parts and parts[0] != "" and not parts[0].endswith(":")
+
+
 def check_name(name: str, where: Path) -> None:
     """Raise InputError where a name that a model gives leads out of the folder it is relative to."""
-    parts = name.replace("\\", "/").split("/")
-    if not name or "\0" in name or ".." in parts or parts[0] == "" or parts[0].endswith(":"):
+    if not is_inside(name):
         raise InputError(
             f"{where} names the file {name!r}, which lies outside the scene's folder; "
             "put it inside and name it relative to it"

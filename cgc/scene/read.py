@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cgc.errors import InputError, some
+from cgc.errors import InputError
 from cgc.files import sha256
 from cgc.scene.colmap import PLY_POINTS, find_colmap, fuller_model, read_colmap
 from cgc.scene.images import find_images, read_header
 from cgc.scene.lens import intrinsics, is_pinhole, resized, undistorted
 from cgc.scene.model import Model, Shot, check_model, find_origin, moved
+from cgc.scene.names import missing, other_folder, settle
 from cgc.scene.transforms import TRANSFORMS, find_transforms, read_transforms
 from cgc.scene.types import Camera, Lens, Scene, View
 from cgc.scene.undistort import Distorted, undistort_photos
@@ -56,7 +57,7 @@ def read_scene(
             f"downscale is {settings.downscale} and max_side is {settings.max_side}; "
             "expected downscale of at least 1 and max_side of at least 0"
         )
-    model = _read_model(root)
+    model = _settled(_read_model(root), root)
     check_model(model)
     model.shots.sort(key=lambda shot: shot.name)
     notes = list(model.notes)
@@ -74,7 +75,7 @@ def read_scene(
             "the model lies so far from its origin that single precision, which splats are kept in, cannot tell near "
             f"places apart: all coordinates of the run are the model's less ({less})"
         )
-    photos = _find_photos(model, settings.downscale, notes)
+    photos = _find_photos(model, root, settings.downscale, notes)
     views = _make_views(photos, settings, root, cache, quiet, notes)
     notes += _say_shrunk(views, settings)
     points = model.points.astype(np.float32)
@@ -89,7 +90,7 @@ def read_cameras(
     `root` is a scene or the folder of a COLMAP model. Photos are taken to be as large as the model says, or as `sizes`
     has them (width, height), which then also says what they are called. The cameras are those of `read_scene`.
     """
-    settings, model = settings or SceneSettings(), _read_model(Path(root))
+    settings, model = settings or SceneSettings(), _settled(_read_model(Path(root)), Path(root))
     check_model(model)
     model = moved(model, find_origin(model))
     full_names = {os.path.splitext(name)[0]: name for name in sizes or ()}
@@ -149,7 +150,7 @@ def _read_model(root: Path) -> Model:
     if folder := find_colmap(root):
         return read_colmap(root, folder)
     if files := find_transforms(root):
-        return read_transforms(root, files)
+        return read_transforms(files)
     empty = " (sparse/0 is there but holds no model)" if (root / "sparse/0").is_dir() else ""
     raise InputError(
         f"{root} is not a scene: expected a COLMAP model in sparse/0 or a transforms.json, found neither{empty}; "
@@ -158,12 +159,23 @@ def _read_model(root: Path) -> Model:
     )
 
 
-def _find_photos(model: Model, downscale: int, notes: list[str]) -> list[_Photo]:
-    """Match every shot to its file: in images_N where that serves `downscale`, else in the images folder."""
+def _settled(model: Model, root: Path) -> Model:
+    """Return a model whose photos are called as they are found, where its names count from another folder."""
+    photos = settle([shot.name for shot in model.shots], root, [model.images, root], model.path)
+    shots = [replace(shot, name=name) for shot, name in zip(model.shots, photos.names)]
+    notes = (*model.notes, photos.note) if photos.note else model.notes
+    return replace(model, shots=shots, images=photos.folder, notes=notes)
+
+
+def _find_photos(model: Model, root: Path, downscale: int, notes: list[str]) -> list[_Photo]:
+    """Match every shot to its file: in images_N where that serves `downscale`, else in the images folder.
+
+    Where none of them is there, in the only other folder that has them all.
+    """
     names = [shot.name for shot in model.shots]
     full = find_images(model.images, names)
     small_folder = model.images.parent / f"{model.images.name}_{downscale}"
-    if downscale > 1 and model.images != model.path.parent and small_folder.is_dir():
+    if downscale > 1 and model.images != root and small_folder.is_dir():
         small = find_images(small_folder, names)
         if lacking := small.count(None):
             notes.append(
@@ -172,6 +184,9 @@ def _find_photos(model: Model, downscale: int, notes: list[str]) -> list[_Photo]
         else:
             triples = zip(model.shots, small, full)
             return [_photo(shot, path, True, other) for shot, path, other in triples if path]
+    if not any(full) and (other := other_folder(model, root)):
+        notes.append(f"the photos are those in {other}: none that {model.path} names is in {model.images}")
+        full = find_images(other, names)
     _check_found(model, full)
     photos = [_photo(shot, path) for shot, path in zip(model.shots, full) if path]
     rescaled = Counter((p.size, (p.shot.lens.width, p.shot.lens.height)) for p in photos)
@@ -185,18 +200,17 @@ def _find_photos(model: Model, downscale: int, notes: list[str]) -> list[_Photo]
 
 
 def _check_found(model: Model, found: list[Path | None]) -> None:
-    missing = [shot.name for shot, path in zip(model.shots, found) if path is None]
-    if not missing:
+    lost = [shot for shot, path in zip(model.shots, found) if path is None]
+    if not lost:
         return
     if not model.images.is_dir():
         raise InputError(
-            f"the images folder {model.images} does not exist; put the {len(missing)} photos that "
-            f"{model.path} names there"
+            f"the images folder {model.images} does not exist; put the {len(lost)} photos that {model.path} names there"
         )
-    raise InputError(
-        f"{len(missing)} of the {len(found)} images that {model.path} names are missing in {model.images}: "
-        f"{some(missing)}; restore them, or reconstruct the scene from the images that are there"
-    )
+    where = lost[0].file or model.path
+    names = [shot.name for shot in lost if shot.file == lost[0].file]
+    total = sum(shot.file == lost[0].file for shot in model.shots)
+    raise missing(where, names, total, model.images)
 
 
 def _photo(shot: Shot, path: Path, shrunk: bool = False, full: Path | None = None) -> _Photo:

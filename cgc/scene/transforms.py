@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 
 from cgc.errors import InputError
 from cgc.files import read_json
-from cgc.scene.images import Header, find_images, read_header
+from cgc.scene.images import Header, read_header
 from cgc.scene.model import Model, Shot, check_name, no_points
+from cgc.scene.names import Settled, from_root, missing, settle
 from cgc.scene.points import read_points
 from cgc.scene.types import Lens
 
@@ -31,30 +33,44 @@ def find_transforms(root: Path) -> list[Path]:
     return found[:1] if found and found[0].name == "transforms.json" else found
 
 
-def read_transforms(root: Path, files: list[Path]) -> Model:
-    """Read the frames of all `files`; raise InputError where one is broken."""
+def read_transforms(files: list[Path]) -> Model:
+    """Read the frames of all `files` of a folder; raise InputError where one is broken.
+
+    Cameras of _test and _val none of whose photos is there are left out with a note, if others have theirs.
+    """
+    root = files[0].parent
     shots: list[Shot] = []
     points = no_points()
+    notes: list[str] = []
+    photos_there = False
     for file in files:
         content = read_json(file, "the scene's transforms file")
         frames = content.get("frames") if isinstance(content, dict) else None
         if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
             raise InputError(f"{file} has no list of frames; expected nerfstudio's or instant-ngp's transforms.json")
-        shots += _shots(root, frames, {k: v for k, v in content.items() if k != "frames"}, file)
+        photos = settle(_names(root, frames, file), root, [root], file)
+        for name in photos.names:
+            check_name(name, file)
+        if photos_there and frames and not any(photos.found):
+            notes.append(f"LEFT OUT: the {len(frames)} cameras of {file}, none of whose photos is there")
+            continue
+        photos_there |= any(photos.found)
+        notes += [photos.note] if photos.note else []
+        shots += _shots(photos, frames, {k: v for k, v in content.items() if k != "frames"}, file)
         if isinstance(content.get("ply_file_path"), str):
-            check_name(content["ply_file_path"], file)
-            path = file.parent / _with_slashes(content["ply_file_path"], file.parent)
-            points = read_points(path, file, "remove ply_file_path from it")
+            cloud = from_root(root, content["ply_file_path"])
+            check_name(cloud, file)
+            points = read_points(root / _with_slashes(cloud, root), file, "remove ply_file_path from it")
     tops = {shot.name.split("/", 1)[0] for shot in shots if "/" in shot.name}
     if len(tops) == 1 and next(iter(tops)).startswith("images") and all("/" in shot.name for shot in shots):
         images = root / tops.pop()  # names start inside the images folder, as COLMAP's do
-        shots = [Shot(shot.name.split("/", 1)[1], shot.lens, shot.viewmat) for shot in shots]
+        shots = [replace(shot, name=shot.name.split("/", 1)[1]) for shot in shots]
     else:
         images = root
-    return Model(shots, *points, images=images, path=files[0])
+    return Model(shots, *points, images=images, path=files[0], notes=tuple(notes))
 
 
-def _shots(root: Path, frames: list[dict[str, Any]], shared: dict[str, Any], file: Path) -> list[Shot]:
+def _names(root: Path, frames: list[dict[str, Any]], file: Path) -> list[str]:
     names = []
     for i, frame in enumerate(frames):
         name = frame.get("file_path")
@@ -62,11 +78,22 @@ def _shots(root: Path, frames: list[dict[str, Any]], shared: dict[str, Any], fil
             raise InputError(f"{file}: frame {i} has no file_path; every frame must name its image")
         name = _with_slashes(name, root)
         names.append(os.path.normpath(name).replace(os.sep, "/") if ".." not in name else name)
-        check_name(names[-1], file)
+    return names
+
+
+def _shots(photos: Settled, frames: list[dict[str, Any]], shared: dict[str, Any], file: Path) -> list[Shot]:
+    all_values = [{**shared, **frame} for frame in frames]
+    unsized = [
+        name
+        for name, path, values in zip(photos.names, photos.found, all_values)
+        if path is None and not (values.get("w") and values.get("h"))
+    ]
+    if unsized:  # the photos alone have the sizes
+        raise missing(file, unsized, len(frames), photos.folder)
     shots = []
-    for name, frame, path in zip(names, frames, find_images(root, names)):
+    for name, frame, values, path in zip(photos.names, frames, all_values, photos.found):
         try:
-            shots.append(Shot(name, _lens({**shared, **frame}, path), _viewmat(frame)))
+            shots.append(Shot(name, _lens(values, path), _viewmat(frame), file))
         except InputError:  # of its image
             raise
         except (ValueError, TypeError, OverflowError, ZeroDivisionError, np.linalg.LinAlgError) as error:

@@ -1,0 +1,101 @@
+"""Find the photos that a model names, where its names count from another folder than they should."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgc.errors import InputError, some
+from cgc.scene.images import find_images
+from cgc.scene.model import Model, is_inside
+
+PHOTO_WORDS = ("image", "input", "photo", "rgb", "color")
+"""A folder whose name has one of these may hold photos, and not masks or depths of them."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The names of photos, from `folder` on, and their files; `note` says where that is not as the model has them."""
+
+    folder: Path
+    names: list[str]
+    found: list[Path | None]
+    note: str = ""
+
+
+def settle(names: Sequence[str], root: Path, folders: Sequence[Path], where: Path) -> Settled:
+    """Find the photos that `where` names in `folders`, inside the scene `root` only; the first has them as a rule.
+
+    Tools write names from where they were run. Absolute ones that lie in the root count from there; then the first
+    folders of all names are left out, as few as need be, while they still differ. Where that finds no more, they stay.
+    """
+    inside = [from_root(root, name) for name in names]
+    safe = all(is_inside(name) for name in inside)
+    best = Settled(folders[0], inside, find_images(folders[0], inside) if safe else [None] * len(inside))
+    deepest = max((len(_parts(name)) for name in inside), default=0)
+    for folder in folders:
+        for cut in range(deepest):
+            if all(best.found):
+                break
+            tried = [_without(name, cut) for name in inside]
+            if len(set(tried)) < len(set(inside)) or not all(is_inside(name) for name in tried):
+                continue
+            found = find_images(folder, tried)
+            if found.count(None) < best.found.count(None) and (safe or all(found)):
+                best = Settled(folder, tried, found, _said(names, tried, folder, where))
+    return best
+
+
+def _said(names: Sequence[str], tried: Sequence[str], folder: Path, where: Path) -> str:
+    name, taken = min((pair for pair in zip(names, tried) if pair[0] != pair[1]), default=(names[0], tried[0]))
+    return f"{where} names its photos from elsewhere: {name} is {folder / taken}, and the others likewise"
+
+
+def from_root(root: Path, name: str) -> str:
+    """Return a name from the root on, where it is an absolute one inside it."""
+    for folder in (root.absolute(), root.resolve()) if os.path.isabs(name) else ():
+        if Path(name).is_relative_to(folder):
+            return Path(name).relative_to(folder).as_posix()
+    return name
+
+
+def _parts(name: str) -> list[str]:
+    return name.replace("\\", "/").split("/")
+
+
+def _without(name: str, cut: int) -> str:
+    """Return a name without its first folders."""
+    parts = _parts(name)
+    return "/".join(parts[min(cut, len(parts) - 1) :]) if cut else name
+
+
+def other_folder(model: Model, root: Path) -> Path | None:
+    """Find the only folder of a scene but `model.images` that has all photos; InputError where several have."""
+    names = [shot.name for shot in model.shots]
+    there = [folder for folder in _photo_folders(model, root) if all(find_images(folder, names))]
+    if len(there) > 1:
+        raise InputError(
+            f"the {len(names)} photos that {model.path} names are not in {model.images} but in {some(there)}: call the "
+            "folder of those that it was made from images, or say by --downscale which images_N to use"
+        )
+    return there[0] if there else None
+
+
+def _photo_folders(model: Model, root: Path) -> list[Path]:
+    """Return the folders called like ones of photos beside a model, and beside those it lies in up to the root."""
+    inner = model.path if model.path.is_dir() else model.path.parent
+    around = [folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
+    if model.images != root:
+        around.append(model.images.parent)
+    found = [p for folder in dict.fromkeys(around) for p in sorted(folder.iterdir()) if p.is_dir()]
+    return [p for p in found if p != model.images and any(word in p.name.lower() for word in PHOTO_WORDS)]
+
+
+def missing(where: Path, names: Sequence[str], total: int, folder: Path) -> InputError:
+    """Say which photos that `where` names are not in their folder."""
+    return InputError(
+        f"{len(names)} of the {total} images that {where} names are missing in {folder}: {some(names)}; restore them, "
+        "or reconstruct the scene from the images that are there"
+    )
