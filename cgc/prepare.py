@@ -26,11 +26,10 @@ from cgc.masks.sam import PRESETS as SAM_PRESETS
 from cgc.masks.sam import SegmentAnything
 from cgc.progress import console, short_time
 from cgc.run_folder import open_run
-from cgc.scene.colmap import find_colmap
+from cgc.scene.find import find_model
 from cgc.scene.images import load_image
 from cgc.scene.read import read_scene
 from cgc.scene.reconstruct import reconstruct
-from cgc.scene.transforms import find_transforms
 from cgc.scene.types import Scene, View
 from cgc.settings import MaskSettings, ReconstructSettings, RunSettings, SceneSettings, check, check_part
 from cgc.splats.clean import ROW, clean
@@ -299,7 +298,7 @@ def _is_scene(folder: Path) -> bool:
     """Say whether a folder has a camera model, or should have; or is none at all, which reading it says best."""
     if not folder.is_dir():
         return not folder.exists()
-    return bool(find_colmap(folder) or find_transforms(folder)) or (folder / "sparse").exists()
+    return find_model(folder) is not None or (folder / "sparse").exists()
 
 
 def reconstruct_command(photos: Path, out: Path | None, settings: ReconstructSettings, *, quiet: bool = False) -> Path:

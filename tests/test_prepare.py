@@ -270,6 +270,21 @@ def test_bad_words_are_said_before_photos_are_placed(tmp_path, words, says, caps
     assert says in capsys.readouterr().err
 
 
+def test_a_model_in_another_place_is_used_and_said(scene, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "reconstruct_command", lambda *_, **__: pytest.fail("photos were placed anew"))
+    (scene / "sparse/0").rename(scene / "colmap")
+    (scene / "sparse").rmdir()
+    before = snapshot(scene)
+    assert main(["run", str(scene), "--out", str(tmp_path / "run"), "--masks", "none", *TINY]) == 0
+    assert f"the COLMAP model below it is used, {scene}/colmap" in " ".join(capsys.readouterr().out.split())
+    assert snapshot(scene) == before
+    assert main(["masks", str(scene), "--generator", "regions", "--preset", "fast", *ONE]) == 0
+    assert f"note: {scene} has neither sparse/0 nor" in " ".join(capsys.readouterr().out.split())
+    shutil.copytree(scene / "colmap", scene / "other")
+    assert main(["run", str(scene), "--out", str(tmp_path / "other"), *TINY]) == 2
+    assert f"({scene}/colmap, {scene}/other)" in " ".join(capsys.readouterr().err.split())
+
+
 def test_splats_in_place_of_a_scene(tmp_path, capsys):
     (tmp_path / "a.ply").touch()
     assert main(["run", str(tmp_path / "a.ply"), "--out", str(tmp_path / "run")]) == 2

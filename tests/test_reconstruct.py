@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import snapshot
 
 from cgc.errors import InputError
 from cgc.scene import reconstruct as module
@@ -209,6 +210,28 @@ def test_a_folder_of_a_model_that_holds_none_is_said_at_once(corner, tmp_path, m
     (tmp_path / "scene/sparse/0/project.ini").write_text("x")
     with pytest.raises(InputError, match=r"0 holds project.ini, which is no model .*; move it away"):
         reconstruct(folder, tmp_path / "scene", QUICK, quiet=True)
+
+
+@pytest.mark.parametrize("place", ["colmap", "dense/0/sparse", "sparse/1", "sparse/0", "nerfstudio"])
+def test_a_model_in_another_place_is_not_shadowed(corner, tmp_path, monkeypatch, place):
+    _, made, _, _ = corner
+    monkeypatch.setattr(module, "_solve", lambda *a: pytest.fail("it was started"))
+    shutil.copytree(made.scene / "images", tmp_path / "images")
+    if place == "nerfstudio":
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "transforms.json").write_text("{}")
+    else:
+        shutil.copytree(made.scene / "sparse/0", tmp_path / place)
+    if place == "sparse/0":  # usual, but with the points of another tool
+        (tmp_path / place / "points3D.bin").unlink()
+        axes = "".join(f"property float {axis}\n" for axis in "xyz")
+        (tmp_path / place / "points3D.ply").write_text(
+            f"ply\nformat ascii 1.0\nelement vertex 1\n{axes}end_header\n1 2 3\n"
+        )
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=rf"has the cameras of {tmp_path}/{place}.*, so it is a scene already"):
+        reconstruct(tmp_path / "images", None, QUICK, quiet=True)
+    assert snapshot(tmp_path) == before
 
 
 def test_a_disk_that_is_nearly_full_is_said_before_colmap_starts(corner, tmp_path, monkeypatch):

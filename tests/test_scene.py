@@ -206,6 +206,74 @@ def test_finds_the_model_in_other_places(tmp_path, place):
     assert len(read_scene(moved).views) == 3
 
 
+@pytest.mark.parametrize(
+    ("place", "photos"),
+    [
+        ("colmap", "images"),
+        ("sparse_12/0", "images"),
+        ("sparse/1", "images"),
+        ("dense/sparse", "dense/images"),
+        ("dense/0/sparse", "dense/0/images"),
+        ("distorted/sparse/0", "input"),
+        ("dslr/colmap", "dslr/resized_images"),
+        ("dslr_calibration_undistorted", "images/dslr_images_undistorted"),
+    ],
+)
+def test_the_only_model_below_is_used_with_a_note(tmp_path, place, photos):
+    made, root = make_scene(tmp_path / "made"), tmp_path / "scene"
+    shutil.copytree(made / "sparse/0", root / place)
+    shutil.copytree(made / "images", root / photos)
+    if "undistorted" in photos:  # names there begin with the folder
+        make_model([f"dslr_images_undistorted/{n}.png" for n in "abc"]).write_binary(str(root / place))
+    shutil.copytree(made / "images", root / "masks")
+    transforms_scene(root / "masks", {})  # COLMAP's goes first
+    scene = read_scene(root)
+    assert scene.model_path == root / place and {v.image_path.parent for v in scene.views} == {root / photos}
+    assert scene.notes[0].endswith(f"the COLMAP model below it is used, {root / place}")
+    assert list(read_cameras(root)) == [view.name for view in scene.views]
+    if photos not in ("input", "dslr/resized_images"):  # the model's folder will do, with images beside it or above
+        assert {v.image_path.parent for v in read_scene(root / place).views} == {root / photos}
+
+
+def test_transforms_below_are_used_with_a_note(tmp_path):
+    (tmp_path / "dslr/nerfstudio").mkdir(parents=True)
+    transforms_scene(tmp_path / "dslr/nerfstudio", {"fl_x": 50, "w": 40, "h": 30}, names=("a.png", "b.png"))
+    for name in "ab":
+        (tmp_path / f"dslr/nerfstudio/{name}.png").unlink()
+        write_image(tmp_path / f"dslr/resized_images/{name}.png")
+    first, second = read_scene(tmp_path / "dslr").notes
+    assert first.endswith("that below it is used, " + str(tmp_path / "dslr/nerfstudio/transforms.json"))
+    assert second.startswith(f"the photos are those in {tmp_path}/dslr/resized_images: none that ")
+
+
+def test_a_model_below_of_other_photos_is_not_taken_for_the_scenes(tmp_path):
+    scene = make_scene(tmp_path / "old")
+    for name in "ab":  # two pictures are no photos to make a scene of
+        write_image(tmp_path / f"{name}.png")
+    assert len(read_scene(tmp_path).views) == 3
+    write_image(tmp_path / "c.png")
+    refused = rf"^{tmp_path} has photos of its own.* in {scene}/images: give {scene} as the scene, or move"
+    with pytest.raises(InputError, match=refused):
+        read_scene(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        (tmp_path / f"{name}.png").rename(tmp_path / f"images/{name}.png")
+    with pytest.raises(InputError, match=refused):
+        read_scene(tmp_path)
+
+
+def test_several_models_below_are_named(tmp_path):
+    for name in ("a", "b"):
+        make_scene(tmp_path / name)
+    with pytest.raises(InputError, match=rf"several camera .* \({tmp_path}/a, {tmp_path}/b\), or move the others"):
+        read_scene(tmp_path)
+    (tmp_path / "a/sparse/0").rename(tmp_path / "a/sparse/1")
+    shutil.copytree(tmp_path / "a/sparse/1", tmp_path / "a/sparse_3/0")
+    with pytest.raises(InputError, match=rf"\({tmp_path}/a/sparse/1, {tmp_path}/a/sparse_3/0\)"):
+        read_scene(tmp_path / "a")
+    assert len(read_scene(tmp_path / "a/sparse_3/0").views) == 3
+
+
 def test_points_of_a_ply_file(tmp_path):
     for text in (False, True):
         root = make_scene(tmp_path / str(text), text=text)
@@ -836,7 +904,10 @@ def test_no_such_folder_and_no_scene(tmp_path):
     with pytest.raises(InputError, match=r"found neither; .*`cgc reconstruct .*`, or .*`cgc run .*`"):
         read_scene(tmp_path)
     (tmp_path / "sparse/0").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"sparse/0 is there but holds no model"):
+    with pytest.raises(InputError, match=r"sparse holds no cameras and images of one \(files in it: none\); restore"):
+        read_scene(tmp_path)
+    (tmp_path / "sparse/notes.txt").touch()
+    with pytest.raises(InputError, match=r"\(files in it: sparse/notes.txt\); restore them, or move sparse away"):
         read_scene(tmp_path)
     (tmp_path / "sparse/0/cameras.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"not a whole COLMAP model: .* found cameras.bin"):

@@ -13,22 +13,32 @@ import pycolmap
 
 from cgc.errors import InputError, reason
 from cgc.scene.binary import BrokenFile, check_binary_model
+from cgc.scene.images import SUFFIXES
 from cgc.scene.lens import from_colmap
 from cgc.scene.model import Model, Shot
 from cgc.scene.points import read_points
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", ".")
 PLY_POINTS = "points3D.ply"
+DEEPEST = 3
+"""How many folders below a scene its model may lie."""
+
+_MODEL_WORDS = ("sparse", "colmap", "dense", "distorted")
 _NAMES = ("cameras", "images", "points3D")
 _ENDS = (".bin", ".txt")
 
 
 def find_colmap(root: Path) -> Path | None:
-    """Return the folder under `root` that holds a COLMAP model, or None."""
+    """Return the usual folder under `root` that holds a COLMAP model, or None."""
     for folder in MODEL_FOLDERS:
         if any((root / folder / f"{name}{end}").is_file() for name in _NAMES for end in _ENDS):
             return root / folder if folder != "." else root
     return None
+
+
+def has_cameras(folder: Path) -> bool:
+    """Say whether a folder holds the cameras and images of a COLMAP model."""
+    return _kind(folder, _NAMES[:2]) is not None
 
 
 def _kind(folder: Path, names: Sequence[str]) -> str | None:
@@ -78,10 +88,15 @@ def _read_files(folder: Path, kind: str, place: Path | None = None) -> tuple[lis
 
 
 def _images_of(root: Path, folder: Path) -> Path:
-    images = root / "images"
-    if folder == root and not images.is_dir() and root.parent.name == "sparse":  # SCENE/sparse/0 was given
-        return root.parent.parent / "images"
-    return images
+    """Return the images folder of a model: that of the innermost folder that has one, up to the scene's.
+
+    Where a folder of nothing but the model was given as the scene, such as SCENE/sparse/0, also that of SCENE.
+    """
+    around = [p for p in (folder, *folder.parents) if p.is_relative_to(root)]
+    if folder == root and not any(p.suffix.lower() in SUFFIXES for p in root.iterdir()):
+        above = folder.parents[:DEEPEST]
+        around += [p for p in above if p == above[0] or folder.relative_to(p).parts[0].startswith(_MODEL_WORDS)]
+    return next((p / "images" for p in around if (p / "images").is_dir()), root / "images")
 
 
 def fuller_model(folder: Path) -> tuple[Path, int, int] | None:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgc.errors import InputError, some
-from cgc.scene.images import find_images
+from cgc.scene.images import SUFFIXES, find_images
 from cgc.scene.model import Model, is_inside
 
 PHOTO_WORDS = ("image", "input", "photo", "rgb", "color")
 """A folder whose name has one of these may hold photos, and not masks or depths of them."""
+
+LEAST_PHOTOS = 3
+"""So many are needed to make a scene of them: fewer beside a model are pictures of something."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,20 @@ def _photo_folders(model: Model, root: Path) -> list[Path]:
         around.append(model.images.parent)
     found = [p for folder in dict.fromkeys(around) for p in sorted(folder.iterdir()) if p.is_dir()]
     return [p for p in found if p != model.images and any(word in p.name.lower() for word in PHOTO_WORDS)]
+
+
+def check_own(root: Path, model: Path, photos: Sequence[Path]) -> None:
+    """Raise InputError where a model that was found below `root` is of others than the photos that root has itself."""
+    if (root / "images").is_dir():
+        mine = all(path.relative_to(root).parts[0].startswith("images") for path in photos)  # images_N too
+    else:
+        bare = sum(path.suffix.lower() in SUFFIXES for path in root.iterdir())
+        mine = bare < LEAST_PHOTOS or all(path.parent == root for path in photos)
+    if not mine:
+        raise InputError(
+            f"{root} has photos of its own, but the only camera model below it is of those in {photos[0].parent}: give "
+            f"{os.path.commonpath([model, photos[0].parent])} as the scene, or move {model} away"
+        )
 
 
 def missing(where: Path, names: Sequence[str], total: int, folder: Path) -> InputError:

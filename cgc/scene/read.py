@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.files import sha256
-from cgc.scene.colmap import PLY_POINTS, find_colmap, fuller_model, read_colmap
+from cgc.scene.colmap import PLY_POINTS, fuller_model, read_colmap
+from cgc.scene.find import find_model, is_usual
 from cgc.scene.images import find_images, read_header
 from cgc.scene.lens import intrinsics, is_pinhole, resized, undistorted
 from cgc.scene.model import Model, Shot, check_model, find_origin, moved
-from cgc.scene.names import missing, other_folder, settle
+from cgc.scene.names import check_own, missing, other_folder, settle
 from cgc.scene.transforms import TRANSFORMS, find_transforms, read_transforms
 from cgc.scene.types import Camera, Lens, Scene, View
 from cgc.scene.undistort import Distorted, undistort_photos
@@ -48,8 +49,8 @@ def read_scene(
     """Read a COLMAP or transforms.json scene; distorted photos are undistorted once, into a cache.
 
     `root` holds sparse/0 (or sparse, colmap/sparse/0, or the model's files themselves) and images, or
-    transforms.json. `cache` overrides root/.cgc_cache. Sizes may differ between views. Raises InputError where anything
-    is missing, broken or does not fit together.
+    transforms.json, or else one model below it, which a note names. `cache` overrides root/.cgc_cache. Sizes may differ
+    between views. Raises InputError where anything is missing, broken or does not fit together.
     """
     root, settings = Path(root), settings or SceneSettings()
     if settings.downscale < 1 or settings.max_side < 0:
@@ -76,6 +77,8 @@ def read_scene(
             f"places apart: all coordinates of the run are the model's less ({less})"
         )
     photos = _find_photos(model, root, settings.downscale, notes)
+    if not is_usual(root, model.path):
+        check_own(root, model.path, [photo.path for photo in photos])
     views = _make_views(photos, settings, root, cache, quiet, notes)
     notes += _say_shrunk(views, settings)
     points = model.points.astype(np.float32)
@@ -147,13 +150,18 @@ def _read_model(root: Path) -> Model:
     if not root.is_dir():
         what = "it is a file" if root.exists() else "there is no such folder"
         raise InputError(f"{root} was expected to be the folder of a scene, but {what}; check the path")
-    if folder := find_colmap(root):
-        return read_colmap(root, folder)
-    if files := find_transforms(root):
-        return read_transforms(files)
-    empty = " (sparse/0 is there but holds no model)" if (root / "sparse/0").is_dir() else ""
+    if place := find_model(root):
+        model = read_colmap(root, place.colmap) if place.colmap else read_transforms(place.transforms)
+        return replace(model, notes=(place.note, *model.notes)) if place.note else model
+    if (sparse := root / "sparse").exists():
+        held = some(sorted(p.relative_to(root).as_posix() for p in sparse.rglob("*") if p.is_file()))
+        raise InputError(
+            f"{root} is not a scene: expected a COLMAP model in sparse/0, but sparse holds no cameras and images of "
+            f"one (files in it: {held}); restore them, or move sparse away to make a scene of the photos with "
+            f"`cgc reconstruct {root}`"
+        )
     raise InputError(
-        f"{root} is not a scene: expected a COLMAP model in sparse/0 or a transforms.json, found neither{empty}; "
+        f"{root} is not a scene: expected a COLMAP model in sparse/0 or a transforms.json, found neither; "
         f"make a scene of a folder of photos with `cgc reconstruct {root}`, or go from photos to objects with "
         f"`cgc run {root}`"
     )

@@ -146,23 +146,22 @@ def _tell(made: Reconstructed, quiet: bool) -> Reconstructed:
 
 def _kept(out: Path) -> Reconstructed | None:
     """Return the facts of the model that `out` has already."""
-    from cgc.scene.colmap import find_colmap, read_colmap
-    from cgc.scene.transforms import find_transforms
+    from cgc.scene.colmap import read_colmap
+    from cgc.scene.find import find_model
 
-    if not out.is_dir():
+    if not out.is_dir() or not (place := find_model(out)):
         return None
-    if folder := find_colmap(out):
-        model = read_colmap(out, folder)  # raises where it is broken
-        if model.notes:  # none that is made here
-            raise InputError(f"{out} has the cameras of {folder}, so it is a scene already; use it, or choose another")
-        images = model.images
-        import pycolmap
+    model = read_colmap(out, place.colmap) if place.colmap else None  # raises where it is broken
+    if not model or not place.colmap or place.note or model.notes:  # none that is made here
+        raise InputError(
+            f"{out} has the cameras of {place.colmap or place.transforms[0]}, so it is a scene already; use it as it "
+            "is, or choose another"
+        )
+    images = model.images
+    import pycolmap
 
-        names = [n for n, _ in list_photos(images)] if images.is_dir() else []
-        return replace(_facts(out, pycolmap.Reconstruction(str(folder)), names, ()), kept=True)
-    if find_transforms(out):
-        raise InputError(f"{out} has a transforms.json, so it is a scene already; use it as it is, or choose another")
-    return None
+    names = [n for n, _ in list_photos(images)] if images.is_dir() else []
+    return replace(_facts(out, pycolmap.Reconstruction(str(place.colmap)), names, ()), kept=True)
 
 
 def _unlike(photos: Path, out: Path, frames: int) -> tuple[str, ...]:
