@@ -638,6 +638,8 @@ def test_checkpoints_of_something_else_are_refused(tiny, tmp_path: Path) -> None
     scene, load = tiny
     with pytest.raises(InputError, match="another scene"):
         run((replace(scene, points=scene.points + 1), load), settings, checkpoint_dir=tmp_path)
+    with pytest.raises(InputError, match="another scene"):
+        run((scene, lambda view: 255 - load(view)), settings, checkpoint_dir=tmp_path)
     run(tiny, replace(settings, checkpoint_every=3), checkpoint_dir=tmp_path)  # how often does not matter
     newest = max(tmp_path.iterdir())
     newest.write_bytes(newest.read_bytes()[:100])

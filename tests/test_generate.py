@@ -16,10 +16,10 @@ from scipy.sparse import csr_matrix
 from cgc.clustering.columns import Columns, with_wholes
 from cgc.errors import InputError
 from cgc.masks.generate import is_finished, keep_masks, make_masks
-from cgc.masks.id_maps import disagree, read_id_map, read_mask_folder
+from cgc.masks.id_maps import disagree, fitting, read_id_map, read_mask_folder
 from cgc.masks.image_masks import ImageMasks
 from cgc.masks.record import read_record, set_path
-from cgc.scene.types import Camera, View
+from cgc.scene.types import Camera, Lens, View
 
 HEIGHT, WIDTH = 30, 40
 
@@ -211,6 +211,18 @@ def test_masks_of_views_fit_other_sizes_and_are_not_undistorted(views, tmp_path)
     (folder / "masks.json").unlink()
     with pytest.raises(InputError, match="but its mask"):
         read_mask_folder(folder, half)
+
+
+def test_masks_of_what_a_camera_sees_are_not_undistorted_though_they_are_of_the_photos_size(tmp_path):
+    lens = Lens("SIMPLE_RADIAL", (300.0, 200.0, 150.0, 0.1), 400, 300)
+    camera = Camera.look_at((0, -4, 0), (0, 0, 0), width=200, height=150)
+    view, size = View("a.png", camera, tmp_path / "a.png", distortion=lens), (400, 300)
+    ids = np.arange(400 * 300).reshape(300, 400)
+    fit, note = fitting(view, tmp_path / "a.png", size, "error", of_view=True)
+    assert np.array_equal(fit(ids), ids[1::2, 1::2]) and "were resized" in note
+    assert "before undistortion" in fitting(view, tmp_path / "a.png", size, "error")[1]
+    fit, note = fitting(replace(view, camera=camera.resized(*size)), tmp_path / "a.png", size, "error", of_view=True)
+    assert np.array_equal(fit(ids), ids) and note == ""
 
 
 def test_disagreement():

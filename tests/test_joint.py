@@ -105,6 +105,19 @@ def test_the_image_loss_is_the_equation_on_all_pixels_of_masks_that_are_large_en
     torch.testing.assert_close(values.grad.double(), slow_values.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_the_identity_tells_what_would_differ():
+    ids, settings = np.arange(96).reshape(8, 12), JointSettings()
+    other = ids.copy()
+    other[3, 4] = 1
+    same = [JointFeatures({0: of_view.copy()}, settings, 60).identity() for of_view in (ids, ids)]
+    changed = [
+        JointFeatures({0: other}, settings, 60), JointFeatures({1: ids}, settings, 60),
+        JointFeatures({0: ids.reshape(12, 8)}, settings, 60), JointFeatures({0: ids}, settings, 61),
+        JointFeatures({0: ids}, replace(settings, dim=5), 60),
+    ]  # fmt: skip
+    assert same[0] == same[1] and len({same[0], *(c.identity() for c in changed)}) == 6
+
+
 def test_views_without_masks_add_nothing():
     companion = JointFeatures({0: np.zeros((8, 12), np.int32)}, JointSettings(), 100)
     for view in (0, 1):

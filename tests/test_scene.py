@@ -777,6 +777,17 @@ def test_transforms_lenses(tmp_path, extra, model):
     assert (lens.model if lens else None) == model
 
 
+@pytest.mark.parametrize(
+    ("model", "terms"),
+    [("OPENCV", "k1 k2 p1 p2"), ("OPENCV_FISHEYE", "k1 k2 k3 k4"), ("FULL_OPENCV", "k1 k2 p1 p2 k3 k4 k5 k6")],
+)
+def test_terms_of_a_lens_are_in_colmaps_order(tmp_path, model, terms):
+    values = {term: 0.001 * (i + 1) for i, term in enumerate(sorted(terms.split()))}
+    root = transforms_scene(tmp_path, {"fl_x": 50, "fl_y": 51, "w": 40, "h": 30, "camera_model": model, **values})
+    lens = read_scene(root, quiet=True).views[0].distortion
+    assert lens == Lens(model, (50, 51, 20, 15, *(values[term] for term in terms.split())), 40, 30)
+
+
 def test_a_fourth_term_of_a_lens_is_refused(tmp_path):
     """nerfstudio's is of r^8, what COLMAP calls k4 is of r^2 below the fraction."""
     root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30, "k1": -0.1, "k4": 0.6, "camera_model": "OPENCV"})
