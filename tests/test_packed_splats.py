@@ -29,6 +29,7 @@ from PIL import Image
 from cgc.errors import InputError
 from cgc.files import sha256
 from cgc.geometry import SH_C0, quat_to_rotation, rotate_sh, rotation_to_quat, sh_basis
+from cgc.splats.formats.vertices import check_count
 from cgc.splats.packed import read_packed
 from cgc.splats.ply import to_vertices, write_ply
 from cgc.splats.read import hash_splats, read_splats
@@ -192,6 +193,12 @@ def test_files_that_are_packed_or_not_are_read_alike(tmp_path):
     (tmp_path / "a.txt").write_text("no splats")
     with pytest.raises(InputError, match="not a splat file of a kind"):
         read_splats(tmp_path / "a.txt")
+
+
+def test_large_files_may_announce_more_than_small_ones():
+    check_count(Path("a"), 70_000, stored=70_000)
+    with pytest.raises(InputError, match=r"announces 1,000,000 Gaussians"):
+        check_count(Path("a"), 10**6, stored=100)
 
 
 def test_what_is_no_packed_file_is_left_to_others(tmp_path):
@@ -482,10 +489,14 @@ def test_spz_files_that_were_left_unturned_are_told_by_the_points_of_the_model(t
     assert_near(to_plain(far), turned(known, RUB), **SPZ_STEPS)  # without points as the format says
 
 
-@pytest.mark.parametrize(("axes", "turn"), [(0, RUB), (4, RUB), (6, np.eye(3)), (7, np.diag([-1.0, -1.0, 1.0]))])
+@pytest.mark.parametrize(
+    ("axes", "turn"),
+    [(0, RUB), (4, RUB), (5, np.diag([-1.0, 1.0, 1.0])), (6, np.eye(3)), (7, np.diag([-1.0, -1.0, 1.0])),
+     (8, np.diag([1.0, -1.0, 1.0]))],
+)  # fmt: skip
 def test_axes_that_an_spz_names(tmp_path, axes, turn):
     after = struct.pack("<2I3f", 0xADBE0002, 12, 0, 0, 0) + struct.pack("<3I", 0xADBE0003, 4, axes)
-    raw = scene(5, 0)
+    raw = scene(5, 3)
     for pack in gzip.compress, in_streams:
         (tmp_path / "a.spz").write_bytes(pack(spz_content(raw, flags=2, after=after)))
         assert_near(decoded(tmp_path / "a.spz"), turned(raw, turn), **SPZ_STEPS)
@@ -781,8 +792,11 @@ def test_damaged_meta(tmp_path_factory, data, version, value):
 # --- .ksplat ------------------------------------------------------------------------------------------------
 
 
-def ksplat_bytes(parts: list[Scene], level: int, bucket: int = 4, sh_range: tuple[float, float] = (0, 0)) -> bytes:
+def ksplat_bytes(
+    parts: list[Scene], level: int, bucket: int = 4, sh_range: tuple[float, float] = (0, 0), scale_range: int = 32767
+) -> bytes:
     """Write a .ksplat of one section for each scene; buckets are filled in order, the last two are not full."""
+    steps = scale_range or 32767
     head = bytearray(4096)
     total = sum(map(len, parts))
     struct.pack_into("<2B2x4IH", head, 0, 0, 1, len(parts), len(parts), total, total, level)
@@ -805,8 +819,8 @@ def ksplat_bytes(parts: list[Scene], level: int, bucket: int = 4, sh_range: tupl
             if level == 0:
                 data += struct.pack("<10f", *known.means[i], *linear, *known.quats[i])
             else:
-                fixed = (known.means[i] - centers[owner[i]]) / (block / 2) * 32767
-                data += struct.pack("<3H7e", *(round(x) + 32767 for x in fixed), *linear, *known.quats[i])
+                fixed = (known.means[i] - centers[owner[i]]) / (block / 2) * steps
+                data += struct.pack("<3H7e", *(round(x) + steps for x in fixed), *linear, *known.quats[i])
             data += bytes(whole(v * 255, 255) for v in (*known.rgb[i], known.alphas[i]))
             for begin, end in ((0, 3), (3, 8)):
                 for channel in range(3):
@@ -818,7 +832,9 @@ def ksplat_bytes(parts: list[Scene], level: int, bucket: int = 4, sh_range: tupl
                             data += struct.pack("<f" if level == 0 else "<e", value)
         about = bytearray(1024)
         some = bool(level)
-        struct.pack_into("<4IfH2xI", about, 0, n, n, bucket * some, len(groups), block * some, 12 * some, 32767 * some)
+        struct.pack_into(
+            "<4IfH2xI", about, 0, n, n, bucket * some, len(groups), block * some, 12 * some, scale_range * some
+        )
         struct.pack_into("<3IH", about, 28, len(data), full, len(lengths), TERMS.index(k))
         heads += bytes(about)
         sections += struct.pack(f"<{len(lengths)}I", *lengths) + b"".join(c.tobytes() for c in centers) + data
@@ -847,6 +863,13 @@ def test_ksplat_of_several_sections_and_degrees(tmp_path, level):
     assert_near(made[13:], second, **KSPLAT_STEPS)
     (tmp_path / "b.ksplat").write_bytes(ksplat_bytes([first, scene(0, 2)], level, sh_range=(-1, 1)))
     assert_near(decoded(tmp_path / "b.ksplat"), first, **KSPLAT_STEPS)  # what has no Gaussian has no degree
+
+
+@pytest.mark.parametrize("scale_range", [0, 8191])
+def test_positions_of_ksplats_are_in_the_steps_of_their_section(tmp_path, scale_range):
+    known = scene(13, 0)
+    (tmp_path / "a.ksplat").write_bytes(ksplat_bytes([known], 1, scale_range=scale_range))
+    assert_near(decoded(tmp_path / "a.ksplat"), known, **(KSPLAT_STEPS | {"means": 2e-3}))
 
 
 def test_scales_that_half_floats_lost(tmp_path):

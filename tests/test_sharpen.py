@@ -351,9 +351,11 @@ def test_what_sharpening_depends_on(own_run):
 def test_given_splats_are_sharpened_at_their_own_degree_on_black(tiny_scene, tiny_run, tmp_path, monkeypatch):
     behind = []
 
-    def noted(*arguments, **options):
-        behind.append(arguments[7].background)
-        return sharpen(*arguments, **options)
+    def noted(splats, *arguments, **options):
+        behind.append(arguments[6].background)
+        found = sharpen(replace(splats, extras={"number": np.arange(len(splats))}), *arguments, **options)
+        assert np.array_equal(found.splats.extras["number"], found.origin)
+        return replace(found, splats=replace(found.splats, extras={}))
 
     monkeypatch.setattr("cgc.pipeline.sharpen.sharpen", noted)
     settings = replace(SETTINGS, sharpen=SHARPEN, train=replace(SETTINGS.train, sh_degree=3))
