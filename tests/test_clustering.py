@@ -737,6 +737,16 @@ def test_what_the_last_vote_shows_to_be_one_is_joined_and_nothing_else(monkeypat
     assert same_partition(found.labels, halves)
 
 
+def test_what_floats_far_from_its_thing_is_no_part_of_it():
+    groups, g = np.repeat([0, 1], 80), np.random.default_rng(0)
+    places = g.normal(size=(160, 3)) + 20 * groups[:, None]
+    places[:9] -= 300
+    neighbours = torch.from_numpy(nearest_others(build_tree(places.astype(np.float32)), 6)[0])
+    columns, space = views_of(groups, [[0, 1]] * 8), Space(torch.from_numpy(places), neighbours)
+    found = cluster_masks(torch.ones(160), columns, ClusterSettings(), space=space)
+    assert (found.labels[:9] == -1).all() and same_partition(found.labels[9:], groups[9:])
+
+
 def test_masks_that_hold_two_things_neither_join_them_nor_label():
     groups = np.repeat(np.arange(4), 30)
     one_wrong = [[0, 1, 2, 3]] * 8 + [[0, 0, 1, 2], [0, 1, 1, 2]]

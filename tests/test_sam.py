@@ -185,6 +185,11 @@ def test_large_photos_are_shrunk_and_their_masks_brought_back(model, photo):
     assert (found.height, found.width) == (180, 240) and len(found) == len(small)
     expected = {np.repeat(np.repeat(small.mask(i), 3, 0), 3, 1).tobytes() for i in range(len(small))}
     assert {found.mask(i).tobytes() for i in range(len(found))} == expected
+    tidy = replaced(LOOSE, max_side=80, min_mask_region_area=5 / (60 * 80)).load(model)  # of the shrunk one
+    as_small = tidy(np.asarray(Image.fromarray(large).resize((80, 60), Image.Resampling.BILINEAR)))
+    expected = {np.repeat(np.repeat(as_small.mask(i), 3, 0), 3, 1).tobytes() for i in range(len(as_small))}
+    enlarged = tidy(large)
+    assert {enlarged.mask(i).tobytes() for i in range(len(enlarged))} == expected
     odd = replaced(LOOSE, max_side=50).load(model)(photo)
     assert (odd.height, odd.width) == (60, 80) and len(odd) > 3
 
