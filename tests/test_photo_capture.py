@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from cgc.appearance.trainer import train
 from cgc.errors import InputError
 from cgc.pipeline.commands import run_all, run_step
 from cgc.pipeline.facts import UNEVEN, find_warnings
-from cgc.pipeline.quality import brightness, measure_view
+from cgc.pipeline.quality import Measures, brightness, measure_view, quality_facts
 from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
@@ -392,6 +394,17 @@ def test_a_run_goes_on_with_what_training_found_of_photos(learned: Path) -> None
     assert load_sharpened(learned) is not None and facts["sharpened"]["psnr_before"] == pytest.approx(
         mean_psnr(work.splats, scene, work.train_views, load_image, work.rasterizer, None, work.exposures), abs=1e-3
     )
+
+
+def test_uneven_are_training_photos_only() -> None:
+    views = [SimpleNamespace(name=f"{i}.png") for i in range(6)]
+    work: Any = SimpleNamespace(test_views=[0, 3], scene=SimpleNamespace(views=views))
+
+    def uneven(*factors: float) -> float:
+        return quality_facts(work, {i: Measures(20.0, 0.8, b) for i, b in enumerate(factors)})["uneven"]
+
+    assert uneven(2, 1, 1, 2, 1, 1) == 0
+    assert uneven(1, 2, 3, 1, 4, 5) == pytest.approx(np.log([2, 3, 4, 5]).std(), abs=1e-4)
 
 
 def test_photos_that_were_exposed_differently_are_said(learned: Path, tmp_path: Path) -> None:

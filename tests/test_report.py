@@ -7,13 +7,17 @@ import dataclasses
 import io
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cgc.errors import InputError
+from cgc.masks.id_maps import write_id_map
 from cgc.pipeline.facts import headline
+from cgc.pipeline.report import _report_disputes
 from cgc.view.pictures import NOISE_COLOR, contact_sheet, number, overlay, segment_colors
 from cgc.view.report import (
     MAX_SIDE,
@@ -135,6 +139,22 @@ def test_hostile_text_stays_text(tmp_path):
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in tame.tags]
     assert [sorted(attrs) for _, attrs in hostile.tags] == [sorted(attrs) for _, attrs in tame.tags]
     assert hostile.text.count(HOSTILE) == tame.text.count("a cup") > 10
+
+
+def test_views_whose_masks_the_segments_cut_are_shown(tmp_path):
+    masks = np.repeat([[5, 9]], 20, 0).repeat(10, 1)
+    swapped = np.where(np.arange(20)[:, None] < 5, masks[:, ::-1], masks)
+    for name, ids in (("cut", swapped), ("agrees", masks)):
+        write_id_map(tmp_path / "masks" / f"{name}.png", ids)
+    work: Any = SimpleNamespace(
+        train_views=[0, 1], masks=SimpleNamespace(load=lambda view: masks), run=SimpleNamespace(root=tmp_path),
+        scene=SimpleNamespace(views=[SimpleNamespace(name="agrees.jpg"), SimpleNamespace(name="cut.jpg")]),
+        picture_names=["agrees", "cut"], photo=lambda view: picture(20, 20),
+    )  # fmt: skip
+    [found] = _report_disputes(work)
+    assert (found.view, found.share) == ("cut.jpg", 0.25)
+    page = Page(write(tmp_path, ReportData(title="cut", disputes=[found])))
+    assert "cut.jpg" in page.text and "25.0 %" in page.text and len(page.images()) == 3
 
 
 def test_empty_parts_are_left_out(tmp_path):
