@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 import json
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ import cgc
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import write_json
-from cgc.geometry import quat_to_rotation
+from cgc.geometry import quat_to_rotation, rgb_to_sh_dc
 from cgc.pipeline.commands import run_step
 from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.base import group_contributions
@@ -40,6 +41,7 @@ from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import SharpenedSplats, describe, save_sharpened
 from cgc.settings import SharpenSettings
 from cgc.splats.ply import write_ply
+from cgc.splats.types import Splats
 
 WHOLE, PARTS, PARTS_OF_PART = 8, (9, 10), (11, 12)
 """Of `family`: the whole of clumps 1 and 2, the parts of clump 3, and those of the second of these."""
@@ -460,7 +462,9 @@ def test_rectangles(seg):
         inside[y0:y1, x0:x1] = True
         wanted = [o for o in seen if 2 * (inside & (ids == o.id)).sum() > (ids == o.id).sum()]
         assert seg.in_rect(view, x0, y0, x1, y1) == wanted
-        assert seg.in_rect(view, x0, y0, x1, y1, partly=True) == [o for o in seen if (inside & (ids == o.id)).any()]
+        for corners in ((x0, y0, x1, y1), (x0 - 0.4, y0 + 0.4, x1 + 0.3, y1 - 0.4)):  # centres count
+            found = seg.in_rect(view, *corners, partly=True)
+            assert found == [o for o in seen if (inside & (ids == o.id)).any()]
 
 
 def test_masks_find_what_they_are_of(seg):
@@ -494,6 +498,17 @@ def test_likeness_by_features_and_without_them(seg):
     best = dyed.similar(dyed[2])[0]
     assert best.object.id == 5 and best.by == "color and size" and 0.9 < best.score <= 1
     assert len(dyed.similar(2, k=99)) == len(seg) - 1
+
+
+def test_likeness_by_color_and_size_by_hand():
+    box = torch.tensor(list(itertools.product((0.0, 1), (0.0, 2), (0.0, 3))))
+    means, color = torch.cat([box, box + 5, 0.5 * box - 5]), torch.tensor([1.0, 0, 1]).repeat_interleave(8)
+    splats = Splats(means, torch.eye(4)[:1].expand(24, 4), torch.full((24, 3), -3.0), torch.zeros(24),
+                    rgb_to_sh_dc(color[:, None, None].expand(24, 1, 3)))  # fmt: skip
+    white = Segmentation(splats, np.repeat([1, 2, 3], 8).astype(np.int32), np.ones(24, np.float32))
+    half, black = white.similar(1)
+    assert (half.object.id, black.object.id) == (3, 2)
+    assert [half.score, black.score] == pytest.approx([0.75, 0.5], abs=1e-6)
 
 
 # ---- words

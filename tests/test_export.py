@@ -35,7 +35,7 @@ from cgc.scene.types import Camera, Lens, View
 from cgc.segmentation.edges import follow_edges
 from cgc.segmentation.edit import keep, relabel, remove, track
 from cgc.segmentation.export import FORMATS, export, job_of
-from cgc.segmentation.export_job import Export, is_sound, safe_name, safe_path
+from cgc.segmentation.export_job import MIN_SEEN, Export, is_sound, safe_name, safe_path
 from cgc.segmentation.export_pictures import export_turntables
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segmentation import Segmentation
@@ -183,6 +183,11 @@ def test_what_no_camera_sees_of_an_object_is_not_exported_where_there_are_camera
     np.testing.assert_allclose(job.seen[1][known], (dense[0, under] / dense[1, under])[known], rtol=1e-5)
     assert np.isin(first, replace(job, clean=False).body(1)).all()
     assert np.isin(first, Export(scene, ids=[1]).body(1)).any()  # without cameras nobody knows
+    hidden = labels == 2  # the whole object now
+    below.means[torch.from_numpy(hidden), 2] -= 0.6
+    below.log_scales[torch.from_numpy(hidden)] = -4.0
+    job = Export(scene, ids=[2], views=views, rasterizer=RASTERIZER)
+    assert job.seen[2].max() < MIN_SEEN and np.array_equal(job.body(2), Export(scene, ids=[2]).body(2))
 
 
 def test_labels_are_in_the_order_of_the_file_that_was_segmented(tmp_path):
