@@ -37,6 +37,7 @@ from cgc.segmentation.edit import (
     transform,
 )
 from cgc.segmentation.labels import render_labels, render_rgb
+from cgc.segmentation.patch import continue_surfaces
 from cgc.segmentation.pieces import find_pieces
 from cgc.segmentation.saved import load_saved, save
 from cgc.segmentation.segmentation import Segmentation
@@ -296,6 +297,18 @@ def test_splitting_by_a_mask_divides_what_is_not_seen_by_what_is_near():
         split(old, target, np.ones(ids.shape, bool), camera=camera, rasterizer=RASTERIZER)
 
 
+def test_splitting_by_a_mask_takes_what_shows_under_it_whatever_is_around():
+    means = torch.stack([torch.arange(7) - 3.0, torch.zeros(7), torch.zeros(7)], 1)
+    splats = Splats(means, torch.eye(4)[:1].expand(7, 4), torch.full((7, 3), -2.5), torch.full((7,), 3.0),
+                    torch.zeros(7, 1, 3))  # fmt: skip
+    camera = Camera.look_at((0, -8, 0), (0, 0, 0), width=64, height=48)
+    mask = np.zeros((48, 64), bool)
+    mask[20:28, 29:35] = True  # over the fourth, in the middle
+    made = split(Segmentation(splats, np.ones(7, np.int32), np.ones(7, np.float32)), 1, mask, camera=camera,
+                 rasterizer=RASTERIZER)  # fmt: skip
+    assert made.labels.tolist() == [1, 1, 1, 2, 1, 1, 1]
+
+
 # ---- names and colours
 
 
@@ -428,6 +441,51 @@ def test_a_removed_object_leaves_neither_a_halo_nor_the_dark_that_it_hid():
         assert np.abs(now - truth).max() < 0.02
 
 
+def test_noise_that_the_object_hid_goes_with_it():
+    scene, hidden, shots = wall_and_ball(black=True)
+    labels, gone, few = scene.labels.copy(), scene.labels == 2, hidden[:3]
+    for label, goes in ((-1, True), (1, False)):
+        labels[few] = label
+        found = halo.find_halo(scene.splats, labels, scene.confidences, gone, RASTERIZER, shots, fill=False)
+        assert (found.spill[few] == goes).all()
+
+
+def test_what_was_plainly_seen_takes_no_colour_from_around(monkeypatch):
+    scene, _, shots = wall_and_ball(black=True)
+    colors = scene.splats.sh + 0.1 * torch.randn(scene.splats.sh.shape, generator=torch.Generator().manual_seed(1))
+    gone, asked = scene.labels == 2, []
+
+    def noted(splats, labels, gone, facts, rasterizer):
+        asked.append((splats.sh, facts.known))
+        return continue_surfaces(splats, labels, gone, facts, rasterizer)
+
+    monkeypatch.setattr(halo, "continue_surfaces", noted)
+    halo.find_halo(replace(scene.splats, sh=colors), scene.labels, scene.confidences, gone, RASTERIZER, shots)
+    [(sh, known)] = asked
+    sight = halo._weigh(scene.splats, gone, RASTERIZER, shots)[0]
+    assert (known & (sight.before < halo.SEEN * sight.after)).any()  # a little of it was hidden
+    assert torch.equal(sh[known], colors[known]) and not torch.equal(sh, colors)
+
+
+def test_what_was_half_hidden_takes_half_of_its_colour_from_around():
+    splats = tiny(1).splats.select(torch.arange(12))
+    splats.sh[:] = torch.tensor([0.0, 1, 0])
+    splats.sh[:2] = torch.tensor([1.0, 0, 0])
+    after, before = np.full(12, 10.0), np.full(12, 10.0)
+    before[:2] = 10 * (halo.HIDDEN + halo.SEEN) / 2, 0
+    sh, healed = halo._heal(splats, np.ones(12, int), np.ones(12), before, after, after)
+    np.testing.assert_allclose(sh[:2, 0].numpy(), [[0.5, 0.5, 0], [0, 1, 0]], atol=1e-6)
+    assert torch.equal(sh[2:], splats.sh[2:]) and healed.tolist() == [True, True, *[False] * 10]
+
+
+def test_near_ones_count_for_more_and_what_no_camera_could_see_is_not_hidden():
+    share, index = halo._nearest(np.array([[1.0, 0, 0], [-3, 0, 0]]), np.ones(2), np.zeros((1, 3)))
+    assert index.tolist() == [[0, 1]] and share[0] == pytest.approx([0.75, 0.25])
+    scene, _, shots = wall_and_ball(black=False)
+    scene.splats.means[0, 0] = 50.0  # behind all cameras
+    assert halo.seen_shares(scene.splats, [np.array([0])], RASTERIZER, shots)[0].tolist() == [1]
+
+
 def test_what_a_gaussian_weighs_on_its_own_is_what_it_does_in_pictures_of_it_alone():
     scene = tiny().splats
     eyes = [(8.0, 0, 3), (0, 9, 2), (-5, 5, 6)]  # from afar, so that no edge cuts any
@@ -465,6 +523,18 @@ def test_what_was_moved_once_hides_what_photos_have_seen():
     gone = remove(again, 2, **sight)
     assert (gone.edits[-1]["healed"], gone.edits[-1]["filled"]) == (0, 0)
     assert torch.equal(gone.splats.sh, again.splats.sh[torch.from_numpy(again.labels != 2)])
+
+
+def test_what_was_moved_of_an_object_leaves_no_halo_of_its_own_when_the_object_goes(monkeypatch):
+    old, asked = tiny(), []
+
+    def noted(splats, labels, confidences, gone, *rest):
+        asked.append(gone)
+        return halo.find_halo(splats, labels, confidences, gone, *rest)
+
+    monkeypatch.setattr("cgc.segmentation.edit.find_halo", noted)
+    remove(transform(old, 8, translation=(0, 5, 0), halo=False), 1)
+    np.testing.assert_array_equal(asked[-1], old.hierarchy.leaves == 9)
 
 
 def test_a_motion_that_is_none_changes_nothing_and_a_bare_one_moves_its_own_alone():
