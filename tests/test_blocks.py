@@ -21,7 +21,7 @@ from cgc.blocks import steps
 from cgc.blocks.align import align
 from cgc.blocks.cut import cut, is_near, sides
 from cgc.blocks.geometry import MARGIN_MOST, Geometry, as_splats, write_geometry
-from cgc.blocks.join import Piece, join_blocks
+from cgc.blocks.join import Meetings, Piece, join_blocks
 from cgc.blocks.steps import Blocks, cluster_blocks, lift_blocks
 from cgc.blocks.trees import Joint, grow_parts
 from cgc.blocks.weigh import Block, draw_views, restrict, weigh_block
@@ -31,11 +31,15 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.features.files import map_tensors, read_tensors
 from cgc.features.samples import sample_batches, visible_mass
+from cgc.masks.generate import is_finished
+from cgc.masks.id_maps import read_id_map, write_id_map
+from cgc.pipeline import regions
 from cgc.pipeline.commands import run_all, run_step
+from cgc.pipeline.regions import make_regions
 from cgc.pipeline.train import take_mapped
 from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
-from cgc.run_folder import open_run
+from cgc.run_folder import OWN_MASKS, open_run
 from cgc.scene.types import Camera
 from cgc.segmentation.segments import load_hierarchy, load_labels
 from cgc.settings import BlockSettings
@@ -138,6 +142,15 @@ def test_a_block_reads_back_its_own_gaussians(tmp_path, small_cells):
     expected = splats.select(torch.from_numpy(members.rows))
     for name in ("means", "quats", "log_scales", "logit_opacities"):
         assert torch.equal(getattr(own, name), getattr(expected, name)), name
+
+
+def test_splats_are_cut_anew_where_the_plan_is_another(tmp_path):
+    write_ply(tmp_path / "given.ply", some_splats(600))
+    left = tmp_path / "blocks/left"  # goes with what was cut
+    for most, key, count, anew in ((300, "a", 2, True), (300, "a", 2, False), (150, "a", 4, True), (150, "b", 4, True)):
+        blocks = Blocks(left.parent, tmp_path / "given.ply", BlockSettings(gaussians=most), key)
+        assert blocks.geometry().cut.n_blocks == count and left.exists() != anew
+        left.touch()
 
 
 # ---- what a view may see
@@ -310,6 +323,15 @@ def test_most_of_the_margin_must_agree():
     assert len(set(labels[:120])) == len(set(labels[120:])) == 3 and len(set(labels)) == 6
 
 
+def test_what_is_best_for_one_side_alone_is_not_one():
+    """Nodes 1 and 2 of one block meet 3 and 4 of another: 2 and 3 have more in common with each other."""
+    own, met, weights, counts = np.array([1, 2, 2]), np.array([3, 3, 4]), np.array([4.0, 6, 4]), np.full(3, 50)
+    shared = np.array([[0, 0], [0, 4.0], [0, 10], [10, 0], [4, 0]])  # by node and block
+    many, block_of = np.full(5, 1000), np.array([0, 0, 0, 1, 1])
+    one = Meetings(own, met, weights, counts, shared, many, many, block_of).pairs()
+    assert [x.tolist() for x in one] == [[2], [3]]
+
+
 def test_things_that_only_touch_stay_apart():
     """Two walls meet at a corner: a few Gaussians of the one are called the other's by a block that sees no more."""
     pieces = pieces_of(np.repeat([0, 1], 500), np.repeat([0, 1], 500), [(0, 500, 5), (500, 1000, 5)])
@@ -387,6 +409,20 @@ def test_features_of_blocks_are_turned_into_one_space(tmp_path):
     turned = [load_arrays(path, "features")["features"] @ turn for path, turn in zip(paths, align(paths))]
     same = np.concatenate([turned[0][:130], turned[2][30:100], turned[1]])
     np.testing.assert_allclose(same @ same.T, features @ features.T, atol=1e-3)
+
+
+def test_how_long_features_are_and_what_no_mask_shows_turn_nothing(tmp_path):
+    g, rows, turns = np.random.default_rng(0), np.arange(100), []
+    features = g.normal(size=(2, 100, 6)).astype(np.float32)
+    hidden = 100 * g.normal(size=(2, 20, 6)).astype(np.float32)
+    for lengths, unseen in ((1.0, features[:, :20]), (g.uniform(0.1, 9, (2, 100, 1)).astype(np.float32), hidden)):
+        paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+        for path, of_block, first in zip(paths, features * lengths, unseen):
+            of_block[:20] = first
+            arrays = {"rows": rows, "core": rows > 0, "cells": rows // 10, "mass": (rows >= 20).astype(np.float32)}
+            save_arrays(path, arrays | {"features": of_block}, "key")
+        turns.append(align(paths)[1])
+    np.testing.assert_allclose(*turns, atol=1e-5)
 
 
 # ---- runs
@@ -488,6 +524,23 @@ def test_clustering_again_learns_nothing_again(own_run, monkeypatch):
     changed = {name for name in after if after[name] != before[name]}
     assert "segments.npz" in changed and "features.safetensors" not in changed
     assert not any(LIFTED in name for name in changed)
+
+
+def test_masks_that_changed_since_blocks_were_lifted_are_refused(own_run, own_scene):
+    run_step(own_run, "lift", quiet=True, blocks=CUT.blocks)
+    path = own_scene / "masks/a_view_01.png"
+    write_id_map(path, read_id_map(path)[::-1])
+    with pytest.raises(InputError, match="the masks have changed since the features were learned"):
+        run_step(own_run, "cluster", quiet=True, masks=own_scene / "masks")
+
+
+def test_masks_that_a_run_in_blocks_makes_are_made_once(own_run, monkeypatch):
+    work = Workspace(open_run(own_run), quiet=True)
+    work.run.settings = replace(work.run.settings, blocks=CUT.blocks)
+    make_regions(work)
+    assert is_finished(own_run / OWN_MASKS, work.scene.views)
+    monkeypatch.setattr(regions, "make_together", None)
+    make_regions(work)
 
 
 def test_without_blocks_a_run_is_what_it_was(own_run):
