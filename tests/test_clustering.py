@@ -594,6 +594,10 @@ def test_a_thing_that_half_of_the_views_leave_out_is_not_joined_to_what_two_fuse
     assert len(np.unique(join_groups(groups, with_left_out(columns, both, 120), 0.35))) == 1  # what nobody has
 
 
+def test_views_are_counted_in_runs_of_so_many_masks():
+    assert graph._blocks(np.array([3, 3, 3, 9]), 6) == [slice(0, 2), slice(2, 3), slice(3, 4)]
+
+
 # --- the level that suits the masks -----------------------------------------------------------------------
 
 
@@ -858,6 +862,16 @@ def test_wholes_hold_together_what_no_id_map_has_in_one():
     for v in range(8):
         column = np.flatnonzero((nested.together.views == 8 + v) & (nested.together.ids == 1))
         assert len(column) == 1 and np.allclose(weights[:, column[0]], slow[v])
+
+
+def test_what_no_view_shows_with_what_it_touches_is_held_to_more_than_the_level(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cluster_module, "_beside", lambda labels, space, mass, *unseen: asked.extend(unseen))
+    groups = np.repeat([0, 1], 20)
+    columns, settings = views_of(groups, [[0, 1]] * 8), ClusterSettings(level=0.4)
+    looks = [Look(0, np.arange(40), csr_matrix(np.ones((40, 1), np.float32)), np.array([1]))]
+    cluster_module._joined(groups, columns, torch.ones(40), settings, {}, None, lambda: looks)
+    assert asked == [pytest.approx(2 * 0.4)]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from scipy import ndimage
 from cgc.errors import InputError
 from cgc.features.cache import Cache
 from cgc.features.contrast import contrast, contrast_gradient
-from cgc.features.frozen import Learner, learn_features, nearest_neighbours, smooth_features
+from cgc.features.frozen import Learner, _rate, learn_features, nearest_neighbours, smooth_features
 from cgc.features.losses import contrastive_loss, smoothness_loss
 from cgc.features.rows import Rows
-from cgc.features.samples import off_border, sample_batches, visible_mass
+from cgc.features.samples import off_border, part_pixels, sample_batches, visible_mass
 from cgc.kernels import threads
 from cgc.masks.id_maps import border_mask
 from cgc.rasterize.cpu import CpuRasterizer
@@ -269,6 +269,10 @@ def two_walls():
 SETTINGS = LiftSettings(steps=60, dim=4, pixels_per_view=1500, pixels_per_step=800, min_mask_pixels=4)
 
 
+def test_the_rate_falls_to_a_tenth():
+    assert _rate(0, SETTINGS) == SETTINGS.lr and _rate(SETTINGS.steps, SETTINGS) == pytest.approx(0.1 * SETTINGS.lr)
+
+
 def test_samples_are_inside_masks_off_borders_and_repeatable():
     splats, cameras, maps = two_walls()
     batches = sample_batches(splats, cameras, [maps[0], None], CpuRasterizer(), SETTINGS, quiet=True)
@@ -389,6 +393,12 @@ def test_thin_masks_are_drawn_from_as_a_whole(width):
     for i, count in left.items():
         assert np.array_equal(inside & (ids == i), ids == i if count < 8 else plain & (ids == i))
     assert not inside[ids == 0].any() and not off_border(np.zeros((4, 5), np.int32), width, 8).any()
+
+
+def test_masks_with_as_few_pixels_as_count_are_kept():
+    ids = np.array([[5, 5, 5, 5, 6, 6, 6]])
+    (part,) = part_pixels(ids, np.arange(7), SETTINGS)
+    assert SETTINGS.min_mask_pixels == 4 and part.mask_ids.tolist() == [5] and part.pixels.tolist() == [0, 1, 2, 3]
 
 
 def test_the_memory_that_weights_may_take_changes_no_bit():

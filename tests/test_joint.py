@@ -90,7 +90,7 @@ def test_it_is_a_companion_of_the_trainer():
 
 def test_the_image_loss_is_the_equation_on_all_pixels_of_masks_that_are_large_enough():
     ids = np.zeros((16, 24), np.int32)
-    ids[:6, :12], ids[8:, 3:20], ids[6, :4] = 7, 300, 9  # the last one has 4 pixels
+    ids[:6, :12], ids[8:, 3:20], ids[7, :4] = 7, 300, 9  # the last one has 4 pixels
     values = torch.randn(8, 12, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()  # of half the size
     settings = JointSettings(dim=5, ignore_pixels=4, contrastive_weight=0.25)
     loss = JointFeatures({3: ids}, settings, 100).image_loss(3, CAMERA, values, 0)
@@ -181,6 +181,24 @@ def test_the_spatial_loss_is_the_equation(monkeypatch):
 
 
 # ---- learning
+
+
+def test_every_spatial_step_has_anchors_of_its_own():
+    companion, splats = JointFeatures({}, JointSettings(), 30_000), clumps()[0]
+    carried = companion.start(splats)
+    one, again, other = (float(companion.splat_loss(splats, carried, step)) for step in (99, 99, 199))
+    assert one == again != other
+
+
+def test_without_a_loss_adam_goes_on():
+    """The only gradient, of step 40, meets a memory of steps without one: Adam moves by more than its rate."""
+    settings = JointSettings(dim=3, contrastive_every=10**6, spatial_every=20_000, steps=60)
+    companion, splats = JointFeatures({}, settings, 60), clumps()[0]
+    found = learn_rasterised(splats, cameras(), id_maps(), CpuRasterizer(), settings, quiet=True)
+    moved = (found - companion.start(splats)["features"]).abs()
+    expected = companion.rates(0)["features"] / math.sqrt(1 - companion.betas()[1])
+    assert 0 < (moved > 0).float().mean() < 0.5
+    np.testing.assert_allclose(moved[moved > 0], expected, rtol=1e-4)
 
 
 def test_rasterised_features_tell_the_clumps_apart_and_repeat_to_the_bit():

@@ -119,6 +119,8 @@ def test_looks_hold_the_weights_of_evenly_spread_pixels():
     dense = np.zeros((len(splats), len(kinds)))
     dense[look.gaussians] = look.weights.toarray()
     assert np.allclose(dense, votes.toarray(), atol=1e-4)
+    (heavy,) = look_at(splats, [camera], {0: ids}, rasterizer, min_weight=0.1)
+    assert heavy.weights.data.min() >= 0.1 and heavy.weights.nnz < (look.weights.data >= 0.1).sum()
 
 
 def test_large_views_and_many_are_thinned(monkeypatch):

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from tiny import SETTINGS, cameras, clumps, snapshot
 
 from cgc.appearance.codes import TOLERATED, LabelCodes
+from cgc.clustering.settle import OWN, settle
 from cgc.errors import InputError
 from cgc.pipeline.commands import run_all, run_step
 from cgc.pipeline.facts import find_warnings
@@ -24,6 +25,7 @@ from cgc.scene.types import Camera
 from cgc.segmentation.labels import render_labels, render_rgb
 from cgc.segmentation.segments import SharpenedSplats, load_labels, load_sharpened, save_sharpened
 from cgc.segmentation.sharpen import (
+    TRAINED,
     USUAL_PSNR,
     Sharpened,
     believed,
@@ -290,6 +292,18 @@ def test_the_step_changes_pictures_not_the_files_before_it(own_run, tiny_scene):
     run_step(own_run, "sharpen", quiet=True)  # the same to the bit
     for name in ("sharpened.ply", "sharpened.npz"):
         assert (own_run / name).read_bytes() == again[name]
+
+
+def test_what_was_trained_counts_more_in_the_last_vote(own_run, monkeypatch):
+    owns = []
+
+    def spied(labels, looks, own):
+        owns.append(own)
+        return settle(labels, looks, own)
+
+    monkeypatch.setattr("cgc.segmentation.sharpen.settle", spied)
+    run_step(own_run, "sharpen", quiet=True, sharpen=replace(SHARPEN, steps=2))
+    assert owns == [TRAINED] and TRAINED > 5 * OWN
 
 
 def test_runs_that_know_less_of_sharpening_open(own_run):
