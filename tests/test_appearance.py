@@ -144,6 +144,7 @@ def test_loss_lets_nan_through_and_refuses_other_shapes() -> None:
 
 def test_psnr() -> None:
     assert psnr(torch.zeros(4, 4, 3), torch.full((4, 4, 3), 0.1)) == pytest.approx(20.0, abs=1e-4)
+    assert psnr(torch.ones(4, 4, 3), torch.ones(4, 4, 3)) == pytest.approx(120.0)
 
 
 # --- colours -------------------------------------------------------------------------------------------
@@ -438,6 +439,11 @@ def test_a_budget_takes_nothing_away_and_has_a_ceiling() -> None:
     assert plan.cap == 20_000 and [r.limit for r in plan.refinements] == [
         schedule.gaussian_limit(settings, r.step, 20_000) for r in plan.refinements
     ]
+
+
+def test_the_limit_opens_evenly_and_a_refinement_ahead() -> None:
+    settings = TrainSettings(steps=100, refine_every=10, refine_stop=0.5)
+    assert [schedule.gaussian_limit(settings, step, 1000) for step in (10, 20, 45, 50)] == [300, 500, 1000, 1000]
 
 
 def test_a_budget_that_is_too_short_is_said_once(capsys) -> None:
@@ -959,22 +965,22 @@ def test_presets_are_settings_by_budget() -> None:
 # ---- what is far away
 
 
-def under_the_sky(heights: float) -> tuple[Scene, dict[int, photos.Photo]]:
+def under_the_sky(heights: float, at: tuple[float, ...] = (0, 0, 0)) -> tuple[Scene, dict[int, photos.Photo]]:
     """Twenty-four cameras that look level and outwards: blue over the horizon, and below it ground full of points.
 
-    Points are so high at most, as a share of what the cameras see over the horizon.
+    Points are so high at most, as a share of what the cameras see over the horizon; all of it is around `at`.
     """
     views, pictures = [], {}
     for i in range(24):
         way = np.array([math.cos(i * math.pi / 12), math.sin(i * math.pi / 12), 0])
-        camera = Camera.look_at(0.5 * way, 2 * way, width=80, height=60, focal=60)
+        camera = Camera.look_at(at + 0.5 * way, at + 2 * way, width=80, height=60, focal=60)
         picture = np.zeros((60, 80, 3), np.uint8)
         picture[:30], picture[30:] = (90, 150, 240), (60, 120, 40)
         views.append(View(f"{i}.png", camera, Path(f"{i}.png")))
         pictures[i] = photos.Photo(torch.from_numpy(picture), camera)
     rng = np.random.default_rng(0)
     angle, z = rng.uniform(0, 2 * math.pi, 40_000), rng.uniform(-0.6, 0.5 * heights, 40_000)
-    points = np.stack([3 * np.cos(angle), 3 * np.sin(angle), 2.5 * z], 1).astype(np.float32)
+    points = (at + np.stack([3 * np.cos(angle), 3 * np.sin(angle), 2.5 * z], 1)).astype(np.float32)
     return Scene(Path("."), tuple(views), points, np.full((len(points), 3), 99, np.uint8)), pictures
 
 
@@ -997,6 +1003,22 @@ def test_a_backdrop_is_where_photos_show_what_has_no_points() -> None:
     assert len(backdrop(everywhere, pictures, 2000, sh_degree=1, opacity=0.5)) < 0.05 * len(made)
     elsewhere = replace(scene, points=scene.points * np.float32(1e-9) + np.float32([0, 0, 1e6]))
     assert len(backdrop(elsewhere, pictures, 2000, sh_degree=1, opacity=0.5)) == 0
+
+
+def test_a_backdrop_is_around_the_cameras() -> None:
+    at = (100.0, -50.0, 7.0)
+    scene, pictures = under_the_sky(0.0, at)
+    made = backdrop(scene, pictures, 2000, sh_degree=1, opacity=0.5)
+    np.testing.assert_allclose(np.linalg.norm(made.means.numpy() - at, axis=1), DISTANCE * scene.extent, rtol=1e-4)
+
+
+def test_what_views_see_in_different_colours_is_not_far_though_the_sky_beside_it_is() -> None:
+    scene, pictures = under_the_sky(0.0)
+    for i, picture in pictures.items():
+        picture.pixels[15:30] = 80 * (i % 3)  # up to the sky over this, which is all blue
+    made = backdrop(scene, pictures, 2000, sh_degree=1, opacity=0.5)
+    heights = made.means[:, 2].numpy() / (DISTANCE * scene.extent)
+    assert len(made) > 100 and heights.min() > 0.95 * math.sin(math.atan2(15, math.hypot(60, 40)))
 
 
 def test_directions_are_spread_evenly() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cgc.appearance.arrange import arrange
 from cgc.appearance.capture import Densification
-from cgc.appearance.densify import Densifier, Halver, mix
+from cgc.appearance.densify import Densifier, Halver, gradients_seen, mix
 from cgc.appearance.mcmc import MOST_COPIES, MarkovChain, _draw, relocated
 from cgc.appearance.shards import Shards
 from cgc.geometry import covariances
@@ -61,6 +62,14 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 # --- the default strategy ---
+
+
+def test_gradients_are_in_half_images_of_one_photo_and_camera() -> None:
+    along = torch.tensor([[1.0, 0], [0, 1], [0, 1]]).expand(2, 3, 2)  # of two cameras
+    render = SimpleNamespace(absgrad=along, means2d=torch.zeros(2, 3, 2), radii=torch.ones(2, 3, 2))
+    render.radii[:, 2, 0] = 0
+    norms, seen = gradients_seen(render, 8, 6, photos=3)
+    assert norms.tolist() == [[4 * 2 * 3, 3 * 2 * 3, 0]] * 2 and seen.tolist() == [[True, True, False]] * 2
 
 
 @pytest.mark.parametrize("seed", [0, 1])
