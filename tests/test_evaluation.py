@@ -374,7 +374,8 @@ def test_truth_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="3 channels"):
         read_truth(tmp_path, ["002"])
     endless = {"id": float("inf"), "name": "cup", "stuff": False}
-    for broken in ({"instances": [{"id": 1}]}, {"instances": [endless]}, {"instances": 3}, [], {}):
+    lists = ([{"id": 1}], [endless], [TABLE[0]] * 2, [TABLE[0] | {"stuff": 1}], 3)
+    for broken in (*({"instances": some} for some in lists), [], {}):
         (tmp_path / "instances.json").write_text(json.dumps(broken))
         with pytest.raises(InputError, match="id, name, stuff and parent"):
             read_truth(tmp_path, ["000"])

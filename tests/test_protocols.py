@@ -239,6 +239,8 @@ def test_scenes_of_a_run():
     assert scenes_of(["Fern", "x"], scenes) == ["fern"]
     assert scenes_of(["x", "horns"], scenes) == ["horns_center", "horns_left"]
     assert scenes_of(["room"], scenes) == ["llff_room"]
+    assert scenes_of(["my_room"], ["my_room big", "x"]) == ["my_room big"]
+    assert scenes_of(["my room"], ["my_room", "x"]) == ["my_room"]
     assert scenes_of(["orn"], scenes) == [] and scenes_of(["x"], ["only"]) == ["only"]
 
 

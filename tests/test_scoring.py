@@ -18,7 +18,7 @@ from tiny import CLUMPS, FLOOR, HEIGHT, NAMES, WIDTH, clumps, snapshot
 from cgc.cli import main
 from cgc.errors import InputError
 from cgc.evaluation.instances import score_instances
-from cgc.evaluation.sizes import UNSEEN
+from cgc.evaluation.sizes import UNSEEN, alike
 from cgc.evaluation.truth import Truth, read_truth
 from cgc.files import write_csv
 from cgc.masks.id_maps import read_id_map, resize_nearest, write_id_map
@@ -265,6 +265,11 @@ def test_id_maps_are_bent_back_to_the_lens_of_their_photo():
     assert "nothing was scored: the truth of a is 90x90" in said[0]
     with pytest.raises(InputError, match="the truth of a is 100x100 but the view is 100x80, which has another shape"):
         run.at_size(0, (100, 100))
+
+
+def test_pictures_have_one_shape_but_for_rounding():
+    assert alike((1000, 1500), (1008, 1500)) and not alike((1000, 1500), (1020, 1500))
+    assert alike((30, 40), (62, 80)) and not alike((30, 40), (66, 80))
 
 
 # --- benchmarks -------------------------------------------------------------------------------------------
