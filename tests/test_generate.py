@@ -294,6 +294,8 @@ def test_maps_that_were_painted_on_still_serve(views, tmp_path):
     assert table is not None and len(table) == 4
     columns = Columns(csr_matrix(np.ones((5, 2), np.float32)), np.array([0, 0]), np.array([1, 9]))
     assert with_wholes(columns, {0: table}).nested is None
+    np.savez(set_path(folder, "v1"), wholes=np.arange(4))
+    assert masks.wholes(1) is None  # no mask holds another
     np.save(tmp_path / "x.npy", np.zeros(3))
     set_path(folder, "v0").write_bytes((tmp_path / "x.npy").read_bytes())
     with pytest.raises(InputError, match="make them again"):

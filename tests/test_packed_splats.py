@@ -291,6 +291,13 @@ def test_ends_of_opacity_are_half_a_step_away(tmp_path, alpha):
     np.testing.assert_allclose(logits, math.log(509) * (1 if alpha else -1), rtol=1e-5)
 
 
+def test_ends_of_sh_are_whole(tmp_path):
+    known = scene(2, 1)
+    ends = 4 * np.sign(known.rest)
+    (tmp_path / "a.ply").write_bytes(compressed_ply(replace(known, rest=2 * ends)))
+    np.testing.assert_array_equal(sh_rest(decoded(tmp_path / "a.ply")), ends)
+
+
 def test_compressed_plys_that_are_broken(tmp_path):
     path, known = tmp_path / "a.ply", scene(300, 1)
     good = compressed_ply(known)

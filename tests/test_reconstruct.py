@@ -532,6 +532,8 @@ def test_sharpness_falls_with_blur_and_not_with_brightness():
     assert video.sharpness(texture) > 3 * video.sharpness(blurred)
     assert video.sharpness(texture + np.uint8(40)) == pytest.approx(video.sharpness(texture), rel=0.05)
     assert video.sharpness(texture[:2]) == 0
+    ramp = np.repeat(np.add.outer(np.arange(60), 2 * np.arange(80))[..., None], 3, 2).astype(np.uint8)
+    assert video.sharpness(ramp) < 0.01 < video.sharpness(texture)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\0\0\0\x18ftypmp42" + bytes(200)])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgc.errors import InputError
+from cgc.masks import relief as relief_module
 from cgc.masks.contrast import border_strength, distribution_planes
 from cgc.masks.merging import MergeRules, merge_levels, shared_borders
 from cgc.masks.regions import PRESETS, RegionMerging
@@ -328,6 +329,29 @@ def test_folds_and_ridges_are_told_apart_whatever_the_unit():
     for scale in (0.01, 100.0):
         again = bends(depth * scale, depth > 0, Relief())
         assert np.allclose(again[0], folds, atol=1e-4) and np.allclose(again[1], ridges, atol=1e-4)
+
+
+def test_past_the_median_depth_bends_are_less():
+    d = np.ones((100, 100), np.float32)
+    d[:40] = 0.2 + 0.01 * np.abs(np.arange(100) - 50)  # a fold five times as far away as most
+    folds, _ = bends(1 / d, d > 0, Relief(distances=(0.05,), smoothing=0))
+    assert folds[15, 50] == pytest.approx(2 * 0.25 - 2 * 0.21, abs=1e-5)  # 0.21: the median of five of them
+
+
+def bent(monkeypatch, fold, ridge):
+    """Let depth bend evenly, in units of what counts wholly; return what `weigh_borders` makes of borders of 3."""
+    even = np.full((9, 9), Relief().bend, np.float32)
+    monkeypatch.setattr(relief_module, "bends", lambda *_: (fold * even, ridge * even))
+    return [weigh_borders(0 * even + 3, 1 + even, Relief(noise=noise)) for noise in (Relief().noise, 0)]
+
+
+def test_what_bends_everywhere_is_noise_and_no_step(monkeypatch):
+    (_, steps), (_, without) = bent(monkeypatch, 4, 0)
+    assert steps.max() == 0 and np.allclose(without, 0.5)
+
+
+def test_a_ridge_in_a_fold_takes_nothing_from_colours(monkeypatch):
+    assert np.allclose(bent(monkeypatch, 1, 1)[0][0], 3 + Relief().border)
 
 
 def test_depth_finds_what_has_no_colour_of_its_own():

@@ -23,7 +23,7 @@ from cgc.scene.binary import _PARAMETERS
 from cgc.scene.cameras import up_of
 from cgc.scene.images import Header, check_images, load_colors, load_image, load_photo, load_view, read_header
 from cgc.scene.read import fingerprint, read_cameras, read_scene
-from cgc.scene.types import Camera, Lens
+from cgc.scene.types import Camera, Lens, extent_of
 from cgc.settings import SceneSettings
 
 MODELS = [name for name in pycolmap.CameraModelId.__members__ if name != "INVALID"]
@@ -178,6 +178,10 @@ def test_a_model_far_from_its_origin_is_brought_there(tmp_path, read):
     for a, b in zip(near.views, shown.views):
         np.testing.assert_allclose(b.camera.position.numpy() + origin - far, a.camera.position, atol=1e-5)
         np.testing.assert_array_equal(b.camera.viewmat[:3, :3], a.camera.viewmat[:3, :3])
+
+
+def test_the_extent_is_a_tenth_more_than_the_radius_of_the_cameras():
+    assert extent_of(np.array([[3.0, 0, 0], [1, 0, 0]])) == pytest.approx(1.1)
 
 
 def test_projects_as_pycolmap_does(tmp_path):
@@ -455,6 +459,12 @@ def test_undistortion_puts_a_grid_where_the_pinhole_sees_it(tmp_path, suffix, do
         seen = np.array([(near * x).sum(), (near * y).sum()]) / near.sum()
         np.testing.assert_allclose(seen, [u, v], atol=0.3)
     assert "undistorted" in scene.notes[0] and view.full_size == (400, 300)
+
+
+def test_undistorted_photos_keep_their_folders(tmp_path):
+    camera = make_camera("OPENCV", params=[30, 30, 20, 15, -0.2, 0.05, 0, 0])
+    view = read_scene(make_scene(tmp_path, ["a/b/1.png", "a/b/2.png"], [camera]), quiet=True).views[0]
+    assert view.image_path.parts[-3:] == ("a", "b", "1.png") and load_image(view).any()
 
 
 def test_undistortion_keeps_what_is_see_through(tmp_path):
