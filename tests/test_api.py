@@ -164,7 +164,7 @@ def test_selections_are_unions_and_hold_nothing_twice(seg):
 
 @pytest.mark.parametrize("level", [None, 0.0, 0.5, 0.7, 1.0])
 def test_id_maps_are_those_of_their_level(seg, level):
-    for view, ids in zip(NAMES, seg.at_level(level).masks()):
+    for view, ids in zip(NAMES, seg.at_level(level).masks(), strict=True):
         picture = render_levels(seg.splats, seg.hierarchy, [level], seg.camera(view), CpuRasterizer())[0]
         np.testing.assert_array_equal(ids, picture.ids)
 

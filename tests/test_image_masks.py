@@ -166,7 +166,7 @@ def test_file(tmp_path):
     made.save(tmp_path / "a.npz", generator="by hand", key="7")
     back = ImageMasks.load(tmp_path / "a.npz")
     assert read_facts(tmp_path / "a.npz") == {"generator": "by hand", "key": "7"}
-    assert all(np.array_equal(a, b) for a, b in zip(made.counts, back.counts))
+    assert all(np.array_equal(a, b) for a, b in zip(made.counts, back.counts, strict=True))
     assert np.array_equal(made.scores, back.scores) and np.array_equal(made.parents, back.parents)
     empty = ImageMasks.from_masks([], 4, 5)
     empty.save(tmp_path / "b.npz")
