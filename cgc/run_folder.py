@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import hashlib
 import json
 import os
-import resource
-import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -27,6 +24,7 @@ from cgc import parallel
 from cgc.errors import InputError, some
 from cgc.files import fits, read_json, sha256, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
+from cgc.system import hold, let_go, peak_rss_bytes
 
 if TYPE_CHECKING:
     from cgc.scene.corrections import Correction
@@ -360,33 +358,24 @@ _held: set[str] = set()  # the folders that this process holds
 def at_work(root: Path) -> Iterator[None]:
     """Hold a run's folder, where there is one, for the first process; InputError where another command has it.
 
-    The system lets go of it when a process ends, however that happens. Disks without locks are not held.
+    The system lets go of it when a process ends, however that happens. Nothing is held where there are no such locks.
     """
     place = os.path.realpath(root)
     if not parallel.is_first() or not root.is_dir() or place in _held:
         yield
         return
-    folder = os.open(root, os.O_RDONLY)
+    try:
+        held = hold(root)
+    except BlockingIOError as error:
+        raise InputError(
+            f"another command is at work in {root}; wait until it has ended, or choose another --out"
+        ) from error
     _held.add(place)
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"another command is at work in {root}; wait until it has ended, or choose another --out"
-            ) from error
-        except OSError:
-            pass
         yield
     finally:
         _held.discard(place)
-        os.close(folder)
-
-
-def peak_rss_bytes() -> int:
-    """The largest resident memory this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+        let_go(held)
 
 
 def create_run(root: Path, settings: RunSettings, source: Source) -> RunFolder:

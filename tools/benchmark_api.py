@@ -26,7 +26,7 @@ from time_command import time_python
 
 from cgc.api import load
 from cgc.clustering.hierarchy import Hierarchy
-from cgc.run_folder import Source, create_run, peak_rss_bytes
+from cgc.run_folder import Source, create_run
 from cgc.scene.types import Camera
 from cgc.segmentation.orbit import orbit
 from cgc.segmentation.segmentation import Segmentation
@@ -34,6 +34,7 @@ from cgc.segmentation.segments import save_labels
 from cgc.settings import RunSettings
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
+from cgc.system import peak_rss_bytes
 
 BALLS = 60
 WIDTH, HEIGHT = 800, 600

@@ -23,8 +23,8 @@ from cgc.clustering.cluster import Clustering, cluster
 from cgc.clustering.columns import mask_columns
 from cgc.features.frozen import nearest_neighbours, smooth_features
 from cgc.kernels import be_quiet
-from cgc.run_folder import peak_rss_bytes
 from cgc.settings import ClusterSettings
+from cgc.system import peak_rss_bytes
 
 
 @dataclass(frozen=True)

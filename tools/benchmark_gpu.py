@@ -41,11 +41,12 @@ from cgc.files import write_text
 from cgc.masks.id_maps import MaskSet
 from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.base import Rasterizer
-from cgc.run_folder import open_run, peak_rss_bytes
+from cgc.run_folder import open_run
 from cgc.scene.types import Camera
 from cgc.segmentation.labels import render_labels
 from cgc.settings import ClusterSettings, LiftSettings
 from cgc.splats.types import Splats
+from cgc.system import peak_rss_bytes
 
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 TEST_EVERY = 8  # views held back of a generated scene

@@ -169,7 +169,7 @@ def hushed() -> Iterator[None]:
     """Let only the first process print inside the block."""
     with contextlib.ExitStack() as stack:
         if not is_first():
-            nowhere = stack.enter_context(open(os.devnull, "w"))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         yield
@@ -325,7 +325,7 @@ def _find_gone(group: _Group) -> list[int]:
 def is_alive(pid: int) -> bool:
     """Say whether a process of this machine is at work; one that its parent has not buried yet is not."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         pass

@@ -68,7 +68,7 @@ def hash_splats(path: Path) -> str:
         raise InputError(f"there is no splat file {path}; check the path")
     if path.suffix.lower() != ".json":
         return sha256(path)
-    named = path.read_text(errors="replace")
+    named = path.read_text("utf-8", errors="replace")
     pictures = sorted(p for p in path.parent.iterdir() if p.is_file() and p.suffix and f'"{p.name}"' in named)
     parts = [f"{p.name} {sha256(p)}" for p in (path, *pictures)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

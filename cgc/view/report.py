@@ -292,7 +292,7 @@ def _cost(seconds: Mapping[str, float], peak_rss_bytes: int | None) -> str:
     ]
     if rows:
         rows.append(["<b>Total</b>", f"<b>{_duration(total)}</b>", ""])
-    if peak_rss_bytes is not None:
+    if peak_rss_bytes:
         rows.append(["<b>Peak memory</b>", f"<b>{peak_rss_bytes / 1e9:.2f} GB</b>", ""])
     return _section("Time and memory", _table(("Stage", "Wall time", ""), rows, kind="cost"))
 
