@@ -276,6 +276,10 @@ def test_grounded_sam2_images(tmp_path, names):
     check_stacks(found, "sa-1b")
     assert found.load(0).scores.tolist() == [0.5, 0.875, 0.75]
     assert any("as the files say" in sentence for sentence in found.decisions) == (names != STEMS)
+    for path in tmp_path.iterdir():  # one image for all says nothing
+        dump(path, {**json.loads(path.read_text()), "image_path": f"in/{STEMS[0]}.jpg"})
+    found = read_foreign(tmp_path, VIEWS)
+    assert any("WARNING: no mask is named like" in said for said in found.decisions) == (names != STEMS)
 
 
 # ---- id maps

@@ -271,6 +271,12 @@ def test_several_models_below_are_named(tmp_path):
         make_scene(tmp_path / name)
     with pytest.raises(InputError, match=rf"several camera .* \({tmp_path}/a, {tmp_path}/b\), or move the others"):
         read_scene(tmp_path)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/one").symlink_to(tmp_path / "b", target_is_directory=True)
+    (tmp_path / "linked/again").symlink_to(tmp_path / "b", target_is_directory=True)
+    (tmp_path / "linked/round").symlink_to(tmp_path / "linked", target_is_directory=True)
+    assert len(read_scene(tmp_path / "linked").views) == 3
+    shutil.rmtree(tmp_path / "linked")
     (tmp_path / "a/sparse/0").rename(tmp_path / "a/sparse/1")
     shutil.copytree(tmp_path / "a/sparse/1", tmp_path / "a/sparse_3/0")
     with pytest.raises(InputError, match=rf"\({tmp_path}/a/sparse/1, {tmp_path}/a/sparse_3/0\)"):
@@ -284,6 +290,7 @@ def test_points_of_a_ply_file(tmp_path):
         folder, end = root / "sparse/0", "txt" if text else "bin"
         (folder / f"points3D.{end}").unlink()
         (folder / "points3D.ply").write_text(POINTS + "1 2 3 4 5 6\n")
+        (folder / f"more.{end}").mkdir()
         scene = read_scene(root)
         assert scene.points.tolist() == [[1, 2, 3]] and scene.point_colors.tolist() == [[4, 5, 6]]
         assert scene.notes == (f"the model has no points3D.{end}: its points are those of {folder}/points3D.ply",)
@@ -352,6 +359,25 @@ def test_names_that_count_from_another_folder(tmp_path, names, lie):
     assert "names its photos from elsewhere" in note and note.endswith("and the others likewise")
 
 
+def test_what_is_where_the_model_says_is_not_taken_from_elsewhere(tmp_path):
+    root = make_scene(tmp_path, ("cam0/a.png", "a.png", "b.png"))
+    make_model(("cam0/a.png", "cam1/b.png")).write_binary(str(root / "sparse/0"))
+    with pytest.raises(InputError, match=r"1 of the 2 images .* are missing in .*/images: cam1/b\.png"):
+        read_scene(root)
+    make_model((f"{'x' * 300}.png", "b.png")).write_binary(str(root / "sparse/0"))
+    with pytest.raises(InputError, match=r"1 of the 2 images .* are missing"):
+        read_scene(root)
+
+
+def test_the_images_of_the_scene_go_before_those_beside_its_model(tmp_path):
+    root = make_scene(tmp_path / "scene")
+    shutil.copytree(root / "images", root / "sparse/images")
+    assert {view.image_path.parent for view in read_scene(root).views} == {root / "images"}
+    shutil.rmtree(root / "sparse/images")
+    for inner in ("sparse", "sparse/0"):
+        assert {view.image_path.parent for view in read_scene(root / inner).views} == {root / "images"}
+
+
 def test_photos_that_are_gone_are_not_said_to_lie_outside(tmp_path):
     root = make_scene(tmp_path)
     names = [str(root / f"images/{name}.png") for name in "xyz"]
@@ -394,7 +420,8 @@ def test_names_of_transforms_that_count_from_another_folder(tmp_path):
 def test_photos_of_another_folder_are_used_where_it_is_the_only_one(tmp_path):
     root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30})
     shutil.rmtree(root / "images")
-    for name in ("images_2/a.png", "images_2/b.png", "depths/a.png", "depths/b.png", "input/a.png"):
+    others = [f"{folder}/{name}.png" for folder in ("depths", "image_masks", "instance_colors") for name in "ab"]
+    for name in ("images_2/a.png", "images_2/b.png", "input/a.png", *others):
         write_image(root / name, (20, 15))
     scene = read_scene(root)
     assert [view.image_path for view in scene.views] == [root / "images_2/a.png", root / "images_2/b.png"]

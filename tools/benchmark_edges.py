@@ -41,7 +41,7 @@ def main(benchmark: Benchmark) -> None:
         plain, followed = job_of(scene, edges="splats"), job_of(scene, edges="photos")
         camera = plain.views[0].camera
         truth = read_truth(benchmark.scene, picture_names([view.name for view in plain.views]))
-        _ = plain.id_maps, followed.id_maps, next(followed.id_maps_of_photos())  # drawn, and its kernel compiled
+        _ = plain.shown_maps, followed.shown_maps, next(followed.id_maps_of_photos())  # drawn, and its kernel compiled
         for name, job in (("splats", plain), ("photos", followed)):
             start = time.perf_counter()
             maps = list(job.id_maps_of_photos())

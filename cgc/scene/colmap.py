@@ -64,8 +64,12 @@ def read_colmap(root: Path, folder: Path) -> Model:
         )
     points = read_points(cloud, folder, f"write an empty points3D{kind}")
     with tempfile.TemporaryDirectory() as work:  # pycolmap wants points of its own
-        for path in folder.glob(f"*{kind}"):
-            shutil.copy(path, work)
+        try:
+            for path in (folder / f"{name}{kind}" for name in ("cameras", "images", "rigs", "frames")):
+                if path.is_file():
+                    shutil.copy(path, work)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be read: {error.strerror}; make its files readable") from error
         Path(work, f"points3D{kind}").write_bytes(bytes(8) if kind == ".bin" else b"")
         shots, *_ = _read_files(Path(work), kind, folder)
     note = f"the model has no points3D{kind}: its points are those of {cloud}"
@@ -88,14 +92,18 @@ def _read_files(folder: Path, kind: str, place: Path | None = None) -> tuple[lis
 
 
 def _images_of(root: Path, folder: Path) -> Path:
-    """Return the images folder of a model: that of the innermost folder that has one, up to the scene's.
+    """Return the images folder of a model: the scene's where the model is in a usual place.
 
-    Where a folder of nothing but the model was given as the scene, such as SCENE/sparse/0, also that of SCENE.
+    Else that of the innermost folder that has one, up to the scene's. Where a folder of nothing but the model was
+    given as the scene, such as SCENE/sparse or SCENE/sparse/0, also that of SCENE.
     """
+    if folder == find_colmap(root) and (root / "images").is_dir():
+        return root / "images"
     around = [p for p in (folder, *folder.parents) if p.is_relative_to(root)]
-    if folder == root and not any(p.suffix.lower() in SUFFIXES for p in root.iterdir()):
-        above = folder.parents[:DEEPEST]
-        around += [p for p in above if p == above[0] or folder.relative_to(p).parts[0].startswith(_MODEL_WORDS)]
+    if not any(p.suffix.lower() in SUFFIXES for p in root.iterdir()):
+        for inner, p in zip((root, *root.parents), root.parents[:DEEPEST]):
+            if inner.name.startswith(_MODEL_WORDS) or inner == folder:
+                around.append(p)
     return next((p / "images" for p in around if (p / "images").is_dir()), root / "images")
 
 

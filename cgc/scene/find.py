@@ -27,7 +27,7 @@ def find_model(root: Path) -> Place | None:
         return Place(folder, [])
     if files := find_transforms(root):
         return Place(None, files)
-    below = list(_folders_below(root))
+    below = list(_folders_below(root, set()))
     of_colmap = [folder for folder in below if has_cameras(folder)]
     models = of_colmap or [folder for folder in below if find_transforms(folder)]
     if len(models) > 1:
@@ -54,17 +54,19 @@ def _scene_of(folder: Path, root: Path) -> Path:
     return next((root / path for path in above if find_colmap(root / path) == folder), folder)
 
 
-def _folders_below(root: Path, depth: int = DEEPEST) -> Iterator[Path]:
-    """Yield the folders below one but hidden ones and runs, by name."""
+def _folders_below(root: Path, seen: set[Path], depth: int = DEEPEST) -> Iterator[Path]:
+    """Yield the folders below one but hidden ones and runs, by name; each once, though links lead to it too."""
+    seen.add(root.resolve())
     try:
         with os.scandir(root) as entries:
-            folders = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+            found = [(e.is_symlink(), e.name) for e in entries if not e.name.startswith(".") and e.is_dir()]
     except OSError:  # of somebody else
         return
-    for name in folders:
+    for _, name in sorted(found):  # links last
         folder = root / name
-        if (folder / "scene.json").is_file() and (folder / "config.json").is_file():
+        if folder.resolve() in seen or ((folder / "scene.json").is_file() and (folder / "config.json").is_file()):
             continue
+        seen.add(folder.resolve())
         yield folder
         if depth > 1:
-            yield from _folders_below(folder, depth - 1)
+            yield from _folders_below(folder, seen, depth - 1)

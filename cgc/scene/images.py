@@ -44,7 +44,7 @@ class Header:
 def find_images(folder: Path, names: Sequence[str]) -> list[Path | None]:
     """Find every name's file in `folder`: the name itself, or its stem with another image suffix or other codes."""
     exact = [folder / name for name in names]
-    found: list[Path | None] = [path if path.is_file() else None for path in exact]
+    found: list[Path | None] = [path if _is_file(path) else None for path in exact]
     if all(found):
         return found
     by_stem = _by_stem(folder)
@@ -53,6 +53,13 @@ def find_images(folder: Path, names: Sequence[str]) -> list[Path | None]:
         if found[i] is None and len(candidates) == 1:
             found[i] = candidates[0]
     return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def _plain(name: str) -> str:

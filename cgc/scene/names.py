@@ -12,7 +12,9 @@ from cgc.scene.images import SUFFIXES, find_images
 from cgc.scene.model import Model, is_inside
 
 PHOTO_WORDS = ("image", "input", "photo", "rgb", "color")
-"""A folder whose name has one of these may hold photos, and not masks or depths of them."""
+"""A folder whose name has one of these may hold photos ..."""
+OTHER_WORDS = ("mask", "depth", "normal", "instance", "semantic", "label", "seg")
+"""... but not where it has one of these."""
 
 LEAST_PHOTOS = 3
 """So many are needed to make a scene of them: fewer beside a model are pictures of something."""
@@ -32,7 +34,8 @@ def settle(names: Sequence[str], root: Path, folders: Sequence[Path], where: Pat
     """Find the photos that `where` names in `folders`, inside the scene `root` only; the first has them as a rule.
 
     Tools write names from where they were run. Absolute ones that lie in the root count from there; then the first
-    folders of all names are left out, as few as need be, while they still differ. Where that finds no more, they stay.
+    folders of all names are left out, as few as need be, while they still differ. What is where it should be is never
+    taken from elsewhere; where nothing more is found, names stay.
     """
     inside = [from_root(root, name) for name in names]
     safe = all(is_inside(name) for name in inside)
@@ -41,12 +44,13 @@ def settle(names: Sequence[str], root: Path, folders: Sequence[Path], where: Pat
     for folder in folders:
         for cut in range(deepest):
             if all(best.found):
-                break
+                return best
             tried = [_without(name, cut) for name in inside]
             if len(set(tried)) < len(set(inside)) or not all(is_inside(name) for name in tried):
                 continue
             found = find_images(folder, tried)
-            if found.count(None) < best.found.count(None) and (safe or all(found)):
+            kept = all(new == old for new, old in zip(found, best.found) if old)
+            if kept and found.count(None) < best.found.count(None) and (safe or all(found)):
                 best = Settled(folder, tried, found, _said(names, tried, folder, where))
     return best
 
@@ -93,7 +97,11 @@ def _photo_folders(model: Model, root: Path) -> list[Path]:
     if model.images != root:
         around.append(model.images.parent)
     found = [p for folder in dict.fromkeys(around) for p in sorted(folder.iterdir()) if p.is_dir()]
-    return [p for p in found if p != model.images and any(word in p.name.lower() for word in PHOTO_WORDS)]
+    return [p for p in found if p != model.images and _may_hold_photos(p.name.lower())]
+
+
+def _may_hold_photos(name: str) -> bool:
+    return any(word in name for word in PHOTO_WORDS) and not any(word in name for word in OTHER_WORDS)
 
 
 def check_own(root: Path, model: Path, photos: Sequence[Path]) -> None:

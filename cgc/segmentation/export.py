@@ -255,5 +255,5 @@ def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path
         )
     check_chosen(job, formats)
     if any(name in ("masks", "coco", "cutouts") for name in formats):
-        _ = job.id_maps
+        _ = job.shown_maps
     return [path for name in formats for path in FORMATS[name](job, folder)]

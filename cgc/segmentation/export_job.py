@@ -93,17 +93,17 @@ class Export:
             labels[self.segmentation.members(segment)] = segment
         return labels
 
-    @cached_property
+    @property
     def id_maps(self) -> list[np.ndarray]:
         """The id map [H, W] of each view at its camera's size, the chosen ids only."""
-        return [self._chosen_of(ids) for ids in self._shown_maps]
+        return [self._chosen_of(ids) for ids in self.shown_maps]
 
     def _chosen_of(self, ids: np.ndarray) -> np.ndarray:
         return np.where(np.isin(ids, self.chosen), ids, 0).astype(np.int32)
 
     @cached_property
-    def _shown_maps(self) -> list[np.ndarray]:
-        """The id map [H, W] of each view at its camera's size."""
+    def shown_maps(self) -> list[np.ndarray]:
+        """The id map [H, W] of each view at its camera's size, of all that is shown."""
         if not self.views or self.rasterizer is None:
             raise InputError(
                 "this format is made of pictures: it needs the scene's cameras; export from a run whose scene is there"
@@ -121,7 +121,7 @@ class Export:
 
     def beside_photo(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a view's id map [h, w], the chosen ids only, and its photo [h, w, 3], undistorted, in its own size."""
-        ids, photo = self._shown_maps[index], self.load_image(self.views[index])
+        ids, photo = self.shown_maps[index], self.load_image(self.views[index])
         height, width = photo.shape[:2]
         ids = follow_edges(ids, photo) if self.edges == "photos" else resize_nearest(ids, width, height)
         return self._chosen_of(ids), photo
@@ -134,7 +134,7 @@ class Export:
                     ids, _ = self.beside_photo(index)
                     view = replace(view, camera=view.camera.resized(ids.shape[1], ids.shape[0]))
                 else:
-                    ids = self.id_maps[index]
+                    ids = self._chosen_of(self.shown_maps[index])
                 yield as_photo(ids, self.as_taken(view))
                 bar.advance()
 
@@ -155,7 +155,7 @@ class Export:
         pixels = {}
         if self.views and self.rasterizer is not None:
             last = int(self.segmentation.labels.max(initial=0)) + 1
-            pixels = {v.name: np.bincount(m.ravel(), minlength=last) for v, m in zip(self.views, self.id_maps)}
+            pixels = {v.name: np.bincount(m.ravel(), minlength=last) for v, m in zip(self.views, self.shown_maps)}
         return [s for s in describe(self.segmentation, pixels) if s.id in self.chosen]
 
     @cached_property

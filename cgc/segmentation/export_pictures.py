@@ -70,7 +70,8 @@ def export_cutouts(job: Export, folder: Path) -> list[Path]:
 
     They are as large as the photos, and undistorted where the run has undistorted them.
     """
-    counts = np.stack([_shown_whole(ids, max(job.chosen) + 1) for ids in job.id_maps])  # [V, K + 1]
+    most = max(int(ids.max(initial=0)) for ids in job.shown_maps)
+    counts = np.stack([_shown_whole(ids, max(most, *job.chosen) + 1) for ids in job.shown_maps])  # [V, ids]
     cuts: dict[int, list[tuple[int, Path]]] = {}  # of each view: so each photo is read once
     paths = []
     for segment in job.chosen:
@@ -86,7 +87,7 @@ def export_cutouts(job: Export, folder: Path) -> list[Path]:
             for segment, path in of_view:
                 mask = ids == segment
                 if not mask.any():  # a few pixels that look like what is around them
-                    mask = resize_nearest(job.id_maps[index] == segment, photo.shape[1], photo.shape[0])
+                    mask = resize_nearest(job.shown_maps[index] == segment, photo.shape[1], photo.shape[0])
                 _write_png(path, cut_out(photo, mask))
                 bar.advance()
     return paths

@@ -120,9 +120,9 @@ def open_jsons(listing: Listing, photos: bool) -> Source:
     """Find the JSON files, one an image; `photos`: with an image in them, whose path may be at their start."""
     first = "{" if photos else "["  # the rest is looked at when it is read
     source = jsons(listing, lambda path: _begins(path).startswith(first), _read_json)
-    for name, entry in source.entries.items():
-        if photo := _photo(entry.path):
-            source.photos[photo] = name
+    found = {name: _photo(entry.path) for name, entry in source.entries.items()}
+    times = Counter(found.values())
+    source.photos.update({photo: name for name, photo in found.items() if photo and times[photo] == 1})
     return source
 
 
