@@ -13,6 +13,7 @@ from cgc.masks.sam import SegmentAnything
 from cgc.settings import (
     BlockSettings,
     ClusterSettings,
+    Edges,
     EvalSettings,
     JointSettings,
     LiftSettings,
@@ -221,7 +222,7 @@ class Export:
     level: float | None = None
     """Write the segments of this level of the hierarchy, 0 (wholes) to 1 (smallest parts); of a run, without
     --objects and --format, into segments_at_LEVEL/."""
-    edges: Literal["photos", "splats"] = "photos"
+    edges: Edges = "photos"
     """Where masks, coco and cutouts end: at the edges that the photos show, or where pictures of the splats have the
     borders, as in the run's own masks/."""
     quiet: Quiet = False

@@ -17,10 +17,10 @@ from cgc.masks.id_maps import read_id_map
 from cgc.progress import console, short_lengths
 from cgc.segmentation.export import check_formats, job_of
 from cgc.segmentation.export import export as write_formats
-from cgc.segmentation.export_job import Edges
 from cgc.segmentation.objects import Object
 from cgc.segmentation.query import Match
 from cgc.segmentation.segmentation import Segmentation
+from cgc.settings import Edges
 from cgc.view.frames import Extras, screenshot
 from cgc.view.shots import parse_size
 

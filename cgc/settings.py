@@ -411,6 +411,9 @@ class RunSettings:
     blocks: BlockSettings = field(default_factory=BlockSettings)
 
 
+Edges = Literal["photos", "splats"]
+"""Where exported masks of photos end: at the photos' edges, or where pictures of the splats have the borders."""
+
 Limit = float | tuple[float, float]
 """The least value of a setting, or its least and its largest."""
 SEEDS = (0, 2**32 - 1)

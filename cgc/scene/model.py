@@ -89,9 +89,14 @@ def check_model(model: Model) -> None:
         _check_lens(shot, where)
 
 
+def parts_of(name: str) -> list[str]:
+    """Return the folders of a name and its last part, whichever system has written it."""
+    return name.replace("\\", "/").split("/")
+
+
 def is_inside(name: str) -> bool:
     """Say whether a name leads to a file inside the folder that it is relative to."""
-    parts = name.replace("\\", "/").split("/")
+    parts = parts_of(name)
     return bool(name) and "\0" not in name and ".." not in parts and parts[0] != "" and not parts[0].endswith(":")
 
 

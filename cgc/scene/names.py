@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cgc.errors import InputError, some
 from cgc.scene.images import SUFFIXES, find_images
-from cgc.scene.model import Model, is_inside
+from cgc.scene.model import Model, is_inside, parts_of
 
 PHOTO_WORDS = ("image", "input", "photo", "rgb", "color")
 """A folder whose name has one of these may hold photos ..."""
@@ -40,7 +40,7 @@ def settle(names: Sequence[str], root: Path, folders: Sequence[Path], where: Pat
     inside = [from_root(root, name) for name in names]
     safe = all(is_inside(name) for name in inside)
     best = Settled(folders[0], inside, find_images(folders[0], inside) if safe else [None] * len(inside))
-    deepest = max((len(_parts(name)) for name in inside), default=0)
+    deepest = max((len(parts_of(name)) for name in inside), default=0)
     for folder in folders:
         for cut in range(deepest):
             if all(best.found):
@@ -68,13 +68,9 @@ def from_root(root: Path, name: str) -> str:
     return name
 
 
-def _parts(name: str) -> list[str]:
-    return name.replace("\\", "/").split("/")
-
-
 def _without(name: str, cut: int) -> str:
     """Return a name without its first folders."""
-    parts = _parts(name)
+    parts = parts_of(name)
     return "/".join(parts[min(cut, len(parts) - 1) :]) if cut else name
 
 

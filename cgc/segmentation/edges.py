@@ -14,8 +14,6 @@ Source of the weights: Tomasi and Manduchi, Bilateral Filtering for Gray and Col
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from scipy import ndimage
 
@@ -48,6 +46,8 @@ def share_of(mask: np.ndarray, photo: np.ndarray) -> np.ndarray:
 
 def _vote(ids: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the winner's id, int32, and its share of the vote, float32, at the photo's pixels [h, w]."""
+    from skimage.color import rgb2lab
+
     small, (height, width) = ids.astype(np.int32), photo.shape[:2]
     window = 2 * REACH + 1
     lowest, highest = (f(small, window, mode="nearest") for f in (ndimage.minimum_filter, ndimage.maximum_filter))
@@ -56,27 +56,17 @@ def _vote(ids: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found, share = given.copy(), np.ones((height, width), np.float32)
     scale = np.array([height / small.shape[0], width / small.shape[1]])
     step = np.maximum(np.rint(scale), 1).astype(np.int64)  # from one q to the next
-    for top, lab in _bands(photo, REACH * int(step[0])):
-        inner = slice(top, min(top + _rows(photo), height))
-        rows, columns = np.nonzero(asked[inner])
-        first = max(top - REACH * int(step[0]), 0)
-        near = (1 / (2 * (NEAR * scale) ** 2)).astype(np.float32)
-        around = given[first : first + len(lab)]
-        spread(_elect, around, lab, rows + (top - first), columns, step, near, found[first:], share[first:])
+    near = (1 / (2 * (NEAR * scale) ** 2)).astype(np.float32)
+    band, beyond = max(_PIXELS // max(width, 1), 1), REACH * int(step[0])  # rows
+    for top in range(0, height, band):
+        rows, columns = np.nonzero(asked[top : top + band])
+        if not len(rows):
+            continue
+        around = slice(max(top - beyond, 0), top + band + beyond)
+        lab = rgb2lab(photo[around].astype(np.float32) / 255).astype(np.float32)
+        rows += top - around.start
+        spread(_elect, given[around], lab, rows, columns, step, near, found[around], share[around])
     return found, share
-
-
-def _rows(photo: np.ndarray) -> int:
-    return max(_PIXELS // max(photo.shape[1], 1), 1)
-
-
-def _bands(photo: np.ndarray, beyond: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the first row of each band of a photo, and CIELAB of the band and of so many rows on both sides."""
-    from skimage.color import rgb2lab
-
-    for top in range(0, len(photo), _rows(photo)):
-        part = photo[max(top - beyond, 0) : top + _rows(photo) + beyond]
-        yield top, rgb2lab(part.astype(np.float32) / 255).astype(np.float32)
 
 
 @kernel

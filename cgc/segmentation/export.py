@@ -22,7 +22,7 @@ from cgc.ply import write_vertices
 from cgc.scene import images
 from cgc.scene.types import View
 from cgc.segmentation.edit import MOVED, ORIGIN, remove
-from cgc.segmentation.export_job import Edges, Export, is_sound, rows_of
+from cgc.segmentation.export_job import Export, is_sound, rows_of
 from cgc.segmentation.export_pictures import (
     export_coco,
     export_cutouts,
@@ -32,6 +32,7 @@ from cgc.segmentation.export_pictures import (
 )
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.turntable import check_mp4
+from cgc.settings import Edges
 from cgc.splats.ply import write_ply
 
 Exporter = Callable[[Export, Path], list[Path]]

@@ -10,7 +10,6 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,10 +28,8 @@ from cgc.segmentation.objects import is_clean
 from cgc.segmentation.saved import shown_level
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import Segment, describe
+from cgc.settings import Edges
 from cgc.splats.types import Splats
-
-Edges = Literal["photos", "splats"]
-"""Where the borders of masks of photos are: at the photos' edges, or where the pictures of the splats have them."""
 
 MIN_OPACITY = 1 / 255
 """What is less opaque is never drawn."""

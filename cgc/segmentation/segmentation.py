@@ -29,6 +29,7 @@ from cgc.segmentation.objects import Object, Selection
 from cgc.segmentation.pictures import ViewOrCamera, What
 from cgc.segmentation.query import Hit, Match, Pixel
 from cgc.segmentation.text import TextImageModel
+from cgc.settings import Edges
 from cgc.splats.types import Splats
 
 SEEN = ("keep", "remove", "transform", "recolor")
@@ -264,7 +265,7 @@ class Segmentation:
         folder: Path | str,
         formats: str | Sequence[str] = ("ply",),
         which: int | Object | Iterable[int | Object] | None = None,
-        edges: Literal["photos", "splats"] = "photos",
+        edges: Edges = "photos",
     ) -> list[Path]:
         """Write some formats of some objects (None: all that are shown) into a folder. See `export.FORMATS`.
 

@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 
 from cgc.errors import InputError
 from cgc.files import sha256
-from cgc.ply import read_header
+from cgc.ply import Header, read_header
 from cgc.splats.formats.spz import half_turned, is_spz
 from cgc.splats.packed import SUFFIXES, read_packed
 from cgc.splats.ply import from_vertices, notes_of, read_ply, rest_of
@@ -35,8 +35,8 @@ def read_splats(
     vertices = read_packed(path)
     if vertices is None:
         _check_kind(path)
-        splats = read_ply(path, origin)
-        return splats, [*notes_of(path, read_header(path)), *_rounding(path, origin, extent)]
+        splats, header = read_ply(path, origin), read_header(path)
+        return splats, [*notes_of(path, header), *_rounding(path, header, origin, extent)]
     rest = rest_of(vertices.dtype.names or ())
     splats = from_vertices(path, vertices, rest, origin)
     if points is not None and len(points) and is_spz(path):
@@ -80,9 +80,8 @@ def _apart(splats: Splats, points: np.ndarray) -> float:
     return float(np.median(KDTree(splats.means.numpy()).query(some)[0]))
 
 
-def _rounding(path: Path, origin: Sequence[float], extent: float) -> list[str]:
+def _rounding(path: Path, header: Header, origin: Sequence[float], extent: float) -> list[str]:
     """Say that single-precision positions far from the origin are rounded coarsely, where they are."""
-    header = read_header(path)
     step = float(np.spacing(np.float32(max(map(abs, origin)))))
     if dict(header.elements[header.vertex].properties)["x"] == "double" or step < COARSE * extent:
         return []

@@ -156,6 +156,15 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}); it is truncated or damaged, export it again") from error
 
 
+def start_of(path: Path) -> str:
+    """Return the first 4096 characters of a text file, which show what it is; nothing where it is none."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read(4096)
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def image_header(path: Path) -> tuple[Size, str]:
     """Return (width, height) and the kind of pixels of an image without decoding it."""
     try:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cgc.errors import InputError
-from cgc.masks.importers.base import Listing, read_json
+from cgc.masks.importers.base import Listing, read_json, start_of
 
-_START = 4096
-"""Characters of a file that show what it is."""
 _BRUSH = re.compile(r"task-[0-9]+-annotation-[0-9]+-by-.+")
 _YOLO = re.compile(r"\s*[0-9]+(\s+[0-9.eE+-]+){6,}\s*")
 
@@ -39,20 +37,12 @@ def check_kinds(listing: Listing) -> None:
                 raise InputError(f"{path} {words}")
 
 
-def _start(path: Path) -> str:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read(_START)
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
 def _is_cvat(path: Path) -> bool:
-    return "<annotations>" in _start(path)
+    return "<annotations>" in start_of(path)
 
 
 def _is_yolo(path: Path) -> bool:
-    return _YOLO.fullmatch(_start(path).split("\n")[0]) is not None
+    return _YOLO.fullmatch(start_of(path).split("\n")[0]) is not None
 
 
 def _is_label_studio(path: Path) -> bool:

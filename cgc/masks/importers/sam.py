@@ -16,7 +16,7 @@ import numpy as np
 from cgc.errors import InputError
 from cgc.masks.id_maps import Size
 from cgc.masks.image_masks import encode
-from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, jsons, read_json, read_pixels
+from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, jsons, read_json, read_pixels, start_of
 from cgc.masks.importers.coco import image_name
 from cgc.masks.importers.names import natural
 from cgc.masks.importers.rle import read_runs
@@ -119,7 +119,7 @@ def _score(value: Any, path: Path) -> float:
 def open_jsons(listing: Listing, photos: bool) -> Source:
     """Find the JSON files, one an image; `photos`: with an image in them, whose path may be at their start."""
     first = "{" if photos else "["  # the rest is looked at when it is read
-    source = jsons(listing, lambda path: _begins(path).startswith(first), _read_json)
+    source = jsons(listing, lambda path: start_of(path).lstrip().startswith(first), _read_json)
     found = {name: _photo(entry.path) for name, entry in source.entries.items()}
     times = Counter(found.values())
     source.photos.update({photo: name for name, photo in found.items() if photo and times[photo] == 1})
@@ -128,19 +128,11 @@ def open_jsons(listing: Listing, photos: bool) -> Source:
 
 def _photo(path: Path) -> str | None:
     """Return the name of the image whose path a JSON has at its start; None for one without."""
-    match = re.search(r'"image_path"\s*:\s*("(?:[^"\\]|\\.)+")', _begins(path))
+    match = re.search(r'"image_path"\s*:\s*("(?:[^"\\]|\\.)+")', start_of(path))
     try:
         return image_name(json.loads(match[1]), path) if match else None
     except ValueError:
         return None
-
-
-def _begins(path: Path) -> str:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read(4096).lstrip()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _read_json(frame: Frame) -> Found:

@@ -130,8 +130,10 @@ def _read_streams(path: Path) -> np.ndarray:
     entries = np.frombuffer(whole, "<u8", 2 * len(sizes), table).reshape(-1, 2).tolist()
     parts = []
     for (packed, unpacked), size in zip(entries, sizes):
-        if unpacked != size or at + packed > len(whole):
-            raise truncated(path, at + packed, len(whole)) if unpacked == size else _odd(path, size, unpacked)
+        if unpacked != size:
+            raise _odd(path, size, unpacked)
+        if at + packed > len(whole):
+            raise truncated(path, at + packed, len(whole))
         parts.append(_unpacked(path, whole[at : at + packed], size))
         at += packed
     return _decode(header, b"".join(parts), _signs(path, whole[begin:table] if header.flags & _EXTENDED else b""))
