@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -61,7 +62,7 @@ class PromptRow:
     predicted: tuple[int, ...]
     views: Mapping[int, Counts]
 
-    @property
+    @cached_property
     def pooled(self) -> Counts:
         """Counts over all other views."""
         return sum(self.views.values(), Counts(0, 0, 0))
@@ -103,7 +104,7 @@ class PromptScores:
         """The one level that is best for all objects together."""
         return max(self.levels, key=self.miou)
 
-    @property
+    @cached_property
     def best(self) -> tuple[PromptRow, ...]:
         """Each object's row at its own best level: an upper bound, since the truth chose the level."""
         found: dict[int, PromptRow] = {}
@@ -149,6 +150,7 @@ def score_prompts(
         if (areas > 0).sum() < 2:
             one_view.append(i)
             continue
+        counted: dict[tuple[Level, tuple[int, ...]], dict[int, Counts]] = {}  # of what several levels pick alike
         for level, guess in predicted.items():
             target, shown = maps[at] == i, np.where(known[at], guess[at], 0)
             made: tuple[Click, ...] = ()
@@ -159,11 +161,14 @@ def score_prompts(
                 picked, made = click_ids(target, shown, clicks, known[at])
             else:
                 picked = mask_ids(target, shown)
-            masks = {
-                v: nodes.mask(v, picked) if nodes else np.isin(guess[v], picked) for v in range(len(maps)) if v != at
-            }
-            others = {v: count(maps[v] == i, mask & known[v]) for v, mask in masks.items()}
-            rows.append(PromptRow(i, level, at, made, tuple(picked), others))
+            what = (None if nodes else level, tuple(picked))
+            if what not in counted:
+                masks = {
+                    v: nodes.mask(v, picked) if nodes else np.isin(guess[v], picked)
+                    for v in range(len(maps)) if v != at
+                }  # fmt: skip
+                counted[what] = {v: count(maps[v] == i, mask & known[v]) for v, mask in masks.items()}
+            rows.append(PromptRow(i, level, at, made, what[1], counted[what]))
     if not rows:
         raise InputError(
             f"no object of the truth is seen in two of its {len(maps)} views with at least {min_pixels} pixels, so "
