@@ -412,7 +412,7 @@ class RunSettings:
 
 
 Edges = Literal["photos", "splats"]
-"""Where exported masks of photos end: at the photos' edges, or where pictures of the splats have the borders."""
+"""Where masks of photos end: at the photos' edges, or where pictures of the splats have the borders."""
 
 Limit = float | tuple[float, float]
 """The least value of a setting, or its least and its largest."""

@@ -456,6 +456,35 @@ def test_an_export_follows_the_photos_while_they_show_the_scene(tiny_run, tmp_pa
         seg.export(tmp_path / "no", "masks", edges="sharp")
 
 
+def test_masks_that_are_asked_for_follow_the_photos_too(tiny_run):
+    seg = cgc.load(tiny_run)
+    for level in (None, 0.0, 1.0):
+        made = seg.at_level(level)
+        for name, ids in zip(seg.views[:2], made.masks(seg.views[:2], edges="photos")):
+            photo = np.asarray(Image.open(seg.context.views[name].image_path).convert("RGB"))
+            np.testing.assert_array_equal(ids, follow_edges(made.masks([name])[0], photo))
+            assert (ids != made.masks([name])[0]).any()
+            np.testing.assert_array_equal(made.masks([seg.camera(name)], edges="photos")[0], ids)
+            for node in made.objects[:3]:
+                np.testing.assert_array_equal(node.mask(name, edges="photos"), ids == node.id)
+    two = seg.select(*seg.objects[:2])
+    together = follow_edges(np.where(two.mask(name), 9_999, seg.masks([name])[0]), photo) == 9_999
+    np.testing.assert_array_equal(two.mask(name, edges="photos"), together)
+    moved = seg.transform(two.ids[0], translation=(0, 0, 0.01), halo=False)
+    gone = replace(seg, context=replace(seg.context, read_photo=lambda _: None))
+    for made, view, edges, why in (
+        (seg, name, "sharp", "no edges 'sharp'; choose from photos, splats"),
+        (seg, cgc.orbit(seg.objects[0], 3)[0], "photos", "only views have photos"),
+        (moved, name, "photos", f"an edit has changed what the photo {name} shows"),
+        (gone, name, "photos", f"the photo {name} is gone"),
+        (replace(seg, context=replace(seg.context, read_cameras=None)), seg.camera(name), "photos", "only views have"),
+    ):
+        with pytest.raises(InputError, match=why):
+            made.masks([view], edges=edges)
+        with pytest.raises(InputError, match=why):
+            made.objects[0].mask(view, edges=edges)
+
+
 def test_cutouts_show_the_photo_of_the_object_and_nothing_else(job, tmp_path):
     paths = FORMATS["cutouts"](replace(job, ids=[2]), tmp_path)
     assert [p.name for p in paths] == [f"0002_green-groe_{i}.png" for i in range(1, len(paths) + 1)]

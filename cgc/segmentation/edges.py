@@ -14,11 +14,15 @@ Source of the weights: Tomasi and Manduchi, Bilateral Filtering for Gray and Col
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 from scipy import ndimage
 
+from cgc.errors import InputError
 from cgc.kernels import kernel, spread
 from cgc.masks.id_maps import resize_nearest
+from cgc.settings import Edges
 
 REACH = 3
 """How far a pixel looks in each direction, and how far from a border pixels are asked, in pixels of the id map."""
@@ -27,6 +31,12 @@ NEAR = 1.5
 ALIKE = 8.0
 """Standard deviation of what counts as alike, in CIELAB."""
 _PIXELS = 1 << 20  # whose colours are held at once
+
+
+def check_edges(edges: str) -> None:
+    """Raise InputError for what is none of `Edges`."""
+    if edges not in get_args(Edges):
+        raise InputError(f"there are no edges {edges!r}; choose from {', '.join(get_args(Edges))}")
 
 
 def follow_edges(ids: np.ndarray, photo: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from cgc.geometry import sh_dc_to_rgb
 from cgc.ply import write_vertices
 from cgc.scene import images
 from cgc.scene.types import View
+from cgc.segmentation.edges import check_edges
 from cgc.segmentation.edit import MOVED, ORIGIN, remove
 from cgc.segmentation.export_job import Export, is_sound, rows_of
 from cgc.segmentation.export_pictures import (
@@ -180,8 +181,7 @@ def job_of(
     Cut-outs are of the photos; of pictures of the splats where an edit has changed what is seen, and borders are theirs
     then. So they are where the scene is gone.
     """
-    if edges not in get_args(Edges):
-        raise InputError(f"there are no edges {edges!r}; choose from {', '.join(get_args(Edges))}")
+    check_edges(edges)
     context = segmentation.context
     cameras = context.cameras if context.known_cameras else {}
     views = [View(name, camera, Path(name)) for name, camera in cameras.items()]

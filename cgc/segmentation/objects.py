@@ -18,6 +18,7 @@ from cgc.errors import InputError
 from cgc.geometry import sh_dc_to_rgb
 from cgc.progress import short_lengths
 from cgc.segmentation.pictures import ViewOrCamera, finest_map, node_mask
+from cgc.settings import Edges
 from cgc.splats.types import Splats
 
 if TYPE_CHECKING:
@@ -171,9 +172,12 @@ class Object:
             return picked
         return picked.select(torch.from_numpy(np.flatnonzero(is_clean(picked, self.segmentation.confidences[own]))))
 
-    def mask(self, view: ViewOrCamera) -> np.ndarray:
-        """Where it is seen, [H, W] bool: the pixels that `at_pixel` gives to it or to a part of it."""
-        return node_mask(self.segmentation, view, [self.id])
+    def mask(self, view: ViewOrCamera, edges: Edges = "splats") -> np.ndarray:
+        """Where it is seen, [H, W] bool: the pixels that `at_pixel` gives to it or to a part of it.
+
+        With edges="photos" its border is drawn to the edges that the view's photo shows.
+        """
+        return node_mask(self.segmentation, view, [self.id], edges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,9 +222,9 @@ class Selection:
         kept = [i[is_clean(o.splats(), self.segmentation.confidences[i])] for o in self.objects for i in [o.indices]]
         return self.segmentation.splats.select(torch.from_numpy(np.unique(np.concatenate(kept))))
 
-    def mask(self, view: ViewOrCamera) -> np.ndarray:
-        """Where any of it is seen, [H, W] bool."""
-        return node_mask(self.segmentation, view, self.ids)
+    def mask(self, view: ViewOrCamera, edges: Edges = "splats") -> np.ndarray:
+        """Where any of it is seen, [H, W] bool; `edges` as of an object."""
+        return node_mask(self.segmentation, view, self.ids, edges)
 
 
 MIN_CONFIDENCE = 0.5

@@ -18,7 +18,9 @@ from cgc.rasterize.base import Rasterizer, group_contributions
 from cgc.scene.cameras import checked
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
+from cgc.segmentation.edges import check_edges, follow_edges
 from cgc.segmentation.labels import ShownNodes, leaf_groups, read_blended, read_rows, render_blended, render_levels
+from cgc.settings import Edges
 from cgc.splats.types import Splats
 
 if TYPE_CHECKING:
@@ -99,22 +101,52 @@ def shown_by_node(segmentation: Segmentation) -> np.ndarray:
     return tree.shown_for(tree.base if level is None else level)
 
 
-def id_map(segmentation: Segmentation, view: ViewOrCamera) -> np.ndarray:
-    """The id that each pixel shows at the segmentation's level, int32 [H, W], 0 = noise or nothing."""
-    return shown_by_node(segmentation)[finest_map(segmentation, camera_of(segmentation, view))]
+def id_map(segmentation: Segmentation, view: ViewOrCamera, edges: Edges = "splats") -> np.ndarray:
+    """The id that each pixel shows at the segmentation's level, int32 [H, W], 0 = noise or nothing.
+
+    Borders are those of the splats, or drawn to the edges of the view's photo (see edges.py); InputError where it has
+    none that shows the scene.
+    """
+    photo = photo_to_follow(segmentation, view, edges)
+    ids = shown_by_node(segmentation)[finest_map(segmentation, camera_of(segmentation, view))]
+    return ids if photo is None else follow_edges(ids, photo)
 
 
-def masks(segmentation: Segmentation, views: Sequence[ViewOrCamera]) -> list[np.ndarray]:
-    """The id maps of some views or cameras, int32 [H, W] each, of any sizes."""
+def masks(segmentation: Segmentation, views: Sequence[ViewOrCamera], edges: Edges = "splats") -> list[np.ndarray]:
+    """The id maps of some views or cameras, int32 [H, W] each, of any sizes; see `id_map`."""
     if isinstance(views, (str, Camera)):
         raise InputError("id maps are made of several views at a time; give a list, of one where it is one: [view]")
     if not isinstance(views, Iterable):
         raise InputError(f"a list of views or cameras was expected, got {views!r}")
-    return [id_map(segmentation, view) for view in views]
+    return [id_map(segmentation, view, edges) for view in views]
 
 
-def node_mask(segmentation: Segmentation, view: ViewOrCamera, nodes: Sequence[int]) -> np.ndarray:
-    """Where any of some nodes is seen, bool [H, W], shown at the segmentation's level or not."""
+def photo_to_follow(segmentation: Segmentation, view: ViewOrCamera, edges: Edges) -> np.ndarray | None:
+    """The photo whose edges borders in a view follow, [H, W, 3] uint8; None where they are to be those of the splats.
+
+    InputError for a camera of one's own, for a scene that an edit has changed, and where the photo is gone.
+    """
+    check_edges(edges)
+    if edges == "splats":
+        return None
+    camera, context = camera_of(segmentation, view), segmentation.context
+    views = context.cameras if context.known_cameras else {}
+    name = next((name for name, known in views.items() if known is camera), None)
+    if name is None:
+        raise InputError('only views have photos, whose edges can be followed; name a view, or use edges="splats"')
+    if not segmentation.photos_hold:
+        raise InputError(f'an edit has changed what the photo {name} shows, edges too; use edges="splats"')
+    photo = context.read_photo(name) if context.read_photo else None
+    if photo is None:
+        raise InputError(f'the photo {name} is gone; restore the scene, or use edges="splats"')
+    return photo
+
+
+def node_mask(
+    segmentation: Segmentation, view: ViewOrCamera, nodes: Sequence[int], edges: Edges = "splats"
+) -> np.ndarray:
+    """Where any of some nodes is seen, bool [H, W], whatever the level shows; `edges` as in `id_map`."""
+    photo = photo_to_follow(segmentation, view, edges)
     tree = segmentation.hierarchy
     owner = tree.shown_for(tree.base)
     if segmentation.context.blended and (parts := [n for n in nodes if owner[n] not in (0, n)]):
@@ -122,7 +154,12 @@ def node_mask(segmentation: Segmentation, view: ViewOrCamera, nodes: Sequence[in
             f"segment {parts[0]} is a part, and pictures of blended features show the objects only; cluster with "
             "--cluster.masks labels"
         )
-    return tree.inside(nodes)[finest_map(segmentation, camera_of(segmentation, view))]
+    finest = finest_map(segmentation, camera_of(segmentation, view))
+    inside = tree.inside(nodes)[finest]
+    if photo is None:
+        return inside
+    mine = len(tree.parents)  # an id of no node
+    return follow_edges(np.where(inside, mine, shown_by_node(segmentation)[finest]), photo) == mine
 
 
 # --- pictures ---------------------------------------------------------------------------------------------

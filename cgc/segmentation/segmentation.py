@@ -184,9 +184,12 @@ class Segmentation:
         """The camera of a view; InputError names close ones where there is none."""
         return self.context.camera(view)
 
-    def masks(self, views: Sequence[ViewOrCamera] | None = None) -> list[np.ndarray]:
-        """The id maps of some views or cameras (None: all views), int32 [H, W] each, 0 = noise or nothing."""
-        return pictures.masks(self, self.views if views is None else views)
+    def masks(self, views: Sequence[ViewOrCamera] | None = None, edges: Edges = "splats") -> list[np.ndarray]:
+        """The id maps of some views or cameras (None: all views), int32 [H, W] each, 0 = noise or nothing.
+
+        Borders are where the splats have them, or drawn to the "photos" of the views. See `pictures.id_map`.
+        """
+        return pictures.masks(self, self.views if views is None else views, edges)
 
     def render(self, views: ViewOrCamera | Sequence[ViewOrCamera], what: What = "rgb") -> np.ndarray:
         """Render colours, segments, features, depth or confidence; several views are stacked. See `pictures.render`."""
