@@ -1,5 +1,6 @@
 """Structure from motion on small rendered photos of a corner, whose cameras are known; videos; what users do wrong."""
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -253,6 +254,27 @@ def test_the_same_photos_give_the_same_model_and_images_in_place_are_used(corner
     assert sorted(p.name for p in scene.iterdir()) == ["images", "sparse"]
     for name in ("cameras.bin", "images.bin", "points3D.bin"):
         assert (scene / "sparse/0" / name).read_bytes() == (made.scene / "sparse/0" / name).read_bytes()
+
+
+def test_threads_that_match_do_not_share_blas(tmp_path, monkeypatch):
+    """pycolmap's OpenBLAS is built for one thread: with several a product is wrong now and then, and so are matches."""
+    library = ctypes.CDLL(sfm.pycolmap._core.__file__)
+    try:
+        blas_from = ctypes.c_int.in_dll(library, sfm._BLAS_FROM)
+    except ValueError:
+        pytest.skip("this build of pycolmap does not show from where on FAISS calls BLAS")
+    blas_from.value = 20  # as it comes
+    seen = []
+
+    def match_image_pairs(database, options, *rest):
+        seen.append((options.num_threads, blas_from.value))
+
+    monkeypatch.setattr(sfm.pycolmap, "match_image_pairs", match_image_pairs)
+    session = sfm.Session(tmp_path, tmp_path, ["a.jpg", "b.jpg"], QUICK, True)
+    session.match([(0, 1)], sfm.Attempt())
+    monkeypatch.setattr(sfm, "_BLAS_FROM", "missing")
+    session.match([(0, 1)], sfm.Attempt())
+    assert seen == [(-1, 2**31 - 1), (1, 2**31 - 1)]
 
 
 def test_tries_harder_while_few_are_placed_and_keeps_the_best(corner, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ Photos come under plain names of their own (000001.jpg), so that no name of a us
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ LEAST = 3
 _OVERLAP = 10  # neighbours on either side that a photo is compared with
 _ANCHORS = 25  # photos spread over the sequence that are all compared with each other, to close loops
 _BLOCK = 10  # pairs are matched in blocks of so many photos by so many, whose features are loaded once
+_BLAS_FROM = "_ZN5faiss31distance_compute_blas_thresholdE"  # FAISS calls BLAS for so many features and more
 _EXIF = 0x8769
 _MAKE, _MODEL, _FOCAL, _FOCAL_35 = 0x010F, 0x0110, 0x920A, 0xA405
 
@@ -66,6 +68,20 @@ def lens_key(path: Path, size: tuple[int, int]) -> tuple[str, ...]:
     except Exception:  # PIL raises anything for broken EXIF, which is no reason to lose a photo
         facts = []
     return (f"{size[0]}x{size[1]}", *map(str, facts))
+
+
+def matching_threads() -> int:
+    """Return how many threads COLMAP may match with, as it counts them (-1: every core), for the same matches always.
+
+    Its FAISS multiplies by an OpenBLAS that is built for one thread: two that ask for a buffer at the same moment may
+    get the same one, and wrong products. FAISS is told to do without BLAS from now on; where it cannot be, 1.
+    """
+    try:
+        blas_from = ctypes.c_int.in_dll(ctypes.CDLL(pycolmap._core.__file__), _BLAS_FROM)
+    except (OSError, ValueError):  # another build, which does not show it
+        return 1
+    blas_from.value = 2**31 - 1
+    return -1
 
 
 def choose_pairs(count: int, matching: str) -> list[tuple[int, int]]:
@@ -124,6 +140,7 @@ class Session:
         """Compare the features of these pairs of photos and keep what fits one geometry; rich: search along it."""
         options = pycolmap.FeatureMatchingOptions()
         options.use_gpu = False
+        options.num_threads = matching_threads()
         options.guided_matching = attempt.rich
         geometry = pycolmap.TwoViewGeometryOptions()
         if attempt.rich:
