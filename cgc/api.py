@@ -24,7 +24,7 @@ from cgc.scene.cameras import read_camera_file
 from cgc.scene.types import Camera, Scene, View
 from cgc.segmentation.context import Context
 from cgc.segmentation.edit import MOVED, ORIGIN, track
-from cgc.segmentation.saved import FACTS, load_saved, mend
+from cgc.segmentation.saved import FACTS_FILE, load_saved, mend
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import follow, load_hierarchy, load_labels, load_sharpened, load_table
 from cgc.splats.ply import read_ply
@@ -45,7 +45,7 @@ def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | Non
         raise InputError(f"{path} is a file where the folder of a run was expected; splats are loaded by `cgc run`")
     if not Path(path).exists():
         mend(Path(path))
-    if (Path(path) / FACTS).is_file():
+    if (Path(path) / FACTS_FILE).is_file():
         return _load_saved(Path(path), device, rasterizer)
     run = open_run(Path(path))
     run.require("cluster")

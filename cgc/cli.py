@@ -40,15 +40,17 @@ from cgc.arguments import (
 from cgc.errors import InputError, reason
 from cgc.masks.regions import PRESETS as REGION_PRESETS
 from cgc.masks.sam import PRESETS as SAM_PRESETS
+from cgc.run_folder import STEPS
 from cgc.settings import SUITED, RunSettings, SceneSettings, preset_of, seconds_of, suited
 
-TOGETHER = ("demo", "run", "masks", "train", "lift", "cluster", "sharpen", "render", "export", "report")
+TOGETHER = ("demo", "run", "masks", *STEPS)
 """Commands that several processes do together; of the others the first process does all."""
 
 TRAINING = ("demo", "run", "train")
 """Commands of which the preset `default` is another one on a GPU."""
 
-STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report", "info")
+OF_A_RUN = (*STEPS, "info")
+"""Commands that take the run folder as `--out` or as their first word."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2  # tyro has exited with help or an error before
         name, rest = arguments[0], arguments[1:]
         _check_repeats(rest)
-        if name in STEPS and rest and not rest[0].startswith("-"):
+        if name in OF_A_RUN and rest and not rest[0].startswith("-"):
             if _value(rest, "--out") is not None:
                 if name == "train" and not (Path(rest[0]) / "config.json").exists():
                     raise InputError(f"{rest[0]} is no run; a new run of a scene takes --scene {rest[0]}")

@@ -24,7 +24,7 @@ PAIRS = 1 << 26  # distances of all pairs that are held at once, 256 MB
 CLOSE = 8  # candidates whose distances are found anew, without the rounding of a product
 
 
-class Blocks(NamedTuple):
+class BoxTree(NamedTuple):
     """Points in the order of the tree: order [N] int64 their numbers, leaves [D, L, LEAF], the last one filled up.
 
     levels: boxes of the nodes, low and high [n, D] (infinite for those without a point), the coarsest, of at most FAN,
@@ -37,7 +37,7 @@ class Blocks(NamedTuple):
     leaf_of: Tensor
 
 
-def build_blocks(points: Tensor) -> Blocks:
+def build_box_tree(points: Tensor) -> BoxTree:
     """Sort finite points [N, D], N > 0, into leaves. Memory: 8 D + 40 B a point."""
     n, dim = points.shape
     rows, order = points.detach().float(), torch.arange(n, device=points.device)
@@ -60,7 +60,7 @@ def build_blocks(points: Tensor) -> Blocks:
     while len(low) > FAN:
         low, high = low.view(-1, FAN, dim).amin(1), high.view(-1, FAN, dim).amax(1)
         levels.insert(0, (low, high))
-    return Blocks(order, filled.T.reshape(dim, leaves, LEAF).contiguous(), levels, (slots * leaves) >> depth)
+    return BoxTree(order, filled.T.reshape(dim, leaves, LEAF).contiguous(), levels, (slots * leaves) >> depth)
 
 
 def _node(leaf: Tensor, level: int, leaves: int) -> Tensor:
@@ -85,48 +85,48 @@ def nearest_others_on_device(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     distances = torch.empty(n, max(k, 0), device=points.device)
     if k <= 0:
         return numbers, distances
-    blocks = build_blocks(points)
+    tree = build_box_tree(points)
     for begin in range(0, n, AT_ONCE):
         places = torch.arange(begin, min(begin + AT_ONCE, n), device=points.device)
-        found, squares = _nearest_others(blocks, places, k)
-        rows = blocks.order[places]
-        numbers[rows], distances[rows] = blocks.order[found], squares.sqrt()
+        found, squares = _nearest_others(tree, places, k)
+        rows = tree.order[places]
+        numbers[rows], distances[rows] = tree.order[found], squares.sqrt()
     return numbers, distances
 
 
-def _nearest_others(blocks: Blocks, places: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _nearest_others(tree: BoxTree, places: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the places [Q, k] of the k points nearest to those at some places [Q], and their squared distances."""
     left = torch.arange(len(places), device=places.device)
     nothing = torch.zeros(len(places), k, dtype=torch.int64, device=places.device)
     nowhere = torch.full_like(nothing, torch.inf, dtype=torch.float32)
-    own = _look(blocks, places, left, places // LEAF, (nothing, nowhere))
+    own = _look(tree, places, left, places // LEAF, (nothing, nowhere))
     found, squares = (known.clone() for known in own)
     bounds, few = squares[:, -1].clone(), FEW
     while len(left):
-        queries, leaves, cut = _narrow(blocks, places[left], bounds[left], few)
+        queries, leaves, cut = _narrow(tree, places[left], bounds[left], few)
         begun = own[0][left], own[1][left]  # in their own leaf, and not with what is found a second time now
-        found[left], squares[left] = _look(blocks, places[left], queries, leaves, begun)
+        found[left], squares[left] = _look(tree, places[left], queries, leaves, begun)
         left, few = left[cut], few * FAN
         bounds[left] = torch.minimum(bounds[left], squares[left, -1].nextafter(bounds.new_tensor(torch.inf)))
     return found, squares
 
 
-def _coordinates(blocks: Blocks, places: Tensor) -> list[Tensor]:
+def _coordinates(tree: BoxTree, places: Tensor) -> list[Tensor]:
     """The coordinates of the points at some places, one list an axis."""
-    return [axis.view(-1)[places] for axis in blocks.leaves]
+    return [axis.view(-1)[places] for axis in tree.leaves]
 
 
-def _narrow(blocks: Blocks, places: Tensor, bounds: Tensor, few: int) -> tuple[Tensor, Tensor, Tensor]:
+def _narrow(tree: BoxTree, places: Tensor, bounds: Tensor, few: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return whose leaves [n] may have points under the squared `bounds` [Q], queries [n], rising; not the own leaf.
 
     Of nodes of one level at most `few` of a query are followed, the nearest: cut [Q] says where there were more.
     """
-    coordinates = _coordinates(blocks, places)
+    coordinates = _coordinates(tree, places)
     cut = torch.zeros(len(places), dtype=torch.bool, device=places.device)
     queries = torch.arange(len(places), device=places.device)[:, None]
     nodes = torch.zeros_like(queries)[:, 0]
     children = torch.arange(FAN, device=places.device)
-    for low, high in blocks.levels:
+    for low, high in tree.levels:
         own = children[: len(low)]
         queries, nodes = queries.reshape(-1, 1).expand(-1, len(own)), nodes[:, None] * FAN + own
         squares = torch.zeros(nodes.shape, device=places.device)
@@ -144,13 +144,13 @@ def _narrow(blocks: Blocks, places: Tensor, bounds: Tensor, few: int) -> tuple[T
             ranks = torch.arange(len(order), device=places.device) - (counts.cumsum(0) - counts)[queries]
             queries, nodes = queries[ranks < few], nodes[order][ranks < few]
             cut |= counts > few
-    leaves = blocks.leaf_of[nodes]
+    leaves = tree.leaf_of[nodes]
     other = leaves != places[queries] // LEAF
     return queries[other], leaves[other], cut
 
 
 def _look(
-    blocks: Blocks, places: Tensor, queries: Tensor, leaves: Tensor, begun: tuple[Tensor, Tensor]
+    tree: BoxTree, places: Tensor, queries: Tensor, leaves: Tensor, begun: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the places [Q, k] of the nearest others among the points of some leaves, and their squared distances.
 
@@ -158,14 +158,14 @@ def _look(
     """
     counts = torch.bincount(queries, minlength=len(places))
     by_count = counts.argsort(descending=True, stable=True)  # queries with many leaves first: shorter lists each turn
-    first, coordinates = (counts.cumsum(0) - counts)[by_count], _coordinates(blocks, places[by_count])
-    inside, n = torch.arange(LEAF, device=places.device), len(blocks.order)
+    first, coordinates = (counts.cumsum(0) - counts)[by_count], _coordinates(tree, places[by_count])
+    inside, n = torch.arange(LEAF, device=places.device), len(tree.order)
     found, nearest = (known[by_count] for known in begun)
     more = (len(places) - torch.bincount(counts).cumsum(0)).tolist()  # queries with more leaves than 0, 1, ...
     for turn, some in enumerate(more[:-1]):
         leaf = leaves[first[:some] + turn]
         squares = torch.zeros(some, LEAF, device=places.device)
-        for axis, x in zip(blocks.leaves, coordinates):
+        for axis, x in zip(tree.leaves, coordinates):
             apart = axis[leaf] - x[:some, None]
             squares = squares + apart * apart
         there = leaf[:, None] * LEAF + inside

@@ -36,7 +36,7 @@ FORMAT = 1
 STEPS = ("train", "lift", "cluster", "sharpen", "render", "export", "report")
 _QUALITY = ("quality", "psnr_train", "psnr_test", "ssim_train", "ssim_test", "uneven")
 _SCORES = ("miou_things", "boundary_iou", "pq", "instances")
-FACTS = {
+STEP_FACTS = {
     "lift": ("blocks",),
     "cluster": ("segments", "noise", "level"),
     "sharpen": ("sharpened", "sharpened_sha256"),
@@ -321,14 +321,14 @@ class RunFolder:
         """Drop what is known of a step; what it has found goes with it, so it has to be done again."""
         self.stats["steps"].pop(step, None)
         self.stats["seconds"].pop(step, None)
-        for name in FACTS.get(step, ()):
+        for name in STEP_FACTS.get(step, ()):
             self.stats.pop(name, None)
 
     def finish(self, step: str, seconds: float, **facts: Any) -> None:
         """Record that a step is done, with which settings, how long it took and what it found."""
         self.save_settings()
         for later in STEPS[STEPS.index(step) + 1 :]:
-            if later in FACTS and not self.is_done(later):  # what it found is of something that is gone
+            if later in STEP_FACTS and not self.is_done(later):  # what it found is of something that is gone
                 self._forget(later)
         self.stats["steps"][step] = self.key(step)
         self.stats["seconds"][step] = round(seconds, 3)

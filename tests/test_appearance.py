@@ -26,9 +26,9 @@ from cgc.appearance.cost import PRIOR, Coefficients, StepCosts, prior
 from cgc.appearance.densify import Densifier
 from cgc.appearance.losses import photometric_loss, psnr
 from cgc.appearance.plan import FEWEST, Plan
-from cgc.appearance.run import shorten
 from cgc.appearance.shards import Shards
 from cgc.appearance.trainer import TrainStats, first_splats, train
+from cgc.appearance.training import shorten
 from cgc.errors import InputError
 from cgc.geometry import rgb_to_sh_dc, sh_to_rgb
 from cgc.kernels import thread_count

@@ -20,8 +20,8 @@ from cgc.appearance.losses import photometric_arrays, photometric_loss, photomet
 from cgc.appearance.photo_capture import PhotoCapture
 from cgc.appearance.photos import Photo, Photos, read_photo
 from cgc.appearance.plan import Plan
-from cgc.appearance.run import First, Run
 from cgc.appearance.trainer import first_splats, train
+from cgc.appearance.training import First, Training
 from cgc.appearance.watch import Watch
 from cgc.errors import InputError
 from cgc.features.contrast import contrast
@@ -210,7 +210,7 @@ class Blobs:
         raise NotImplementedError
 
 
-def on_meta(tiny, settings, companion) -> Run:
+def on_meta(tiny, settings, companion) -> Training:
     scene, load = tiny
     capture = PhotoCapture({i: scene.views[i].camera for i in scene.split(3)[0]}, scene.extent, settings)
     capture.colors, capture.twists = (v.detach().to(META).requires_grad_() for v in (capture.colors, capture.twists))
@@ -220,7 +220,7 @@ def on_meta(tiny, settings, companion) -> Run:
     first = First(splats, {k: v.to(META) for k, v in companion.start(splats).items()}, scene.extent)
     photos = Photos(views, META, settings.photos)
     plan = Plan(settings, photos.mean_pixels(0), len(splats), quiet=True)
-    return Run(first, photos, Blobs(), settings, capture, companion, plan)
+    return Training(first, photos, Blobs(), settings, capture, companion, plan)
 
 
 class Carries(Places):

@@ -14,7 +14,7 @@ from cgc.features.cache import Cache
 from cgc.features.contrast import contrast, contrast_gradient
 from cgc.features.frozen import Learner, _rate, learn_features, nearest_neighbours, smooth_features
 from cgc.features.losses import contrastive_loss, smoothness_loss
-from cgc.features.rows import Rows
+from cgc.features.rows import LearnedRows
 from cgc.features.samples import off_border, part_pixels, sample_batches, visible_mass
 from cgc.kernels import threads
 from cgc.masks.id_maps import border_mask
@@ -144,7 +144,7 @@ def test_smoothness_loss_known_values():
 def rows_of(n, channels, most, views=1):
     """Rows of N random Gaussians, and what they start from."""
     start = torch.randn(n, channels, generator=torch.Generator().manual_seed(0))
-    return Rows(start.numpy(), most, views, 50), start
+    return LearnedRows(start.numpy(), most, views, 50), start
 
 
 def see(rows, *gaussians, gradient=0.0):

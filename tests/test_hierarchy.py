@@ -25,7 +25,7 @@ from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.scene.types import Camera
-from cgc.scoring.runs import LEVELS, Run
+from cgc.scoring.runs import LEVELS, ScoredRun
 from cgc.segmentation import labels as label_room
 from cgc.segmentation.labels import render_labels, render_levels
 from cgc.segmentation.segments import (
@@ -378,10 +378,10 @@ def test_the_table_the_report_and_info_name_parts(nested_run, capsys):
 
 
 def test_prompts_are_scored_at_the_levels_that_differ(nested_run, tiny_run, capsys):
-    run = Run(Workspace(open_run(nested_run), quiet=True))
+    run = ScoredRun(Workspace(open_run(nested_run), quiet=True))
     assert run.levels == (None, 0.01, 0.65)
     for folder in (nested_run, tiny_run):
-        tree, found = load_hierarchy(folder), Run(Workspace(open_run(folder), quiet=True)).levels
+        tree, found = load_hierarchy(folder), ScoredRun(Workspace(open_run(folder), quiet=True)).levels
         shown = [tuple(tree.shown(tree.base if level is None else level)) for level in found]
         assert len(set(shown)) == len(shown)  # each shows something else, and no other level does
         assert len(shown) > 1 or folder == tiny_run  # whose tree may have one level
@@ -399,7 +399,7 @@ def test_prompts_are_scored_at_the_levels_that_differ(nested_run, tiny_run, caps
         assert {row["level"] for row in csv.DictReader(file)} == {"own", "0.01", "0.65"}
     work = Workspace(open_run(nested_run), quiet=True)
     work.run.settings = replace(work.run.settings, cluster=replace(work.run.settings.cluster, masks="blended"))
-    assert Run(work).levels == (None,)
+    assert ScoredRun(work).levels == (None,)
     assert all(0 <= level <= 1 for level in LEVELS)
 
 
@@ -417,7 +417,7 @@ def test_a_reference_mask_or_a_selection_points_at_parts(nested_run, tmp_path):
         assert main([str(w) for w in asked]) == 0
         found = json.loads((nested_run / "eval/spin-nerf/summary.json").read_text())
         assert found["miou"] == 1 and list(json.loads(kept.read_text()).values()) == [[part]]
-    run = Run(Workspace(open_run(nested_run), quiet=True))
+    run = ScoredRun(Workspace(open_run(nested_run), quiet=True))
     assert run.ids == list(range(1, tree.n_nodes + 1))
     assert run.level_of([1, 3]) is None and run.level_of([part, 2]) == 1
     assert run.level_of([len(tree.objects) + 1, 3]) == pytest.approx(0.3)
@@ -439,9 +439,9 @@ def test_gaussians_that_come_of_others_keep_their_part_or_go_to_their_new_object
 
 def test_a_level_that_is_asked_for_twice_is_made_once(nested_run):
     """Else its pictures would be taken for those of other views."""
-    run, views = Run(Workspace(open_run(nested_run), quiet=True)), [0, 1, 2]
+    run, views = ScoredRun(Workspace(open_run(nested_run), quiet=True)), [0, 1, 2]
     run.prepare(views, [None, 1.0, 1.0])
-    alone = Run(Workspace(open_run(nested_run), quiet=True))
+    alone = ScoredRun(Workspace(open_run(nested_run), quiet=True))
     for level in (None, 1.0):
         for twice, once in zip(run.maps(views, level), alone.maps(views, level)):
             np.testing.assert_array_equal(twice, once)

@@ -369,8 +369,8 @@ def test_a_killed_training_goes_on_to_the_same_splats(tiny_scene, tiny_run, tmp_
         run_step(tmp_path / "run", "train", quiet=True, train=FAST.train)
     monkeypatch.setattr(trainer, "save_checkpoint", trainer_save)
     stepped = []
-    step = trainer.Run.step
-    monkeypatch.setattr(trainer.Run, "step", lambda self, i: (stepped.append(i), step(self, i))[1])
+    step = trainer.Training.step
+    monkeypatch.setattr(trainer.Training, "step", lambda self, i: (stepped.append(i), step(self, i))[1])
     run_step(tmp_path / "run", "train", quiet=True)
     assert stepped == list(range(26, 60))
     assert (tmp_path / "run/splats.ply").read_bytes() == (tiny_run / "splats.ply").read_bytes()

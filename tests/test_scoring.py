@@ -27,7 +27,7 @@ from cgc.scene.lens import intrinsics, sample_distorted, undistorted
 from cgc.scene.types import Camera, Lens, View
 from cgc.scoring.cases import Case
 from cgc.scoring.instances import report_instances, report_prompts
-from cgc.scoring.runs import Run
+from cgc.scoring.runs import ScoredRun
 
 STEMS = [name.rsplit(".", 1)[0] for name in sorted(NAMES)]
 TEST = [STEMS[0], STEMS[8]]
@@ -245,7 +245,7 @@ def test_id_maps_are_bent_back_to_the_lens_of_their_photo():
     camera = Camera(torch.eye(4), torch.tensor(intrinsics(flat), dtype=torch.float32), flat.width, flat.height)
     truth = np.arange(160 * 200).reshape(160, 200) // 3000 + 1
     ids = sample_distorted(truth, lens, camera)
-    run = Run(None)  # pyright: ignore[reportArgumentType]
+    run = ScoredRun(None)  # pyright: ignore[reportArgumentType]
     vars(run).update(stored=False, stems=["a"], views=(View("a.png", camera, Path("a.png"), (100, 80), lens),))
     run._maps[0, None] = ids
     back = run.at_size(0, truth.shape)

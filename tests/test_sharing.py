@@ -19,9 +19,9 @@ from cgc.appearance import mcmc
 from cgc.appearance.capture import Densification, IdentityCapture
 from cgc.appearance.exchange import pack, unpack
 from cgc.appearance.photo_capture import PhotoCapture
-from cgc.appearance.run import Run
 from cgc.appearance.shards import Shards
 from cgc.appearance.trainer import TrainStats, train
+from cgc.appearance.training import Training
 from cgc.errors import InputError
 from cgc.pipeline import commands
 from cgc.rasterize.cpu import CpuRasterizer
@@ -203,13 +203,13 @@ def go_with_corrections(settings: TrainSettings) -> Any:
 def go(settings: TrainSettings, folder: Path | None = None, end: int | None = None, gain: bool = False) -> Any:
     scene, load = make_scene()
 
-    def stop(self, step, before=Run.step):
+    def stop(self, step, before=Training.step):
         if step == end:
             raise Ended
         before(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "step", stop)
+        patch.setattr(Training, "step", stop)
         capture = Gain(end) if gain else None
         try:
             splats, stats = train(
@@ -322,16 +322,16 @@ def test_a_run_of_two_trains_what_one_trains(two, tiny_scene, tmp_path) -> None:
 DYING = """
     import os, signal, sys
     from cgc import cli, parallel
-    from cgc.appearance.run import Run
+    from cgc.appearance.training import Training
 
-    step = Run.step
+    step = Training.step
 
     def die(self, number):
         if parallel.here()[0] == 1 and number == 25:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, number)
 
-    Run.step = die
+    Training.step = die
     sys.exit(cli.main(["train", sys.argv[2], "--scene", sys.argv[3], *sys.argv[4:]]))
 """
 
@@ -343,9 +343,9 @@ def test_a_process_that_dies_ends_the_training_and_one_goes_on(tiny_scene, tmp_p
     left = sorted(p.name for p in (out / "checkpoints").iterdir())
     assert left == ["train_0000010.safetensors", "train_0000020.safetensors"]
     assert not (out / "splats.ply").exists()
-    stepped, step = [], Run.step
+    stepped, step = [], Training.step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "step", lambda self, i: (stepped.append(i), step(self, i))[1])
+        patch.setattr(Training, "step", lambda self, i: (stepped.append(i), step(self, i))[1])
         assert cli.main(["train", str(out), "--quiet"]) == 0
     assert stepped == list(range(20, 40)) and len(read_ply(out / "splats.ply"))
 

@@ -63,7 +63,7 @@ def identify(
 
     `companion` is its identity. How often checkpoints are written and where photos are kept does not change the result,
     so they are left out; so is the cap on Gaussians, which may be lowered where a GPU's memory does not suffice
-    (raised it is not: `Run.resume`).
+    (raised it is not: `Training.resume`).
     """
     kept = {k: v for k, v in to_json(settings).items() if k not in ("checkpoint_every", "photos", "max_gaussians")}
     digest = hashlib.blake2b(digest_size=16)

@@ -22,7 +22,7 @@ from cgc.appearance.companion import Companion, NoCompanion
 from cgc.appearance.memory import want_of_memory
 from cgc.appearance.photos import Photo, Photos, read_photo
 from cgc.appearance.plan import Plan
-from cgc.appearance.run import SHOWN_EVERY, First, Run
+from cgc.appearance.training import SHOWN_EVERY, First, Training
 from cgc.device import card_of, is_full
 from cgc.errors import InputError
 from cgc.progress import Clock, progress_bar
@@ -103,7 +103,7 @@ def train(
         settings, photos.mean_pixels(levels), len(splats), begun=begun, clock=clock, quiet=quiet,
         ahead=1 if device.type == "cpu" else SHOWN_EVERY,
     )  # fmt: skip
-    run = Run(first, photos, rasterizer, settings, capture, companion, plan)
+    run = Training(first, photos, rasterizer, settings, capture, companion, plan)
     resumed_from = run.resume(checkpoint_dir, identity) if checkpoint_dir else 0
     rehearses = (settings.budget or not quiet) and not resumed_from and settings.steps >= REHEARSED
     if rehearses and not many:
@@ -128,13 +128,13 @@ def train(
     return splats, TrainStats(*numbers, carried)
 
 
-def _save(folder: Path, run: Run, step: int, identity: Identity) -> Path | None:
+def _save(folder: Path, run: Training, step: int, identity: Identity) -> Path | None:
     """Write a checkpoint of what is to be step `step`; the first process has it, and all must come here."""
     checkpoint = run.checkpoint(step)
     return save_checkpoint(folder, checkpoint, identity) if checkpoint else None
 
 
-def _rescue(folder: Path, run: Run, identity: Identity) -> bool:
+def _rescue(folder: Path, run: Training, identity: Identity) -> bool:
     """Write a checkpoint of what a step that failed has left whole, if anything; say whether there is one."""
     if run.whole is None:
         return False
@@ -184,7 +184,7 @@ def _rehearse(
     for times in {1, max(1, min(settings.max_gaussians // len(first.splats), MANY))}:
         try:
             many = first.repeated(times)
-            run = Run(many, photos, rasterizer, whole, IdentityCapture(), companion, plan)
+            run = Training(many, photos, rasterizer, whole, IdentityCapture(), companion, plan)
             for step in range(REHEARSALS):
                 before = clock()
                 run.learn(step)

@@ -105,7 +105,7 @@ class DeviceLearner:
         return torch.cat(own) if own else self._first.new_empty(0, dtype=torch.int64)
 
     def _smooth(self, draws: Tensor) -> Tensor:
-        """Add the spatial term's gradient for one anchor a draw, as `Rows.smooth` does; return its part of the loss."""
+        """Add the spatial term's gradient for one anchor a draw, as `LearnedRows.smooth` does; return its loss."""
         ranks = (self._first[:-1] >= 0).cumsum(0)  # the k-th of the step's Gaussians is the first with rank k
         count = ranks[-1]
         n = count.clamp(max=len(draws))  # fewer Gaussians than draws: the last draws say nothing

@@ -19,7 +19,7 @@ from cgc.errors import InputError
 from cgc.features.batches import Batch, Elsewhere
 from cgc.features.device_batches import DeviceBatch
 from cgc.features.device_learner import DeviceLearner
-from cgc.features.rows import Rows
+from cgc.features.rows import LearnedRows
 from cgc.features.views import Views
 from cgc.kernels import kernel, spread
 from cgc.neighbours import build_tree, nearest_others
@@ -114,7 +114,7 @@ class Learner:
         """Start from features `start` [N, D], to learn from any of `batches`, `settings.views_per_step` at a time."""
         self._settings, self._neighbours = settings, neighbours.numpy()
         most = max(len(batch.gaussians) if isinstance(batch, Batch) else batch.shown for batch in batches)
-        self._rows = Rows(start.numpy(), most, settings.views_per_step, settings.steps)
+        self._rows = LearnedRows(start.numpy(), most, settings.views_per_step, settings.steps)
         self._views = Views(batches, self._rows.gradients, settings.reduction == "sum")
 
     @property

@@ -128,7 +128,7 @@ def _adam(worker, workers, rows, sources, gradients, most, stride, rate, correct
             store(features, at, load(features, at) - factor * change)
 
 
-class Rows:
+class LearnedRows:
     """Features with their Adam, and the rows of one step. Memory: 12 S + 4 B a Gaussian, 4 V (S + 2) B one of U."""
 
     def __init__(self, features: np.ndarray, most: int, views: int, steps: int) -> None:

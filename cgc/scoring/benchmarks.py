@@ -25,7 +25,7 @@ from cgc.evaluation.protocols.base import (
 from cgc.evaluation.selection import Selection, best_ids, read_selection, write_selection
 from cgc.masks.id_maps import resize_nearest
 from cgc.scoring.report import Report, check_shape, rounded, size_text
-from cgc.scoring.runs import Run, learned_from
+from cgc.scoring.runs import ScoredRun, learned_from
 from cgc.settings import EvalSettings
 
 READERS: dict[str, Callable[[Path], Benchmark]] = {
@@ -49,7 +49,7 @@ MEASURES = {
 UPPER_BOUND = "UPPER BOUND (the truth chose the level and the segments, by their IoU over all views)"
 
 
-def report_benchmark(runs: list[Run], settings: EvalSettings) -> Report:
+def report_benchmark(runs: list[ScoredRun], settings: EvalSettings) -> Report:
     """Score runs, or the masks of a folder, by a benchmark's protocol."""
     if settings.truth is None:
         raise InputError(f"{settings.protocol} needs the benchmark's folder; give it with --truth DIR")
@@ -135,7 +135,7 @@ def _prompt_means(
     }  # fmt: skip
 
 
-def _scenes(run: Run, benchmark: Benchmark) -> list[str]:
+def _scenes(run: ScoredRun, benchmark: Benchmark) -> list[str]:
     found = scenes_of((run.scene.name, run.root.resolve().name), benchmark.scenes)
     if not found:
         raise InputError(
@@ -148,7 +148,7 @@ def _scenes(run: Run, benchmark: Benchmark) -> list[str]:
 def _score_run(
     benchmark: Benchmark,
     scene: str,
-    run: Run,
+    run: ScoredRun,
     settings: EvalSettings,
     selections: dict[str, Selection],
     notes: list[str],
@@ -198,7 +198,7 @@ def _names(masks: Iterable[TrueMask]) -> list[str]:
     return list(dict.fromkeys(m.view for m in masks))
 
 
-def _best(run: Run, masks: list[tuple[int, np.ndarray]], pick: Pick) -> tuple[Level, list[int]]:
+def _best(run: ScoredRun, masks: list[tuple[int, np.ndarray]], pick: Pick) -> tuple[Level, list[int]]:
     """The level whose segments, picked by masks (view, [H, W] bool), have the best IoU with these, pooled; and they."""
     found: dict[Level, tuple[float, list[int]]] = {}
     for level in run.levels:
@@ -210,7 +210,7 @@ def _best(run: Run, masks: list[tuple[int, np.ndarray]], pick: Pick) -> tuple[Le
     return best, found[best][1]
 
 
-def _pointed(reference: Reference, run: Run, view: int) -> tuple[Level, list[int]]:
+def _pointed(reference: Reference, run: ScoredRun, view: int) -> tuple[Level, list[int]]:
     """The level and the segments that a benchmark's reference points at.
 
     Of a mask the level is that whose segments fit it best, in its own view alone. Scribbles do not say how far the

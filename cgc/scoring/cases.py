@@ -14,7 +14,7 @@ from cgc.evaluation.sizes import hide_unseen
 from cgc.evaluation.truth import IGNORE, Truth, read_drawn, read_truth
 from cgc.masks.id_maps import read_id_map, resize_nearest
 from cgc.scoring.report import check_shape, size_text
-from cgc.scoring.runs import Run, learned_from
+from cgc.scoring.runs import ScoredRun, learned_from
 from cgc.settings import EvalSettings
 
 
@@ -32,7 +32,7 @@ class Case:
     parts: Parts | None = None
 
 
-def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
+def find_case(run: ScoredRun | None, settings: EvalSettings) -> Case | None:
     """Pair the truth with the predictions; None where the run's own scene has no truth."""
     root = settings.truth or (run.scene if run else None)
     if root is None:
@@ -83,7 +83,7 @@ def find_case(run: Run | None, settings: EvalSettings) -> Case | None:
     return Case(root, stems, truth, predicted, ignore_id, settings.truth_level, notes, parts)
 
 
-def _indices(run: Run, stems: Sequence[str], root: Path) -> list[int]:
+def _indices(run: ScoredRun, stems: Sequence[str], root: Path) -> list[int]:
     """The view of each true map; InputError that names those that have none."""
     last = [s.rsplit("/", 1)[-1] for s in run.stems]
     found, strange = [], []

@@ -16,7 +16,7 @@ from cgc.scoring.cases import find_case
 from cgc.scoring.instances import report_instances, report_prompts
 from cgc.scoring.pictures import report_pictures
 from cgc.scoring.report import Report, write
-from cgc.scoring.runs import Run
+from cgc.scoring.runs import ScoredRun
 from cgc.settings import EvalSettings
 
 
@@ -33,7 +33,7 @@ def evaluate(runs: Sequence[Path], settings: EvalSettings, *, quiet: bool = Fals
         raise InputError(
             f"the predictions {settings.predictions} do not exist; expected a folder of masks or id maps (PNG)"
         )
-    opened = [Run(Workspace(open_run(root), quiet=quiet, device=device)) for root in runs]
+    opened = [ScoredRun(Workspace(open_run(root), quiet=quiet, device=device)) for root in runs]
     out = settings.out or (opened[0].root / "eval" if len(opened) == 1 else None)
     if out is None:
         raise InputError("there is no one run to write the results into; say where with --out DIR")
@@ -47,7 +47,7 @@ def evaluate(runs: Sequence[Path], settings: EvalSettings, *, quiet: bool = Fals
     return [write(report, out / report.protocol, said, quiet=quiet) for report in reports]
 
 
-def _own(run: Run | None, settings: EvalSettings) -> list[Report]:
+def _own(run: ScoredRun | None, settings: EvalSettings) -> list[Report]:
     """Score instances, prompts and pictures, as asked and as far as there is truth."""
     auto = settings.protocol == "auto"
     for name in ("selection", "select", "write_selection"):

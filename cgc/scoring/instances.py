@@ -14,7 +14,7 @@ from cgc.evaluation.prompts import Level, PromptRow, PromptScores, score_prompts
 from cgc.evaluation.truth import Truth, merge_parts
 from cgc.scoring.cases import Case
 from cgc.scoring.report import Report, rounded
-from cgc.scoring.runs import Run
+from cgc.scoring.runs import ScoredRun
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """Titles and rows."""
@@ -31,7 +31,7 @@ INSTANCE_DEFINITION = (
 )
 
 
-def report_instances(run: Run | None, case: Case) -> Report:
+def report_instances(run: ScoredRun | None, case: Case) -> Report:
     """Score id maps against the true things, and the Gaussians of a run where there is one; a row a thing and view."""
     truth, guess = case.truth, case.predicted[None]
     scores = score_instances(truth.maps, guess, truth.stuff_ids, case.ignore_id)
@@ -95,7 +95,7 @@ def _left_out(scores: InstanceScores, truth: Truth) -> list[str]:
     return said
 
 
-def _ari(run: Run | None, case: Case, notes: list[str]) -> dict[str, float]:
+def _ari(run: ScoredRun | None, case: Case, notes: list[str]) -> dict[str, float]:
     """The adjusted Rand index of the run's labels, where the scene has surface samples."""
     path = case.root / "points.npz"
     if run is None or not path.exists() or not (case.root / "instances.json").exists():

@@ -8,11 +8,11 @@ from cgc.errors import InputError
 from cgc.evaluation.pictures import load_lpips, lpips, psnr, ssim
 from cgc.progress import progress_bar
 from cgc.scoring.report import Report, rounded
-from cgc.scoring.runs import Run
+from cgc.scoring.runs import ScoredRun
 from cgc.segmentation.labels import render_rgb
 
 
-def report_pictures(run: Run) -> Report:
+def report_pictures(run: ScoredRun) -> Report:
     """Score the run's renders against photos: those held back, or all where none is."""
     columns = ["view", "split", "psnr", "ssim", "lpips"]
     report = Report("pictures", "renders against photos, mean over views", {}, [], (columns, []), None, [])

@@ -41,7 +41,7 @@ def predicted_maps(
 
 
 @dataclass
-class Run:
+class ScoredRun:
     """A run as something that has id maps of views; `stems` are what its views are called, `notes` what was done."""
 
     work: Workspace
@@ -170,7 +170,7 @@ class Run:
             self.notes.append(text)
 
 
-def learned_from(run: Run, views: Mapping[str, int]) -> list[str]:
+def learned_from(run: ScoredRun, views: Mapping[str, int]) -> list[str]:
     """Say which of the true views, by what the truth calls them, the run has learned from."""
     learned = [name for name, index in views.items() if index not in run.test_views]
     if not learned:

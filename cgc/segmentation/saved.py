@@ -34,8 +34,8 @@ from cgc.splats.ply import read_ply, write_ply
 
 FORMAT = 1
 """Version of the folder's layout; a folder of another version is refused, not misread."""
-FACTS = "segmentation.json"
-_OWN = ("splats.ply", "extras.npz", "segments.npz", "segments.json", FACTS)
+FACTS_FILE = "segmentation.json"
+_OWN = ("splats.ply", "extras.npz", "segments.npz", "segments.json", FACTS_FILE)
 _TREE = ("labels", "confidences", "leaves", "node_parents", "node_levels", "base_level")
 _FEATURES = "features"
 _EXTRA = "extra_"
@@ -123,10 +123,10 @@ def _remove_own(old: Path) -> None:
 def load_saved(folder: Path | str) -> SavedSegmentation:
     """Read what `save` wrote, bit for bit; InputError where a file is missing, broken or not of the same save."""
     folder = Path(folder)
-    if not (folder / FACTS).is_file():
-        raise InputError(f"{folder} is no saved segmentation: it has no {FACTS}; give a folder that was saved to")
-    facts = read_json(folder / FACTS, "the facts of a saved segmentation")
-    broken = InputError(f"{folder / FACTS} is broken: it does not say what a saved segmentation holds; save again")
+    if not (folder / FACTS_FILE).is_file():
+        raise InputError(f"{folder} is no saved segmentation: it has no {FACTS_FILE}; give a folder that was saved to")
+    facts = read_json(folder / FACTS_FILE, "the facts of a saved segmentation")
+    broken = InputError(f"{folder / FACTS_FILE} is broken: it does not say what a saved segmentation holds; save again")
     if not isinstance(facts, dict):
         raise broken
     if facts.get("format") != FORMAT:
@@ -167,7 +167,7 @@ def _is_taken(folder: Path) -> bool:
     """Say whether there is something in the place that is neither an empty folder nor a saved segmentation."""
     if not folder.exists() and not folder.is_symlink():
         return False
-    return not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not (folder / FACTS).is_file())
+    return not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not (folder / FACTS_FILE).is_file())
 
 
 def shown_level(segmentation: Segmentation) -> float | None:
@@ -209,7 +209,7 @@ def _write(
         "sha256": {name: sha256(folder / name) for name in files},
     }
     try:
-        write_json(folder / FACTS, facts)
+        write_json(folder / FACTS_FILE, facts)
     except (TypeError, ValueError) as error:
         raise InputError(f"the source or an edit cannot be written as JSON ({error}); give plain values") from error
 

@@ -254,13 +254,13 @@ class Segmentation:
 
     def save(self, folder: Path | str | None = None) -> Path:
         """Save it in a folder of its own, which `cgc.load` opens (default: where it is from, or edited/ in the run)."""
-        from cgc.segmentation.saved import FACTS, save
+        from cgc.segmentation.saved import FACTS_FILE, save
 
         own = self.context.folder
         if folder is None and own is None:
             raise InputError("this segmentation is of no run; say which folder to save it in")
         if folder is None and own is not None:
-            folder = own if (own / FACTS).is_file() else own / "edited"
+            folder = own if (own / FACTS_FILE).is_file() else own / "edited"
         return save(self, folder or "", self.context.source)
 
     def export(

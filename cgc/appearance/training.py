@@ -72,7 +72,7 @@ class First:
         return replace(self, splats=many, carried={k: v[index] for k, v in self.carried.items()})
 
 
-class Run:
+class Training:
     """The state of a training. `whole` says before which step all of it is as it should be; None: in none.
 
     `fitted` is how many Gaussians the last step had for which memory sufficed. A step that fails while it renders has
