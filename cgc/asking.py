@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cgc.api import load
+from cgc.arguments import Edit, Export, Query, View
 from cgc.device import choose
 from cgc.errors import InputError, some
 from cgc.masks.id_maps import read_id_map
@@ -20,7 +21,6 @@ from cgc.segmentation.export import export as write_formats
 from cgc.segmentation.objects import Object
 from cgc.segmentation.query import Match
 from cgc.segmentation.segmentation import Segmentation
-from cgc.settings import Edges
 from cgc.view.frames import Extras, screenshot
 from cgc.view.shots import parse_size
 
@@ -36,53 +36,40 @@ def _open(folder: Path, device: str, *, quiet: bool = False) -> Segmentation:
 # --- ask --------------------------------------------------------------------------------------------------
 
 
-def query(
-    folder: Path,
-    *,
-    clicks: Sequence[str],
-    not_clicks: Sequence[str],
-    point: Sequence[float],
-    ray: Sequence[float],
-    box: Sequence[float],
-    rect: str | None,
-    mask: str | None,
-    similar: int | None,
-    text: str | None,
-    most: int,
-    level: float | None,
-    as_json: bool,
-    device: str = "auto",
-) -> None:
+def query(options: Query) -> None:
     """Print the objects that one question finds; without a question, all of them."""
-    asked = [bool(clicks), bool(point), bool(ray), bool(box), rect is not None, mask is not None, similar is not None,
-             text is not None]  # fmt: skip
-    if sum(asked) > 1:
+    places = options.click or None, options.point, options.ray, options.box, options.rect, options.mask
+    if sum(question is not None for question in (*places, options.similar, options.text)) > 1:
         raise InputError("one question at a time: give one of --click, --point, --ray, --box, --rect, --mask, "
                          "--similar and --text")  # fmt: skip
-    if not_clicks and not clicks:
+    if options.not_click and not options.click:
         raise InputError("--not-click says where the object is not; say where it is with --click")
-    seg = _open(folder, device, quiet=as_json or device == "auto")  # a table that others may read
-    seg = seg.at_level(level) if level is not None else seg
-    if clicks:
-        answer = _at_clicks(seg, clicks, not_clicks)
-    elif point:
-        answer = _Answer(_some(seg.at_point(point)))
-    elif ray:
-        answer = _along(seg, ray)
-    elif box:
-        answer = _Answer(seg.in_box(box[:3], box[3:]))
-    elif rect is not None:
-        view, numbers = _view_and_numbers(rect, 4, "--rect")
-        answer = _Answer(seg.in_rect(view, *numbers))
-    elif mask is not None:
-        answer = _Answer(_in_mask(seg, mask))
-    elif similar is not None:
-        answer = _matched(seg.similar(similar, most))
-    elif text is not None:
-        answer = _matched(seg.find(text, most))
-    else:
-        answer = _Answer(seg.objects)
-    _print(answer, as_json)
+    quiet = options.json or options.device == "auto"  # a table that others may read
+    seg = _open(options.run, options.device, quiet=quiet)
+    seg = seg.at_level(options.level) if options.level is not None else seg
+    _print(_answer(seg, options), options.json)
+
+
+def _answer(seg: Segmentation, options: Query) -> _Answer:
+    if options.click:
+        return _at_clicks(seg, options.click, options.not_click)
+    if options.point:
+        found = seg.at_point(options.point)
+        return _Answer([] if found is None else [found])
+    if options.ray:
+        return _along(seg, options.ray)
+    if options.box:
+        return _Answer(seg.in_box(options.box[:3], options.box[3:]))
+    if options.rect is not None:
+        view, numbers = _view_and_numbers(options.rect, 4, "--rect")
+        return _Answer(seg.in_rect(view, *numbers))
+    if options.mask is not None:
+        return _Answer(_in_mask(seg, options.mask))
+    if options.similar is not None:
+        return _matched(seg.similar(options.similar, options.most))
+    if options.text is not None:
+        return _matched(seg.find(options.text, options.most))
+    return _Answer(seg.objects)
 
 
 class _Answer(NamedTuple):
@@ -126,10 +113,6 @@ def _matched(matches: Sequence[Match]) -> _Answer:
         [f"{match.object.id}: {match.score:.3f} by {match.by}" for match in matches],
         [{"score": match.score, "by": match.by} for match in matches],
     )
-
-
-def _some(found: Object | None) -> list[Object]:
-    return [] if found is None else [found]
 
 
 def _clicks(words: Sequence[str]) -> tuple[str, list[tuple[float, float]]]:
@@ -197,80 +180,55 @@ def _row(obj: Object) -> dict[str, Any]:
     }
 
 
-def view(
-    folder: Path,
-    *,
-    picture: Path | None,
-    web: bool,
-    port: int,
-    host: str,
-    mode: str | None,
-    camera: str,
-    size: str | None,
-    ids: bool,
-    level: float | None,
-    out: Path | None,
-    device: str = "auto",
-) -> None:
+def view(options: View) -> None:
     """Show a segmentation in a window, in a browser, or in one picture."""
-    if picture and web:
+    picture, camera, level = options.screenshot, options.camera, options.level
+    if picture and options.web:
         raise InputError("--screenshot writes one picture and --web serves pages; give one of them")
-    if ids and not picture:
+    if options.ids and not picture:
         raise InputError("--ids is for the picture of --screenshot; in a window and a browser the list names objects")
-    shape = None if size is None else parse_size(size)
-    seg = _open(folder, device)
+    size = None if options.size is None else parse_size(options.size)
+    seg = _open(options.run, options.device)
     if picture:
-        console.print(f"{screenshot(seg, picture, mode or 'segments', camera, shape, level, Extras(ids=ids))}")
-    elif web:
+        extras = Extras(ids=options.ids)
+        console.print(f"{screenshot(seg, picture, options.mode or 'segments', camera, size, level, extras)}")
+        return
+    mode, out = options.mode or "color", options.out
+    if options.web:
         from cgc.view.web import serve
 
-        serve(seg, port, host=host, mode=mode or "color", camera=camera, level=level, out=out, say=console.print)
+        serve(seg, options.port, host=options.host, mode=mode, camera=camera, level=level, out=out, say=console.print)
     else:
         from cgc.view.window import open_window
 
-        open_window(seg, mode=mode or "color", camera=camera, size=shape, level=level, out=out, leave=True)
+        open_window(seg, mode=mode, camera=camera, size=size, level=level, out=out, leave=True)
 
 
 # --- change -----------------------------------------------------------------------------------------------
 
 
-def edit(
-    folder: Path,
-    out: Path,
-    *,
-    rename: Sequence[str],
-    recolor: Sequence[str],
-    merge: Sequence[int],
-    split: Sequence[int],
-    scale: Sequence[str],
-    rotate: Sequence[str],
-    move: Sequence[str],
-    keep: Sequence[int],
-    remove: Sequence[int],
-    halo: bool,
-    fill: bool = True,
-    device: str = "auto",
-) -> None:
-    """Change a segmentation in the order of the arguments, save it in `out`, and say what was done."""
-    seg = start = _open(folder, device)
-    if out.exists() and out.samefile(folder):
+def edit(options: Edit) -> None:
+    """Change a segmentation in the order of the options, save it in `out`, and say what was done."""
+    out = options.out
+    seg = start = _open(options.run, options.device)
+    if out.exists() and out.samefile(options.run):
         raise InputError(f"{out} is what is edited; give another folder with --out, so that nothing of it is lost")
-    for word in rename:
+    for word in options.rename:
         which, name = _assignment(word, "--rename", "ID=NAME")
         seg = seg.rename(which, name)
-    for word in recolor:
+    for word in options.recolor:
         which, color = _assignment(word, "--recolor", "ID=#RRGGBB")
         seg = seg.recolor(which, _rgb(color))
-    if merge:
-        seg = seg.merge(*merge)
-    for which in split:
+    if options.merge:
+        seg = seg.merge(*options.merge)
+    for which in options.split:
         seg = seg.split(which)
-    for which, how in _motions(scale, rotate, move).items():
-        seg = seg.transform(which, **how, halo=halo)
-    if keep:
-        seg = seg.keep(*keep)
-    if remove:
-        seg = seg.remove(*remove, halo=halo, fill=fill)
+    for which, how in _motions(options.scale, options.rotate, options.move).items():
+        seg = seg.transform(which, **how, halo=options.halo)
+    if options.keep:
+        seg = seg.keep(*options.keep)
+    if options.remove:
+        seg = seg.remove(*options.remove, halo=options.halo, fill=options.fill)
     if seg is start:
         raise InputError(
             "nothing to do: give one of --remove, --keep, --merge, --split, --rename, --recolor, --move, --rotate and "
@@ -343,27 +301,18 @@ def _turn(degrees: Sequence[float]) -> np.ndarray:
 # --- take away --------------------------------------------------------------------------------------------
 
 
-def export(
-    folder: Path,
-    out: Path | None,
-    *,
-    objects: Sequence[int],
-    formats: Sequence[str],
-    level: float | None,
-    edges: Edges = "photos",
-    quiet: bool,
-    device: str = "auto",
-) -> None:
+def export(options: Export) -> None:
     """Write some formats of some objects (none: all that are shown) into a folder, by default export/ beside them.
 
     With a level the default is export_at_LEVEL/, so that the objects of different levels do not mix.
     """
-    names = [name for word in formats for name in word.split(",") if name] or ["ply"]
+    level, quiet = options.level, options.quiet
+    names = [name for word in options.format for name in word.split(",") if name] or ["ply"]
     check_formats(names)
-    seg = _open(folder, device, quiet=quiet)
+    seg = _open(options.out, options.device, quiet=quiet)
     seg = seg.at_level(level) if level is not None else seg
-    job = job_of(seg, list(objects) or None, edges, quiet=quiet)
-    target = out or folder / ("export" if level is None else f"export_at_{level:g}")
+    job = job_of(seg, list(options.objects) or None, options.edges, quiet=quiet)
+    target = options.to or options.out / ("export" if level is None else f"export_at_{level:g}")
     paths = write_formats(job, target, names)
     if not quiet:
         if job.world:

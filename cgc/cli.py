@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ TRAINING = ("demo", "run", "train")
 
 OF_A_RUN = (*STEPS, "info")
 """Commands that take the run folder as `--out` or as their first word."""
+
+PARTS = {f.name for f in fields(RunSettings)}
+"""Settings of a run; a command's settings of the same name are as the run has them, or the preset."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -138,14 +141,17 @@ def _call(config: object) -> None:
     kernels.keep_memory()
     kernels.be_quiet(getattr(config, "quiet", False))
     match config:
-        case Demo(out, _, train, lift, cluster, joint, sharpen, blocks, quiet, device):
+        case Demo():
             scene = commands.demo_scene()
-            settings = RunSettings(SceneSettings(), train, lift, cluster, joint, sharpen, blocks)
-            commands.run_all(scene, out, settings, masks=scene / "masks", splats=None, quiet=quiet, device=device)
-        case Run(folder, masks, out, splats, _, scene, train, lift, cluster, joint, sharpen, blocks, quiet, device):
+            settings = _settings(config, SceneSettings())
+            commands.run_all(
+                scene, config.out, settings, masks=scene / "masks", splats=None, quiet=config.quiet,
+                device=config.device,
+            )  # fmt: skip
+        case Run(folder, masks, out, splats, quiet=quiet, device=device):
             from cgc import prepare
 
-            settings = RunSettings(_suited(scene, device), train, lift, cluster, joint, sharpen, blocks)
+            settings = _settings(config, _suited(config.scene, device))
             out = out or _default_out(folder)
             prepare.check_given(folder, settings, masks, splats, out, device)
             folder = prepare.scene_of(folder, quiet=quiet)
@@ -158,12 +164,7 @@ def _call(config: object) -> None:
         case Masks():
             from cgc import prepare
 
-            prepare.masks_command(
-                config.scene_folder, config.out, config.masks, config.sam, config.regions,
-                SceneSettings(downscale=config.downscale, max_side=config.max_side),
-                source=config.source, form=config.format, resize=config.resize, tracked=config.tracked,
-                preview=config.preview, overwrite=config.overwrite, quiet=config.quiet,
-            )  # fmt: skip
+            prepare.masks_command(config)
         case Clean(splats, out, quiet):
             from cgc import prepare
 
@@ -179,41 +180,24 @@ def _call(config: object) -> None:
             commands.run_step(out, "cluster", cluster=cluster, quiet=quiet, device=device)
         case Sharpen(out, sharpen, quiet, device):
             commands.run_step(out, "sharpen", sharpen=sharpen, quiet=quiet, device=device)
-        case Export(out, objects, formats, to, level, edges, quiet, device) if (
-            objects or formats or to or _is_saved(out)
-        ):
+        case Export() if config.objects or config.format or config.to or _is_saved(config.out):
             from cgc import asking
 
-            asking.export(
-                out, to, objects=objects, formats=formats, level=level, edges=edges, quiet=quiet, device=device
-            )
+            asking.export(config)
         case Export(out, level=None, quiet=quiet, device=device):
             commands.run_step(out, "export", quiet=quiet, device=device)
         case Query():
             from cgc import asking
 
-            asking.query(
-                config.run, clicks=config.click, not_clicks=config.not_click, point=config.point or (),
-                ray=config.ray or (), box=config.box or (), rect=config.rect, mask=config.mask, similar=config.similar,
-                text=config.text, most=config.most, level=config.level, as_json=config.json,
-                device=config.device,
-            )  # fmt: skip
+            asking.query(config)
         case View():
             from cgc import asking
 
-            asking.view(
-                config.run, picture=config.screenshot, web=config.web, port=config.port, host=config.host,
-                mode=config.mode, camera=config.camera, size=config.size, ids=config.ids, level=config.level,
-                out=config.out, device=config.device,
-            )  # fmt: skip
+            asking.view(config)
         case Edit():
             from cgc import asking
 
-            asking.edit(
-                config.run, config.out, rename=config.rename, recolor=config.recolor, merge=config.merge,
-                split=config.split, scale=config.scale, rotate=config.rotate, move=config.move, keep=config.keep,
-                remove=config.remove, halo=config.halo, fill=config.fill, device=config.device,
-            )  # fmt: skip
+            asking.edit(config)
         case Render(out, float() as level, quiet, device) | Export(
             out, level=float() as level, quiet=quiet, device=device
         ):
@@ -259,10 +243,10 @@ def _parse(name: str, arguments: list[str]) -> object:
         default = _with_defaults(name, settings)
         return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments, default=default)
 
-    if name in ("eval", "reconstruct", "clean", "query", "edit", "view"):
-        return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments)
     if name == "masks":
         return _parse_masks(arguments)
+    if not any(f.name in PARTS for f in fields(COMMANDS[name])):
+        return tyro.cli(COMMANDS[name], prog=f"cgc {name}", args=arguments)
     preset = _value(arguments, "--preset")
     wanted = preset or ("short" if name == "demo" else "default")
     settings = _begun(preset_of(wanted))
@@ -296,7 +280,7 @@ def _parse_masks(arguments: list[str]) -> object:
 
 def _set_by(preset: RunSettings) -> dict[str, object]:
     """Return what a preset sets: training and sharpening, and each other step that it does not leave as usual."""
-    usual, ours, parts = RunSettings(), ("train", "sharpen"), ("train", "lift", "cluster", "joint", "sharpen")
+    usual, ours, parts = RunSettings(), ("train", "sharpen"), PARTS - {"scene"}
     return {p: getattr(preset, p) for p in parts if p in ours or getattr(preset, p) != getattr(usual, p)}
 
 
@@ -337,15 +321,15 @@ def _in_seconds(arguments: list[str]) -> list[str]:
 
 
 def _with_defaults(name: str, settings: RunSettings) -> object:
-    """Return the command with these settings, and all else as yet missing."""
-    kind = COMMANDS[name]
-    known = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "scene"}
-    if kind is Demo:
-        return Demo(**known)
-    if kind is Run:
-        return Run(scene_folder=tyro.MISSING, scene=settings.scene, **known)
-    own = {name, "blocks"} if name == "lift" else {name}
-    return kind(out=tyro.MISSING, **{k: v for k, v in known.items() if k in own})
+    """Return the command with these settings, as far as it takes them, and what it needs as yet missing."""
+    taken = fields(COMMANDS[name])
+    missing = {f.name: tyro.MISSING for f in taken if f.default is MISSING and f.default_factory is MISSING}
+    return COMMANDS[name](**missing, **{f.name: getattr(settings, f.name) for f in taken if f.name in PARTS})
+
+
+def _settings(command: Demo | Run, scene: SceneSettings) -> RunSettings:
+    """Return the settings of a command that takes all parts, of a scene that is read so."""
+    return RunSettings(**{name: getattr(command, name) for name in PARTS - {"scene"}}, scene=scene)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from cgc import parallel
+from cgc.arguments import Masks
 from cgc.errors import InputError
 from cgc.files import write_beside
 from cgc.masks.checkpoints import OFFICIAL, cache_folder
@@ -104,35 +104,24 @@ def say_made(made: Made, folder: Path, quiet: bool) -> None:
     made.check()
 
 
-def masks_command(
-    scene_folder: Path,
-    out: Path | None,
-    settings: MaskSettings,
-    sam: SegmentAnything,
-    regions: RegionMerging,
-    scene_settings: SceneSettings,
-    *,
-    source: Path | None = None,
-    form: str = "auto",
-    resize: Literal["error", "nearest"] = "error",
-    tracked: bool = False,
-    preview: bool = False,
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> None:
-    """Make the masks of a scene, or take those that another tool has made (`source`), and draw them."""
+def masks_command(options: Masks) -> None:
+    """Make the masks of a scene, or take those that another tool has made (`--from`), and draw them."""
+    settings, source, quiet, overwrite = options.masks, options.source, options.quiet, options.overwrite
     check_part("masks", settings)
-    _check_meant_for_sam(settings, sam, source)
-    if source is None and (tracked or form != "auto" or resize != "error"):
+    _check_meant_for_sam(settings, options.sam, source)
+    if source is None and (options.tracked or options.format != "auto" or options.resize != "error"):
         raise InputError("--tracked, --format and --resize say how masks are read: give their folder with --from")
+    photos = SceneSettings(downscale=options.downscale, max_side=options.max_side)
     with parallel.first_before_others():  # it may undistort photos, which the others find
-        scene = read_scene(scene_folder, scene_settings, quiet=quiet)
+        scene = read_scene(options.scene_folder, photos, quiet=quiet)
     _say_decisions(scene.notes, quiet or not parallel.is_first())
-    folder = out or scene_folder / "masks"
+    folder = options.out or options.scene_folder / "masks"
     if source is not None:
         if not parallel.is_first():
             return
-        foreign = read_foreign(source, scene.views, format=form, resize=resize, tracked=tracked)
+        foreign = read_foreign(
+            source, scene.views, format=options.format, resize=options.resize, tracked=options.tracked
+        )
         _say_decisions(foreign.opening, quiet)
         made = keep_masks(scene.views, foreign, folder, min_area=settings.min_area, overwrite=overwrite, quiet=quiet)
         loading = foreign.decisions[len(foreign.opening) :]
@@ -143,8 +132,8 @@ def masks_command(
             )
         _say_decisions(loading, quiet)
     else:
-        made = make(scene, folder, settings, sam, regions, overwrite=overwrite, quiet=quiet)
-    if preview and made.masks and parallel.is_first():
+        made = make(scene, folder, settings, options.sam, options.regions, overwrite=overwrite, quiet=quiet)
+    if options.preview and made.masks and parallel.is_first():
         path = draw_preview(scene.views, folder)
         if not quiet:
             console.print(f"a look at them: {path}")

@@ -24,6 +24,7 @@ from tiny import NAMES, SETTINGS, cameras, clumps, make_scene, snapshot
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from cgc import parallel
+from cgc.arguments import Masks
 from cgc.clustering.columns import mask_columns, side_by_side
 from cgc.errors import InputError
 from cgc.features.frozen import Learner, learn_features, nearest_neighbours
@@ -38,7 +39,7 @@ from cgc.prepare import draw_preview, masks_command
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.segmentation.labels import render_labels
-from cgc.settings import BlockSettings, MaskSettings, SceneSettings
+from cgc.settings import BlockSettings, MaskSettings
 
 TIMES = ("stats.json", "report/index.html")
 """Files of a run that have times in them."""
@@ -279,10 +280,7 @@ def test_features_learned_on_devices_are_those_of_one_process(group):
 def make(scene: Path, out: Path, overwrite: bool = False) -> str:
     settings = MaskSettings(generator="regions", workers=1)
     try:
-        masks_command(
-            scene, out, settings, SAMS["default"], REGIONS["default"], SceneSettings(), preview=True,
-            overwrite=overwrite, quiet=True,
-        )  # fmt: skip
+        masks_command(Masks(scene, out, masks=settings, preview=True, overwrite=overwrite, quiet=True))
     except InputError as error:
         return str(error)
     parallel.barrier()
