@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cgc.files import sha256
-from cgc.masks.custom import CustomGenerator, load_entry_point
+from cgc.masks.custom import load_entry_point
 from cgc.masks.image_masks import ImageMasks, MaskGenerator
 from cgc.masks.regions import RegionMerging
 from cgc.masks.relief import Relief
@@ -23,43 +23,27 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class Regions:
-    """The weight-free generator."""
+    """The weight-free generator: of an image, and of its depth [H, W] where splats are known."""
 
     settings: RegionMerging
+    splats: str | None = None
+    """What tells the splats from others whose depths are given."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"generator": "regions", **_plain(asdict(self.settings))}
+        made = {"generator": "regions", **_plain(asdict(self.settings))}
+        return made if self.splats is None else {**made, "relief": _plain(asdict(Relief())), "splats": self.splats}
 
-    def load(self, *, quiet: bool = False) -> MaskGenerator:
-        return CustomGenerator(lambda image: ImageMasks.from_id_maps(self.settings(image)), "regions")
-
-    def most_workers(self) -> int:
-        return _cores()
-
-
-@dataclass(frozen=True)
-class RegionsInRelief:
-    """The weight-free generator where splats are known: of an image and its depth [H, W]."""
-
-    settings: RegionMerging
-    relief: Relief
-    splats: str
-    """What tells these splats from others: depths are theirs."""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        known = {"relief": _plain(asdict(self.relief)), "splats": self.splats}
-        return {"generator": "regions", **_plain(asdict(self.settings)), **known}
-
-    def load(self, *, quiet: bool = False) -> RegionsInRelief:
+    def load(self, *, quiet: bool = False) -> Regions:
         return self
 
-    def __call__(self, image: np.ndarray, depth: np.ndarray) -> ImageMasks:
-        return ImageMasks.from_id_maps(self.settings(image, depth, self.relief))
+    def __call__(self, image: np.ndarray, depth: np.ndarray | None = None) -> ImageMasks:
+        return ImageMasks.from_id_maps(self.settings(image, depth))
 
     def most_workers(self) -> int:
-        return _cores()
+        """Return a core each, but not more than memory (1 GB each) is likely for."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, MOST_WORKERS)
 
 
 @dataclass(frozen=True)
@@ -99,12 +83,6 @@ class Custom:
 
     def most_workers(self) -> int:
         return 1
-
-
-def _cores() -> int:
-    """How many processes merge regions by default: a core each, but not more than memory (1 GB each) is likely for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_WORKERS)
 
 
 def _hash(path: Path) -> str:

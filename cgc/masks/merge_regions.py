@@ -15,9 +15,7 @@ from cgc.masks.relief import Relief, weigh_borders
 _QUANTUM = 0.05  # of strength: what is flatter is flat
 
 
-def merge_regions(
-    image: np.ndarray, settings: RegionMerging, depth: np.ndarray | None = None, relief: Relief | None = None
-) -> list[np.ndarray]:
+def merge_regions(image: np.ndarray, settings: RegionMerging, depth: np.ndarray | None = None) -> list[np.ndarray]:
     """Return nested id maps [H, W] int32 of an image [H, W, 3] uint8, coarse to fine; see `RegionMerging`.
 
     depth [H, W] (0: unknown), in any unit, says where things end too (see `Relief`).
@@ -30,7 +28,7 @@ def merge_regions(
     strength *= strength / (strength + np.float32(settings.faint + 1e-6))
     steps = None
     if depth is not None:
-        relief = relief or Relief()
+        relief = Relief()
         strength, steps = weigh_borders(strength, _shrink_depth(depth, small.shape[:2]), relief)
         steps *= np.float32(relief.apart)
     patches = _patches(strength)

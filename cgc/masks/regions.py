@@ -12,8 +12,6 @@ from cgc.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from cgc.masks.relief import Relief
-
 
 @dataclass(frozen=True)
 class RegionMerging:
@@ -65,13 +63,11 @@ class RegionMerging:
                 if not (least and number <= most and math.isfinite(number)):
                     raise InputError(f"expected {name} to be {_range(name)}, got {number}; change it")
 
-    def __call__(
-        self, image: np.ndarray, depth: np.ndarray | None = None, relief: Relief | None = None
-    ) -> list[np.ndarray]:
+    def __call__(self, image: np.ndarray, depth: np.ndarray | None = None) -> list[np.ndarray]:
         """Return nested id maps [H, W] int32 of an image [H, W, 3] uint8, coarse to fine, ids from 1 without gaps.
 
         Every region of a map lies in one region of the map before it, and hangs together. Deterministic. depth [H, W],
-        where it is known (over 0), says where things end too; `relief`: how much it counts.
+        where it is known (over 0), says where things end too (see `Relief`).
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != "uint8" or image.size == 0:
             raise InputError(
@@ -81,7 +77,7 @@ class RegionMerging:
             raise InputError(f"expected a depth for each pixel of {list(image.shape[:2])}, got {list(depth.shape)}")
         from cgc.masks.merge_regions import merge_regions
 
-        return merge_regions(image, self, depth, relief)
+        return merge_regions(image, self, depth)
 
 
 def _range(name: str) -> str:

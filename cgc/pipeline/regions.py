@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cgc.masks.generate import is_finished, make_together
-from cgc.masks.generators import Regions, RegionsInRelief
+from cgc.masks.generators import Regions
 from cgc.masks.regions import PRESETS
-from cgc.masks.relief import Relief
 from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.base import device_of
 from cgc.run_folder import OWN_MASKS
@@ -31,5 +30,5 @@ def make_regions(work: Workspace) -> None:
     def depth_of(view: View) -> np.ndarray:
         return render_depths(splats, [view.camera], work.rasterizer)[0]
 
-    recipe = RegionsInRelief(PRESETS["default"], Relief(), str(run.stats.get("splats_sha256", ""))[:16])
+    recipe = Regions(PRESETS["default"], splats=str(run.stats.get("splats_sha256", ""))[:16])
     make_together(views, recipe, folder, overwrite=True, depth_of=depth_of, quiet=work.quiet).check()
