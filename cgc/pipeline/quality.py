@@ -11,11 +11,8 @@ from cgc.evaluation.instances import InstanceScores
 from cgc.evaluation.pictures import psnr, ssim
 from cgc.evaluation.truth import Truth
 from cgc.pipeline.workspace import Workspace
-from cgc.segmentation.labels import render_rgb
+from cgc.run_folder import ViewFacts
 from cgc.splats.types import Splats
-
-Quality = dict[str, dict[str, float | str]]
-"""Of each view, by its name: its split, psnr and ssim."""
 
 DARK = 0.05  # pixels whose picture is darker do not tell how much brighter a photo is
 
@@ -30,9 +27,7 @@ class Measures(NamedTuple):
 
 def measure_view(work: Workspace, index: int, splats: Splats) -> Measures:
     """Measure a view's picture against its photo, exposed alike where that was learned."""
-    view = work.scene.views[index]
-    photo = work.measured_photo(index)
-    shown = render_rgb(splats, view.camera, work.rasterizer, work.background, work.exposures.get(index))
+    shown, photo = work.picture_and_photo(index, splats)
     return Measures(psnr(shown, photo), ssim(shown, photo), brightness(shown, photo))
 
 
@@ -49,14 +44,14 @@ def quality_facts(work: Workspace, measured: Mapping[int, Measures]) -> dict[str
     `uneven` is by what share the brightness of training photos differs from their pictures', the standard deviation.
     """
     tests, names = set(work.test_views), [view.name for view in work.scene.views]
-    quality: Quality = {
+    quality: dict[str, ViewFacts] = {
         names[i]: {"split": "test" if i in tests else "train", "psnr": m.psnr, "ssim": m.ssim}
         for i, m in measured.items()
     }
     facts: dict[str, Any] = {"quality": quality}
     for split in ("train", "test"):
         for measure in ("psnr", "ssim"):
-            values = [float(q[measure]) for q in quality.values() if q["split"] == split]
+            values = [q[measure] for q in quality.values() if q["split"] == split]
             facts[f"{measure}_{split}"] = round(float(np.mean(values)), 4) if values else None
     ratios = [max(m.brightness, DARK) for i, m in measured.items() if i not in tests]
     facts["uneven"] = round(float(np.log(ratios).std()), 4) if ratios else None

@@ -10,11 +10,12 @@ import torch
 
 from cgc.masks.id_maps import disagree, read_id_map
 from cgc.pipeline.facts import find_warnings, headline, truth_table
-from cgc.pipeline.quality import Quality, measure_view, quality_facts
+from cgc.pipeline.quality import measure_view, quality_facts
 from cgc.pipeline.render import label_renderer
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer
+from cgc.run_folder import ViewFacts
 from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
 from cgc.segmentation.labels import render_rgb
@@ -55,8 +56,8 @@ def report(work: Workspace) -> str:
     if not labelled:  # nothing was rendered yet
         views = range(len(work.scene.views))
         run.stats.update(quality_facts(work, {i: measure_view(work, i, work.splats) for i in views}))
-    quality = run.stats["quality"]
-    views = [_report_view(work, i, segmentation, quality) for i in _report_views(work)]
+    quality, names = run.stats["quality"], [view.name for view in work.scene.views]
+    views = [_report_view(work, i, segmentation, quality.get(names[i])) for i in _report_views(work)]
     data = ReportData(
         title=run.root.name,
         subtitle=f"{len(work.scene.views)} views, {len(work.train_views)} learned from",
@@ -68,7 +69,7 @@ def report(work: Workspace) -> str:
         segments=[_segment_row(s) for s in table],
         levels=_report_levels(work, segmentation, table) if segmentation is not None else [],
         disputes=_report_disputes(work) if segmentation is not None else [],
-        scores=[ViewScore(name, str(q["split"]), float(q["psnr"]), float(q["ssim"])) for name, q in quality.items()],
+        scores=[ViewScore(name, q["split"], q["psnr"], q["ssim"]) for name, q in quality.items()],
         tables=truth_table(run.stats),
         seconds=run.stats["seconds"],
         peak_rss_bytes=run.stats.get("peak_rss_bytes"),
@@ -138,7 +139,7 @@ def _evenly(items: list[int], n: int) -> list[int]:
     return [items[int((k + 0.5) * len(items) / n)] for k in range(n)]
 
 
-def _report_view(work: Workspace, index: int, segmentation: Segmentation | None, quality: Quality) -> ReportView:
+def _report_view(work: Workspace, index: int, segmentation: Segmentation | None, score: ViewFacts | None) -> ReportView:
     view = work.scene.views[index]
     photo = work.photo(index)
     splats = work.splats if segmentation is None else segmentation.splats
@@ -149,8 +150,7 @@ def _report_view(work: Workspace, index: int, segmentation: Segmentation | None,
         colored = number(overlay(photo, ids), ids)
         masks = overlay(photo, work.masks.load(index)) if work.masks.paths[index] else None
     split = "test" if index in set(work.test_views) else "train"
-    score = quality.get(view.name, {}).get("psnr")
-    return ReportView(view.name, split, photo, shown, colored, float(score) if score is not None else None, masks)
+    return ReportView(view.name, split, photo, shown, colored, score["psnr"] if score else None, masks)
 
 
 def _result(work: Workspace, index: int) -> np.ndarray:

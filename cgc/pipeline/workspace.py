@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cgc.appearance.photos import on_exposed
 from cgc.blocks.steps import Blocks
 from cgc.clustering.settle import Look, look_at
 from cgc.device import choose, rasterizer_for
@@ -29,6 +28,7 @@ from cgc.run_folder import RunFolder
 from cgc.scene.corrections import Correction, corrected
 from cgc.scene.images import load_image, load_view
 from cgc.scene.types import Scene, picture_names
+from cgc.segmentation.labels import picture_and_photo
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import SharpenedSplats, follow, load_hierarchy, load_labels, load_sharpened
 from cgc.splats.ply import read_ply
@@ -132,13 +132,10 @@ class Workspace:
         """A view's photo, [H, W, 3] uint8, on the background of pictures where some of it is see-through."""
         return load_image(self.scene_as_read.views[index], white=self.background is not None)
 
-    def measured_photo(self, index: int) -> np.ndarray:
-        """What a view's picture is measured against, [H, W, 3] float32 in 0..1.
-
-        The photo, on a background that is exposed as the photo was where that was learned, as in training.
-        """
-        colors = torch.from_numpy(load_view(self.scene_as_read.views[index])).float() / 255
-        return on_exposed(colors, self.background, self.exposures.get(index)).numpy()
+    def picture_and_photo(self, index: int, splats: Splats) -> tuple[np.ndarray, np.ndarray]:
+        """A view's picture and what it is measured against, [H, W, 3] float32 in 0..1 each."""
+        view, exposure = self.scene.views[index], self.exposures.get(index)
+        return picture_and_photo(splats, view, load_view, self.rasterizer, self.background, exposure)
 
     @cached_property
     def splats(self) -> Splats:

@@ -9,7 +9,6 @@ from cgc.evaluation.pictures import load_lpips, lpips, psnr, ssim
 from cgc.progress import progress_bar
 from cgc.scoring.report import Report, rounded
 from cgc.scoring.runs import ScoredRun
-from cgc.segmentation.labels import render_rgb
 
 
 def report_pictures(run: ScoredRun) -> Report:
@@ -29,9 +28,7 @@ def report_pictures(run: ScoredRun) -> Report:
     indices = run.test_views or list(range(len(run.views)))
     with progress_bar("pictures", len(indices), quiet=work.quiet) as bar:
         for index in indices:
-            photo = work.measured_photo(index)
-            camera, exposure = run.views[index].camera, work.exposures.get(index)
-            shown = render_rgb(work.shown_splats, camera, work.rasterizer, work.background, exposure)
+            shown, photo = work.picture_and_photo(index, work.shown_splats)
             split = "test" if index in run.test_views else "train"
             row = {"view": run.stems[index], "split": split, "psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
             rows.append(row if network is None else row | {"lpips": lpips(shown, photo, network)})

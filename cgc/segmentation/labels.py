@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from cgc import kernels
+from cgc.appearance.photos import on_exposed
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.kernels import kernel, spread
 from cgc.rasterize.base import Contributions, Rasterizer, device_of, group_contributions
 from cgc.scene.corrections import Correction
-from cgc.scene.types import Camera
+from cgc.scene.types import Camera, View
 from cgc.segmentation.device_labels import WEIGHED, LabelDrawer, ShownThere, read_rows_there
 from cgc.splats.types import Splats
 
@@ -264,3 +265,20 @@ def render_rgb(
         picture = rasterizer.render(splats, colors, [camera], backgrounds=background).values[0]
     picture = picture if exposure is None else exposure.photographed(picture)
     return picture.clamp(0, 1).cpu().numpy()
+
+
+def picture_and_photo(
+    splats: Splats,
+    view: View,
+    load_image: Callable[[View], np.ndarray],
+    rasterizer: Rasterizer,
+    background: Tensor | None = None,
+    exposure: Correction | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a view's picture and the photo that it is measured against, [H, W, 3] float32 in 0..1 each.
+
+    What is see-through in the photo shows the background, exposed as the photo was where that is known, as in training.
+    """
+    behind = None if background is None else background.cpu()
+    photo = on_exposed(torch.tensor(load_image(view)).float() / 255, behind, exposure)
+    return render_rgb(splats, view.camera, rasterizer, background, exposure), photo.numpy()

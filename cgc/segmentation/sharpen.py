@@ -24,7 +24,6 @@ from scipy.sparse import coo_matrix
 from cgc.appearance.codes import LabelCodes
 from cgc.appearance.losses import psnr
 from cgc.appearance.photo_capture import KnownExposure
-from cgc.appearance.photos import on_exposed
 from cgc.appearance.trainer import train
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.settle import look_at, settle
@@ -34,7 +33,7 @@ from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer, device_of
 from cgc.scene.corrections import Correction
 from cgc.scene.types import Camera, Scene, View
-from cgc.segmentation.labels import render_ids, render_rgb
+from cgc.segmentation.labels import picture_and_photo, render_ids
 from cgc.settings import SharpenSettings, TrainSettings
 from cgc.splats.split import split
 from cgc.splats.types import Splats
@@ -242,10 +241,7 @@ def mean_psnr(
     """Return the mean PSNR of the pictures of some views, dB, exposed as their photos where that is known."""
     values = []
     for i in views:
-        behind = None if background is None else background.cpu()
         exposure = exposures.get(i) if exposures else None
-        photo = on_exposed(torch.tensor(load_image(scene.views[i])).float() / 255, behind, exposure)
-        camera = scene.views[i].camera.to(splats.means.device)
-        shown = torch.from_numpy(render_rgb(splats, camera, rasterizer, background, exposure))
-        values.append(psnr(shown, photo))
+        pair = picture_and_photo(splats, scene.views[i], load_image, rasterizer, background, exposure)
+        values.append(psnr(*map(torch.from_numpy, pair)))
     return float(np.mean(values))
