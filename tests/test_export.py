@@ -284,7 +284,7 @@ def test_coco_files_load_in_pycocotools(job, tmp_path, capsys):
     instances, panoptic, *pictures = FORMATS["coco"](job, tmp_path)
     api = COCO(str(instances))
     capsys.readouterr()  # it prints
-    for index, (view, ids) in enumerate(zip(job.views, job.id_maps), 1):
+    for index, (view, ids) in enumerate(zip(job.views, job.shown_maps), 1):
         assert api.loadImgs(index)[0]["file_name"] == view.name
         found = api.loadAnns(api.getAnnIds(imgIds=index))
         assert {a["object_id"] for a in found} == set(np.unique(ids[ids > 0]).tolist())
@@ -297,7 +297,7 @@ def test_coco_files_load_in_pycocotools(job, tmp_path, capsys):
             assert api.loadCats(a["category_id"])[0]["name"] == name
     data = json.loads(panoptic.read_text())
     assert [c["name"] for c in data["categories"]] == ["object", "Green / Größe"]
-    for note, path, ids in zip(data["annotations"], pictures, job.id_maps):
+    for note, path, ids in zip(data["annotations"], pictures, job.shown_maps):
         assert tmp_path / "coco/panoptic" / note["file_name"] == path
         rgb = np.asarray(Image.open(path)).astype(int)
         np.testing.assert_array_equal(rgb @ [1, 256, 65536], ids)
@@ -337,16 +337,16 @@ def test_masks_and_annotations_fit_the_photos_that_they_name(job, tmp_path, scal
             found += row["object_id"] * mask
         np.testing.assert_array_equal(found, ids)
         shown = render_rgb(job.segmentation.splats, replace(view.camera, K=small.K), RASTERIZER)
-        assert shown.shape[:2] == bent.id_maps[index - 1].shape
+        assert shown.shape[:2] == bent.shown_maps[index - 1].shape
         for y, x in np.argwhere(np.ones(ids.shape, bool))[:: 7 * scale]:  # where pycolmap says that a pixel's ray goes
             ray = to_colmap(lens).cam_from_img((np.array([x, y]) + 0.5) / scale)
             at = small.K.numpy() @ [*ray, 1]
             inside = 0 <= at[0] < small.width and 0 <= at[1] < small.height
-            assert ids[y, x] == (bent.id_maps[index - 1][int(at[1]), int(at[0])] if inside else 0)
+            assert ids[y, x] == (bent.shown_maps[index - 1][int(at[1]), int(at[0])] if inside else 0)
             corners += not inside
     assert corners > 0
     larger = replace(job, as_taken=lambda view: replace(view, full_size=(2 * WIDTH, 2 * HEIGHT)))  # as with --max-side
-    for path, ids in zip(FORMATS["masks"](larger, tmp_path), job.id_maps):
+    for path, ids in zip(FORMATS["masks"](larger, tmp_path), job.shown_maps):
         np.testing.assert_array_equal(read_id_map(path), ids.repeat(2, 0).repeat(2, 1))
 
 
@@ -387,9 +387,9 @@ def doubled(job: Export) -> Export:
     def photo(view: View) -> np.ndarray:
         known, index = taken[view.name]
         large = np.array(Image.fromarray(shot(job.segmentation, known)).resize((2 * WIDTH, 2 * HEIGHT)))
-        return np.where((job.id_maps[index] == 2).repeat(2, 0).repeat(2, 1)[..., None], [250, 0, 0], large // 2).astype(
-            np.uint8
-        )
+        return np.where(
+            (job.shown_maps[index] == 2).repeat(2, 0).repeat(2, 1)[..., None], [250, 0, 0], large // 2
+        ).astype(np.uint8)
 
     size = 2 * WIDTH, 2 * HEIGHT
     return replace(job, load_image=photo, as_taken=lambda v: replace(v, full_size=size), edges="photos")
@@ -397,19 +397,19 @@ def doubled(job: Export) -> Export:
 
 def test_masks_of_photos_end_where_the_photos_have_edges(job, tmp_path):
     large = doubled(job)
-    for index, (path, ids) in enumerate(zip(FORMATS["masks"](replace(large, ids=[2]), tmp_path), job.id_maps)):
+    for index, (path, ids) in enumerate(zip(FORMATS["masks"](replace(large, ids=[2]), tmp_path), job.shown_maps)):
         got, photo = read_id_map(path), large.load_image(job.views[index])
         np.testing.assert_array_equal(got == 2, (photo == [250, 0, 0]).all(2))
         whole, same_photo = large.beside_photo(index)
         assert np.array_equal(photo, same_photo) and np.array_equal(whole == 2, got == 2)  # whatever else is chosen
         assert (whole != ids.repeat(2, 0).repeat(2, 1)).any()
     plain = replace(large, edges="splats")
-    for path, ids in zip(FORMATS["masks"](plain, tmp_path), job.id_maps):
+    for path, ids in zip(FORMATS["masks"](plain, tmp_path), job.shown_maps):
         np.testing.assert_array_equal(read_id_map(path), ids.repeat(2, 0).repeat(2, 1))
     [path, *_] = FORMATS["cutouts"](replace(large, ids=[2]), tmp_path)
     rgba = np.asarray(Image.open(path))
     red = (rgba[..., :3] == [250, 0, 0]).all(2)
-    assert red.sum() == 4 * max((ids == 2).sum() for ids in job.id_maps)
+    assert red.sum() == 4 * max((ids == 2).sum() for ids in job.shown_maps)
     assert (rgba[red][:, 3] >= 127).all() and (rgba[~red][:, 3] <= 128).all()
 
 
@@ -449,9 +449,9 @@ def test_an_export_follows_the_photos_while_they_show_the_scene(tiny_run, tmp_pa
             if got == "photos":
                 view = seg.context.views[job.views[index].name]
                 photo = np.asarray(Image.open(view.image_path).convert("RGB"))
-                np.testing.assert_array_equal(ids, follow_edges(job.id_maps[index], photo))
+                np.testing.assert_array_equal(ids, follow_edges(job.shown_maps[index], photo))
             else:
-                np.testing.assert_array_equal(ids, job.id_maps[index])
+                np.testing.assert_array_equal(ids, job.shown_maps[index])
     with pytest.raises(InputError, match="no edges 'sharp'; choose from photos, splats"):
         seg.export(tmp_path / "no", "masks", edges="sharp")
 
@@ -488,10 +488,10 @@ def test_masks_that_are_asked_for_follow_the_photos_too(tiny_run):
 def test_cutouts_show_the_photo_of_the_object_and_nothing_else(job, tmp_path):
     paths = FORMATS["cutouts"](replace(job, ids=[2]), tmp_path)
     assert [p.name for p in paths] == [f"0002_green-groe_{i}.png" for i in range(1, len(paths) + 1)]
-    best = int(np.argmax([(m == 2).sum() for m in job.id_maps]))
+    best = int(np.argmax([(m == 2).sum() for m in job.shown_maps]))
     rgba, mask, photo = (
         np.asarray(Image.open(paths[0])),
-        job.id_maps[best] == 2,
+        job.shown_maps[best] == 2,
         shot(job.segmentation, job.views[best]),
     )
     ys, xs = np.nonzero(mask)
@@ -565,7 +565,7 @@ def test_views_whose_names_no_file_may_have_get_files_of_their_own(job, tmp_path
     views = tuple(replace(v, name=name) for v, name in zip(job.views, names))
     export(replace(job, views=views), tmp_path, ["masks", "coco"])
     stems = ["a_b", "a_b_2", "q_", "a_b_2_2"]
-    for stem, ids in zip(stems, job.id_maps):
+    for stem, ids in zip(stems, job.shown_maps):
         np.testing.assert_array_equal(read_id_map(tmp_path / f"masks/{stem}.png"), ids)
     panoptic = json.loads((tmp_path / "coco/panoptic.json").read_text())
     assert [row["file_name"] for row in panoptic["annotations"]] == [f"{stem}.png" for stem in stems]
@@ -690,4 +690,4 @@ def convert(source: Path, target: Path) -> None:
 
 
 def test_the_floor_of_the_tiny_scene_is_seen(job):
-    assert all((ids == FLOOR).any() and ids.shape[1] == WIDTH for ids in job.id_maps)
+    assert all((ids == FLOOR).any() and ids.shape[1] == WIDTH for ids in job.shown_maps)

@@ -90,11 +90,6 @@ class Export:
             labels[self.segmentation.members(segment)] = segment
         return labels
 
-    @property
-    def id_maps(self) -> list[np.ndarray]:
-        """The id map [H, W] of each view at its camera's size, the chosen ids only."""
-        return [self._chosen_of(ids) for ids in self.shown_maps]
-
     def _chosen_of(self, ids: np.ndarray) -> np.ndarray:
         return np.where(np.isin(ids, self.chosen), ids, 0).astype(np.int32)
 
