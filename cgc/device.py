@@ -158,9 +158,7 @@ def is_full(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def out_of_memory(
-    doing: str, levers: Callable[[], Sequence[Lever]] = tuple, *, kept: str = "what was done before is kept"
-) -> Iterator[None]:
+def out_of_memory(doing: str, levers: Callable[[], Sequence[Lever]] = tuple) -> Iterator[None]:
     """Turn a GPU's running out of memory inside the block into an InputError that says what to lower, and to what.
 
     doing: what ran out ("training"); levers: asked for then what its memory grows with. How much is too much is
@@ -176,7 +174,9 @@ def out_of_memory(
         sizes = f": it needs more than {_gb(wanted)} where {_gb(there)} are to be had" if 0 < there < wanted else ""
         advice = [f"lower {lever.lowered(factor)}" for lever in levers()]
         advice += ["end other programs that use the GPU", "compute on the CPU, with --device cpu"]
-        raise InputError(f"{doing} ran out of the GPU's memory{sizes}; {', or '.join(advice)}; {kept}") from error
+        raise InputError(
+            f"{doing} ran out of the GPU's memory{sizes}; {', or '.join(advice)}; what was done before is kept"
+        ) from error
 
 
 _FULL = ("out of memory", "cublas_status_alloc_failed", "cusolver_status_alloc_failed")

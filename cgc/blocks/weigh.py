@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -45,9 +44,7 @@ class Evidence(NamedTuple):
     mass: torch.Tensor
 
 
-def draw_views(
-    id_maps: Iterable[tuple[int, np.ndarray]], settings: LiftSettings, *, folder: Path | None = None
-) -> list[Drawn]:
+def draw_views(id_maps: Iterable[tuple[int, np.ndarray]], settings: LiftSettings) -> list[Drawn]:
     """Draw the pixels of each view, once for all blocks: those that `sample_batches` draws.
 
     id_maps: numbers of views and their id maps [H, W], one in memory at a time. 8 B a pixel are kept, past
@@ -55,7 +52,7 @@ def draw_views(
     """
     generator = np.random.default_rng(settings.seed)
     views, counts = [], []
-    with Cache(settings.cache_gb, folder) as cache:
+    with Cache(settings.cache_gb) as cache:
         for view, id_map in id_maps:
             parts = part_pixels(id_map, draw_pixels(id_map, settings, generator), settings)
             views.append(view)
@@ -124,15 +121,14 @@ def weigh_block(
     drawn: Sequence[Drawn],
     settings: LiftSettings,
     *,
-    folder: Path | None = None,
     quiet: bool = False,
 ) -> Evidence:
     """Weigh the drawn pixels at which a block may show; views that do not show it give nothing.
 
-    What `settings.cache_gb` does not hold lies in a temporary file in `folder`.
+    What `settings.cache_gb` does not hold lies in a temporary file.
     """
     made: list[tuple[int, bool, bool]] = []  # of each kept batch: its view, whether columns and learning want it
-    with Cache(settings.cache_gb, folder) as cache, progress_bar("weights", len(drawn), quiet=quiet) as bar:
+    with Cache(settings.cache_gb) as cache, progress_bar("weights", len(drawn), quiet=quiet) as bar:
         for view, parts in drawn:
             for batch, counts, teaches in _batches(block, view, cameras[view], parts, settings):
                 cache.keep(to_arrays(batch))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -42,7 +41,6 @@ def sample_batches(
     rasterizer: Rasterizer,
     settings: LiftSettings,
     *,
-    folder: Path | None = None,
     layout: Literal["auto", "host", "device"] = "auto",
     quiet: bool = False,
 ) -> list[Batch | Elsewhere]:
@@ -50,9 +48,9 @@ def sample_batches(
 
     id_maps: one [H, W] int array a camera, 0 = unassigned, or None. The pixels are the same for any backend and any
     number of processes: each of these draws all, and holds the weights of an equal run of the views. layout: "host"
-    makes `Batch`es for the CPU's kernels, of which `settings.cache_gb` lie in memory and the rest in a temporary file
-    in `folder` (None: the system's); "device" makes `DeviceBatch`es on the rasteriser's device, past the limit in the
-    host's memory; "auto" goes by where that is.
+    makes `Batch`es for the CPU's kernels, of which `settings.cache_gb` lie in memory and the rest in a temporary file;
+    "device" makes `DeviceBatch`es on the rasteriser's device, past the limit in the host's memory; "auto" goes by where
+    that is.
     """
     rank, size = parallel.here()
     device = device_of(rasterizer)
@@ -61,7 +59,7 @@ def sample_batches(
     masked = np.cumsum([id_map is not None for id_map in id_maps])
     made: list[tuple[int, int]] = []  # of each batch the view, and who holds it
     pool, drawn = DevicePool(settings.cache_gb), _draw_views(id_maps, settings)
-    with Cache(settings.cache_gb, folder) as cache, progress_bar("weights", len(cameras), quiet=quiet) as bar:
+    with Cache(settings.cache_gb) as cache, progress_bar("weights", len(cameras), quiet=quiet) as bar:
         for view, parts in enumerate(_ahead(drawn) if on_device else drawn):
             holder = int(masked[view] - 1) * size // max(int(masked[-1]), 1)
             made += [(view, holder)] * len(parts)

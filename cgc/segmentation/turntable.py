@@ -50,15 +50,13 @@ def turntable(
     frames: int = 36,
     size: int = 256,
     up: Sequence[float] | np.ndarray = (0, 0, 1),
-    elevation: float = 20.0,
-    background: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> np.ndarray:
-    """Render Gaussians from all around, uint8 [frames, size, size, 3]."""
-    back = torch.tensor(list(background), dtype=torch.float32)
+    """Render Gaussians from all around on white, uint8 [frames, size, size, 3]."""
     made = np.empty((frames, size, size, 3), np.uint8)
-    for frame, camera in enumerate(turntable_cameras(splats, frames, size, up=up, elevation=elevation)):
+    for frame, camera in enumerate(turntable_cameras(splats, frames, size, up=up)):
         with torch.no_grad():
-            shown = rasterizer.render(splats, splats.colors(camera.position), [camera], backgrounds=back).values[0]
+            colors = splats.colors(camera.position)
+            shown = rasterizer.render(splats, colors, [camera], backgrounds=torch.ones(3)).values[0]
         made[frame] = (255 * shown.clamp(0, 1)).round().byte().cpu().numpy()
     return made
 

@@ -75,16 +75,14 @@ def _sides(ids: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.bool
     return after, before
 
 
-def contact_sheet(
-    images: Sequence[NDArray[np.uint8]], columns: int, *, gap: int = 8, background: int = 255
-) -> NDArray[np.uint8]:
-    """Lay images of any sizes on a grid, each in the middle of its cell, row by row."""
+def contact_sheet(images: Sequence[NDArray[np.uint8]], columns: int, *, gap: int = 8) -> NDArray[np.uint8]:
+    """Lay images of any sizes on a white grid, each in the middle of its cell, row by row."""
     if not images or columns < 1:
         raise InputError("a contact sheet needs at least one image and one column")
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), background, np.uint8)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
     for i, image in enumerate(images):
         top = gap + (i // columns) * (height + gap) + (height - image.shape[0]) // 2
         left = gap + (i % columns) * (width + gap) + (width - image.shape[1]) // 2
