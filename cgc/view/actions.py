@@ -30,11 +30,6 @@ class Desk:
         self.state = state
         self.out = out
 
-    def press(self, key: str) -> str | None:
-        """Do what a key stands for and return a line to show, what went wrong included; None for any other key."""
-        action = BY_KEY.get(key)
-        return None if action is None else self.run(action)
-
     def run(self, action: Action) -> str:
         """Do an action and return a line to show, what went wrong included."""
         return self.attempt(lambda: action.do(self))
