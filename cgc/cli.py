@@ -40,8 +40,9 @@ from cgc.arguments import (
 from cgc.errors import InputError, reason
 from cgc.masks.regions import PRESETS as REGION_PRESETS
 from cgc.masks.sam import PRESETS as SAM_PRESETS
+from cgc.presets import preset_of
 from cgc.run_folder import STEPS
-from cgc.settings import SUITED, RunSettings, SceneSettings, preset_of, seconds_of, suited
+from cgc.settings import SUITED, RunSettings, SceneSettings, seconds_of, suited
 
 TOGETHER = ("demo", "run", "masks", *STEPS)
 """Commands that several processes do together; of the others the first process does all."""

@@ -32,12 +32,13 @@ from cgc.appearance.training import shorten
 from cgc.errors import InputError
 from cgc.geometry import rgb_to_sh_dc, sh_to_rgb
 from cgc.kernels import thread_count
+from cgc.presets import PAPER, TRAIN_PRESETS, preset_of
 from cgc.progress import TimeLeft
 from cgc.rasterize.base import Render
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.rasterize.sh import sh_colors
 from cgc.scene.types import Camera, Scene, View
-from cgc.settings import PAPER, TRAIN_PRESETS, TrainSettings, preset_of
+from cgc.settings import TrainSettings
 from cgc.splats.types import Splats
 
 TINY = TrainSettings(steps=60, max_gaussians=300, refine_start=0.1, refine_every=10, checkpoint_every=0, coarse=0)

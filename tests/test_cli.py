@@ -27,8 +27,9 @@ from cgc.cli import COMMANDS, main
 from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map, write_id_map
 from cgc.pipeline import commands
+from cgc.presets import PRESETS
 from cgc.run_folder import open_run
-from cgc.settings import PRESETS, RunSettings, SceneSettings, check, seconds_of
+from cgc.settings import RunSettings, SceneSettings, check, seconds_of
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
 

@@ -25,12 +25,13 @@ from cgc.masks.id_maps import read_id_map, resize_nearest, write_id_map
 from cgc.pipeline.commands import run_all, run_step
 from cgc.pipeline.lift import load_features
 from cgc.pipeline.workspace import Workspace
+from cgc.presets import PAPER, PRESETS
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, TRAINED_FEATURES, open_run
 from cgc.scene.types import Camera
 from cgc.scoring.runs import predicted_maps
 from cgc.segmentation.labels import render_labels
-from cgc.settings import PAPER, PRESETS, JointSettings, LiftSettings, TrainSettings
+from cgc.settings import JointSettings, LiftSettings, TrainSettings
 from cgc.splats.ply import read_ply, write_ply
 
 SETTINGS = replace(

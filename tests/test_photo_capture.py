@@ -27,6 +27,7 @@ from cgc.pipeline.commands import run_all, run_step
 from cgc.pipeline.facts import UNEVEN, find_warnings
 from cgc.pipeline.quality import Measures, brightness, measure_view, quality_facts
 from cgc.pipeline.workspace import Workspace
+from cgc.presets import PAPER
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import open_run
 from cgc.scene.corrections import Correction, corrected, read_corrections, write_corrections
@@ -34,7 +35,7 @@ from cgc.scene.images import load_image, load_view
 from cgc.scene.types import Camera, Scene, View
 from cgc.segmentation.segments import load_sharpened
 from cgc.segmentation.sharpen import mean_psnr
-from cgc.settings import PAPER, BlockSettings, SharpenSettings
+from cgc.settings import BlockSettings, SharpenSettings
 from cgc.splats.types import Splats
 
 BOTH = replace(TINY, exposure=True, poses=True)

@@ -31,6 +31,7 @@ from cgc.pipeline.commands import info, run_all, run_step
 from cgc.pipeline.lift import load_features
 from cgc.pipeline.steps import meet
 from cgc.pipeline.workspace import Workspace
+from cgc.presets import PRESETS
 from cgc.progress import progress_bar
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.run_folder import STEPS, YOUNGER, RunFolder, Source, create_run, open_run
@@ -41,7 +42,6 @@ from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import load_labels, load_table
 from cgc.settings import (
     LIMITS,
-    PRESETS,
     BlockSettings,
     ClusterSettings,
     MaskSettings,

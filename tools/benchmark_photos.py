@@ -28,12 +28,13 @@ from cgc.appearance.photo_capture import PhotoCapture
 from cgc.appearance.trainer import train
 from cgc.pipeline.train import shift
 from cgc.pipeline.workspace import Workspace
+from cgc.presets import TRAIN_PRESETS
 from cgc.run_folder import open_run
 from cgc.scene.corrections import Correction, corrected
 from cgc.scene.images import load_image
 from cgc.scene.types import Scene, View
 from cgc.segmentation.sharpen import mean_psnr
-from cgc.settings import TRAIN_PRESETS, TrainSettings
+from cgc.settings import TrainSettings
 
 GREY = 0.4  # at which brightness is compared: hardly any photo clips it
 

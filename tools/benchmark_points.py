@@ -28,11 +28,11 @@ from tyro.conf import Positional
 from cgc.appearance.trainer import train
 from cgc.errors import InputError
 from cgc.pipeline.workspace import Workspace
+from cgc.presets import TRAIN_PRESETS
 from cgc.run_folder import open_run
 from cgc.scene.images import load_image
 from cgc.scene.types import Scene
 from cgc.segmentation.sharpen import mean_psnr
-from cgc.settings import TRAIN_PRESETS
 
 BESIDE = {"things": 10_000, "stuff": 20_000}
 """Points that are added to the model's."""

@@ -23,13 +23,14 @@ from cgc import parallel
 from cgc.appearance.losses import psnr
 from cgc.appearance.trainer import train
 from cgc.errors import InputError
+from cgc.presets import preset_of
 from cgc.rasterize.base import Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.images import load_image
 from cgc.scene.read import read_scene
 from cgc.scene.types import Scene
 from cgc.segmentation.labels import render_rgb
-from cgc.settings import SceneSettings, TrainSettings, preset_of
+from cgc.settings import SceneSettings, TrainSettings
 from cgc.splats.types import Splats
 
 
