@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import TYPE_CHECKING, Any, TextIO, Union, get_args, get_origin, get_type_hints, is_typeddict
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 from safetensors import SafetensorError
@@ -110,11 +110,22 @@ def write_csv(path: Path | str, columns: Sequence[str], rows: Sequence[Mapping[s
     write_text(path, text.getvalue())
 
 
+def open_text(path: Path | str, errors: str = "strict") -> TextIO:
+    """Open a text file of others: UTF-8, any line ends; the mark that editors on Windows begin it with is left out."""
+    return open(path, encoding="utf-8-sig", errors=errors)
+
+
+def read_text(path: Path | str) -> str:
+    """Read a text file of somebody else as `open_text` opens it."""
+    with open_text(path) as file:
+        return file.read()
+
+
 def read_json(path: Path | str, what: str) -> Any:
     """Read a JSON file; `what` names it in the error of a missing or broken one."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin it with a mark
+        return json.loads(read_text(path))
     except FileNotFoundError as error:
         raise InputError(f"{what} is missing: expected {path}") from error
     except OSError as error:  # a folder, or one that may not be read

@@ -202,10 +202,12 @@ def test_amg_folders(tmp_path):
     check_stacks(found, "sam-png")
     assert found.load(0).scores.tolist() == [0.5, 0.875, 0.75]  # largest first
     assert read_foreign(tmp_path / "out" / "a1", VIEWS).load(0) is not None  # one image's folder
+    table = tmp_path / "out" / "a1" / "metadata.csv"
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n"))  # as editors on Windows save it
+    assert read_foreign(tmp_path / "out" / "a1", VIEWS).load(0).scores.tolist() == [0.5, 0.875, 0.75]
     (tmp_path / "out" / "a2" / "1.png").unlink()
     with pytest.raises(InputError, match=r"row for 1\.png, which is missing"):
         found.load(1)
-    table = tmp_path / "out" / "a1" / "metadata.csv"
     table.write_text(table.read_text().replace("\n2,", "\n../2,"))
     with pytest.raises(InputError, match="expected the numbers 0, 1"):
         found.load(0)

@@ -123,6 +123,22 @@ def test_reads_poses_intrinsics_and_points(tmp_path, text):
     assert scene.notes == () and scene.model_path == root / "sparse/0"
 
 
+@pytest.mark.parametrize("names", [("cameras", "images", "points3D", "rigs", "frames"), ("images",), ("frames",)])
+@pytest.mark.parametrize(("mark", "end"), [(b"\xef\xbb\xbf", b"\n"), (b"\xef\xbb\xbf", b"\r\n"), (b"", b"\r\n")])
+def test_text_models_as_editors_on_windows_save_them(tmp_path, names, mark, end):
+    plain, saved = (make_scene(tmp_path / name, text=True) for name in ("plain", "saved"))
+    for path in (saved / f"sparse/0/{name}.txt" for name in names):
+        lines = [line for line in path.read_bytes().split(b"\n") if not line.startswith(b"#")]
+        path.write_bytes(mark + end.join(lines))
+    expected, scene = read_scene(plain), read_scene(saved)
+    assert [(v.name, v.camera.position.tolist()) for v in scene.views] == [
+        (v.name, v.camera.position.tolist()) for v in expected.views
+    ]
+    assert np.array_equal(scene.points, expected.points) and len(scene.points) == 3 and scene.notes == ()
+    shutil.copytree(saved / "sparse/0", saved / "sparse/1")
+    assert read_scene(saved).notes == ()
+
+
 def test_names_with_spaces_are_whole_in_text_too(tmp_path):
     names = ("my photo 2.png", "my photo 1.png", "sub dir/c.png")
     root = make_scene(tmp_path, names, text=True)

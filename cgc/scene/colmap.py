@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pycolmap
 
 from cgc.errors import InputError, reason
+from cgc.files import open_text
 from cgc.scene.binary import BrokenFile, check_binary_model
 from cgc.scene.images import SUFFIXES
 from cgc.scene.lens import from_colmap
@@ -25,6 +27,7 @@ DEEPEST = 3
 
 _MODEL_WORDS = ("sparse", "colmap", "dense", "distorted")
 _NAMES = ("cameras", "images", "points3D")
+_FILES = (*_NAMES, "rigs", "frames")
 _ENDS = (".bin", ".txt")
 
 
@@ -82,13 +85,31 @@ def _read_files(folder: Path, kind: str, place: Path | None = None) -> tuple[lis
         if kind == ".bin":
             check_binary_model(folder)
         names = {} if kind == ".bin" else _names_in_text(folder / "images.txt")
-        model = pycolmap.Reconstruction(str(folder))
+        with tempfile.TemporaryDirectory() as work:
+            model = pycolmap.Reconstruction(str(_unmarked(folder, Path(work)) if kind == ".txt" else folder))
         return [_shot(image, names) for image in model.images.values() if image.has_pose], *_points(model)
     except (BrokenFile, RuntimeError, ValueError, IndexError, KeyError, MemoryError) as error:
         raise InputError(
             f"{place or folder} is broken: expected a COLMAP model, but {reason(error)}; restore the files or run "
             "COLMAP's mapper again"
         ) from error
+
+
+def _unmarked(folder: Path, work: Path) -> Path:
+    """Return `folder`; or, where a text file in it begins with a mark, which pycolmap chokes on, `work` with copies."""
+    paths = [path for name in _FILES if (path := folder / f"{name}.txt").is_file()]
+    if not any(_is_marked(path) for path in paths):
+        return folder
+    for path in paths:
+        with open(path, "rb") as file, open(work / path.name, "wb") as copy:
+            file.seek(len(BOM_UTF8) if _is_marked(path) else 0)
+            shutil.copyfileobj(file, copy)
+    return work
+
+
+def _is_marked(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(BOM_UTF8)) == BOM_UTF8
 
 
 def _images_of(root: Path, folder: Path) -> Path:
@@ -135,7 +156,7 @@ def _image_count(folder: Path) -> int:
 def _names_in_text(path: Path) -> dict[int, str]:
     """Return the names of images.txt by id, with their spaces, at the first of which pycolmap (4.2) cuts them."""
     names = {}
-    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+    with open_text(path, errors="surrogateescape") as lines:
         for line in lines:
             if not line.strip() or line.lstrip().startswith("#"):
                 continue

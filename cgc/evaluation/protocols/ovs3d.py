@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cgc.errors import InputError, some
 from cgc.evaluation.protocols.base import Benchmark, TrueMask, find_scenes, folders, pictures
+from cgc.files import read_text
 
 LAYOUT = "SCENE/segmentations/VIEW/CLASS.png and SCENE/segmentations/classes.txt"
 DEFINITION = "IoU, mean over all classes and views of a scene, then scenes"
@@ -17,7 +18,7 @@ def read(root: Path) -> Benchmark:
     for scene, folder in find_scenes(root, "segmentations", LAYOUT).items():
         truth = folder / "segmentations"
         try:
-            lines = (truth / "classes.txt").read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(truth / "classes.txt").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{truth / 'classes.txt'} cannot be read ({error}); expected {LAYOUT}") from error
         classes, views = list(dict.fromkeys(line.strip() for line in lines if line.strip())), folders(truth)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cgc.errors import InputError, reason
+from cgc.files import open_text, read_text
 from cgc.masks.id_maps import Size, fitting
 from cgc.scene.images import UNREADABLE
 from cgc.scene.types import View
@@ -151,7 +152,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 def read_json(path: Path) -> Any:
     """Read a JSON file of somebody else; InputError where it is broken in any way."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); it is truncated or damaged, export it again") from error
 
@@ -159,7 +160,7 @@ def read_json(path: Path) -> Any:
 def start_of(path: Path) -> str:
     """Return the first 4096 characters of a text file, which show what it is; nothing where it is none."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             return file.read(4096)
     except (OSError, UnicodeDecodeError):
         return ""

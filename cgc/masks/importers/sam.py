@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cgc.errors import InputError
+from cgc.files import open_text, read_text
 from cgc.masks.id_maps import Size
 from cgc.masks.image_masks import encode
 from cgc.masks.importers.base import Entry, Found, Frame, Listing, Source, jsons, read_json, read_pixels, start_of
@@ -27,7 +28,7 @@ HEADER = "id,area,bbox_x0"
 def is_folder(table: Path) -> bool:
     """Tell whether a metadata.csv is that of an image's masks."""
     try:
-        with open(table, encoding="utf-8") as file:
+        with open_text(table) as file:
             return file.read(len(HEADER)) == HEADER
     except (OSError, UnicodeDecodeError):
         return False
@@ -88,7 +89,7 @@ def _read_masks(paths: Sequence[Path], frame: Frame) -> tuple[list[np.ndarray], 
 def _read_folder(frame: Frame) -> Found:
     path = frame.path / "metadata.csv"
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
+        rows = list(csv.DictReader(io.StringIO(read_text(path)), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); it is damaged, make the masks again") from error
     masks: dict[Path, float] = {}
