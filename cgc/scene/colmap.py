@@ -88,7 +88,7 @@ def _read_files(folder: Path, kind: str, place: Path | None = None) -> tuple[lis
         with tempfile.TemporaryDirectory() as work:
             model = pycolmap.Reconstruction(str(_unmarked(folder, Path(work)) if kind == ".txt" else folder))
         return [_shot(image, names) for image in model.images.values() if image.has_pose], *_points(model)
-    except (BrokenFile, RuntimeError, ValueError, IndexError, KeyError, MemoryError) as error:
+    except (BrokenFile, OSError, RuntimeError, ValueError, IndexError, KeyError, MemoryError) as error:
         raise InputError(
             f"{place or folder} is broken: expected a COLMAP model, but {reason(error)}; restore the files or run "
             "COLMAP's mapper again"
