@@ -433,6 +433,46 @@ def test_names_of_transforms_that_count_from_another_folder(tmp_path):
         read_scene(root)
 
 
+@pytest.mark.parametrize(
+    ("place", "up", "photos"),
+    [("nerf", "../images/", "images"), ("nerf", "../", "."), ("a/b", "../../in/x/", "in/x"), ("nerf", "", "nerf")],
+)
+def test_names_of_transforms_that_lead_up(tmp_path, monkeypatch, place, up, photos):
+    root, folder = tmp_path / "scene", tmp_path / "scene" / place
+    folder.mkdir(parents=True)
+    names = (f"{up}a.png", f"{up}b.png", "../scene.png")[: 3 if photos == "nerf" else 2]  # a mix starts above all
+    transforms_scene(folder, {"fl_x": 50, "ply_file_path": "../cloud.ply"}, names=names)
+    (folder / "../cloud.ply").write_text(POINTS + "1 2 3 4 5 6\n")
+    for name in ("a.png", "b.png"):
+        write_image(folder / "images" / name, (20, 10))  # what is where the file says goes first
+    files = sorted((folder / name).resolve() for name in names)
+    scenes = [read_scene(root)]
+    if place == "nerf":
+        monkeypatch.chdir(folder)
+        scenes += [read_scene(folder), read_scene(".")]
+    for scene in scenes:
+        assert sorted(view.image_path.resolve() for view in scene.views) == files and len(scene.points) == 1
+        assert not any(".." in view.name or view.name.startswith("/") for view in scene.views)
+    (root / "images_2").mkdir()
+    if photos == "images":
+        for name in ("a.png", "b.png"):
+            write_image(root / "images_2" / name, (20, 15))
+        assert {v.image_path.parent for v in read_scene(root, SceneSettings(downscale=2)).views} == {root / "images_2"}
+        (root / "images/b.png").unlink()
+        with pytest.raises(InputError, match=rf"1 of the 2 images .* are missing in {root}/images: b\.png"):
+            read_scene(root)
+
+
+@pytest.mark.parametrize("up", ["../../", "../x/../../"])
+def test_names_of_transforms_lead_no_further_than_beside_their_folder(tmp_path, up):
+    root = tmp_path / "scene/nerf"
+    root.mkdir(parents=True)
+    transforms_scene(root, {"fl_x": 50}, names=(f"{up}a.png", f"{up}b.png"))
+    with pytest.raises(InputError, match="lies outside"):
+        read_scene(root)
+    assert len(read_scene(tmp_path).views) == 2  # inside what is given
+
+
 def test_photos_of_another_folder_are_used_where_it_is_the_only_one(tmp_path):
     root = transforms_scene(tmp_path, {"fl_x": 50, "w": 40, "h": 30})
     shutil.rmtree(root / "images")

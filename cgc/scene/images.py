@@ -44,7 +44,7 @@ class Header:
 def find_images(folder: Path, names: Sequence[str]) -> list[Path | None]:
     """Find every name's file in `folder`: the name itself, or its stem with another image suffix or other codes."""
     exact = [folder / name for name in names]
-    found: list[Path | None] = [path if _is_file(path) else None for path in exact]
+    found: list[Path | None] = [path if is_file(path) else None for path in exact]
     if all(found):
         return found
     by_stem = _by_stem(folder)
@@ -55,7 +55,8 @@ def find_images(folder: Path, names: Sequence[str]) -> list[Path | None]:
     return found
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Say whether a file is there."""
     try:
         return path.is_file()
     except OSError:  # a name that is too long for any file

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cgc.errors import InputError, some
-from cgc.scene.images import SUFFIXES, find_images
+from cgc.scene.images import SUFFIXES, find_images, is_file
 from cgc.scene.model import Model, is_inside, parts_of
 
 PHOTO_WORDS = ("image", "input", "photo", "rgb", "color")
@@ -66,6 +67,25 @@ def from_root(root: Path, name: str) -> str:
         if Path(name).is_relative_to(folder):
             return Path(name).relative_to(folder).as_posix()
     return name
+
+
+def from_above(here: Path, root: Path, names: Sequence[str]) -> tuple[Path, dict[str, str]]:
+    """Follow names that lead up from the folder `here` by `..`, to files in the scene `root` or beside `here`.
+
+    Returns the folder to start from and what each name is from there on: `here`, and nothing, where none leads up, one
+    leads elsewhere, or nothing is there.
+    """
+    whole = root.resolve()
+    top, below = (root, here.relative_to(root)) if here != root else (whole.parent, Path(whole.name))
+    led = {name: posixpath.normpath((below / name).as_posix()) for name in names}
+    if not any(".." in parts_of(name) for name in names) or not all(is_inside(name) for name in led.values()):
+        return here, {}
+    if not any(is_file(top / f"{name}{end}") for name in led.values() for end in ("", *SUFFIXES)):
+        return here, {}
+    firsts = {name.split("/", 1)[0] for name in led.values()}
+    if len(firsts) > 1 or any("/" not in name for name in led.values()):
+        return top, led
+    return top / firsts.pop(), {name: new.split("/", 1)[1] for name, new in led.items()}
 
 
 def _without(name: str, cut: int) -> str:

@@ -151,7 +151,7 @@ def _read_model(root: Path) -> Model:
         what = "it is a file" if root.exists() else "there is no such folder"
         raise InputError(f"{root} was expected to be the folder of a scene, but {what}; check the path")
     if place := find_model(root):
-        model = read_colmap(root, place.colmap) if place.colmap else read_transforms(place.transforms)
+        model = read_colmap(root, place.colmap) if place.colmap else read_transforms(place.transforms, root)
         return replace(model, notes=(place.note, *model.notes)) if place.note else model
     if (sparse := root / "sparse").exists():
         held = some(sorted(p.relative_to(root).as_posix() for p in sparse.rglob("*") if p.is_file()))

@@ -18,7 +18,7 @@ from cgc.errors import InputError
 from cgc.files import read_json
 from cgc.scene.images import Header, read_header
 from cgc.scene.model import Model, Shot, check_name, no_points
-from cgc.scene.names import Settled, from_root, missing, settle
+from cgc.scene.names import Settled, from_above, from_root, missing, settle
 from cgc.scene.points import read_points
 from cgc.scene.types import Lens
 
@@ -33,22 +33,23 @@ def find_transforms(root: Path) -> list[Path]:
     return found[:1] if found and found[0].name == "transforms.json" else found
 
 
-def read_transforms(files: list[Path]) -> Model:
-    """Read the frames of all `files` of a folder; raise InputError where one is broken.
+def read_transforms(files: list[Path], scene: Path) -> Model:
+    """Read the frames of all `files` of a folder in the folder `scene`; raise InputError where one is broken.
 
-    Cameras of _test and _val none of whose photos is there are left out with a note, if others have theirs.
+    Names count from the files' folder, and may lead up from it to what lies in `scene` or beside the folder. Cameras of
+    _test and _val none of whose photos is there are left out with a note, if others have theirs.
     """
     root = files[0].parent
+    contents = [_read(file) for file in files]
+    all_names = [_names(root, content["frames"], file) for file, content in zip(files, contents)]
+    start, led = from_above(root, scene, [name for names in all_names for name in names])
     shots: list[Shot] = []
     points = no_points()
     notes: list[str] = []
     photos_there = False
-    for file in files:
-        content = read_json(file, "the scene's transforms file")
-        frames = content.get("frames") if isinstance(content, dict) else None
-        if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
-            raise InputError(f"{file} has no list of frames; expected nerfstudio's or instant-ngp's transforms.json")
-        photos = settle(_names(root, frames, file), root, [root], file)
+    for file, content, names in zip(files, contents, all_names):
+        frames = content["frames"]
+        photos = settle([led.get(name, name) for name in names], root, [start], file)
         for name in photos.names:
             check_name(name, file)
         if photos_there and frames and not any(photos.found):
@@ -58,16 +59,23 @@ def read_transforms(files: list[Path]) -> Model:
         notes += [photos.note] if photos.note else []
         shots += _shots(photos, frames, {k: v for k, v in content.items() if k != "frames"}, file)
         if isinstance(content.get("ply_file_path"), str):
-            cloud = from_root(root, content["ply_file_path"])
-            check_name(cloud, file)
-            points = read_points(root / _with_slashes(cloud, root), file, "remove ply_file_path from it")
+            cloud = _cloud(root, scene, content["ply_file_path"], file)
+            points = read_points(cloud, file, "remove ply_file_path from it")
     tops = {shot.name.split("/", 1)[0] for shot in shots if "/" in shot.name}
     if len(tops) == 1 and next(iter(tops)).startswith("images") and all("/" in shot.name for shot in shots):
-        images = root / tops.pop()  # names start inside the images folder, as COLMAP's do
+        images = start / tops.pop()  # names start inside the images folder, as COLMAP's do
         shots = [replace(shot, name=shot.name.split("/", 1)[1]) for shot in shots]
     else:
-        images = root
+        images = start
     return Model(shots, *points, images=images, path=files[0], notes=tuple(notes))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = read_json(file, "the scene's transforms file")
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        raise InputError(f"{file} has no list of frames; expected nerfstudio's or instant-ngp's transforms.json")
+    return content
 
 
 def _names(root: Path, frames: list[dict[str, Any]], file: Path) -> list[str]:
@@ -79,6 +87,13 @@ def _names(root: Path, frames: list[dict[str, Any]], file: Path) -> list[str]:
         name = _with_slashes(name, root)
         names.append(os.path.normpath(name).replace(os.sep, "/") if ".." not in name else name)
     return names
+
+
+def _cloud(root: Path, scene: Path, name: str, file: Path) -> Path:
+    name = _with_slashes(from_root(root, name), root)
+    start, led = from_above(root, scene, [name])
+    check_name(name := led.get(name, name), file)
+    return start / name
 
 
 def _shots(photos: Settled, frames: list[dict[str, Any]], shared: dict[str, Any], file: Path) -> list[Shot]:
