@@ -193,9 +193,15 @@ def folder_at(folder: Path | str) -> Path:
 
 
 def files_below(folder: Path, but: Callable[[set[str]], bool] | None = None) -> Iterator[Path]:
-    """Find every file below a folder but in hidden ones. Links are followed, into each folder once: they may circle.
+    """Find every file below a folder as `folders_below` does."""
+    return (Path(parent, file) for parent, files in folders_below(folder, but) for file in files)
 
-    Folders in it of whose files' names `but` holds are left out.
+
+def folders_below(folder: Path, but: Callable[[set[str]], bool] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Yield a folder and each below it with its files' names, but hidden ones.
+
+    Links are followed, into each folder once: they may circle. Folders in it of whose files' names `but` holds are left
+    out.
     """
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -204,7 +210,7 @@ def files_below(folder: Path, but: Callable[[set[str]], bool] | None = None) -> 
         if (here.st_dev, here.st_ino) in seen or (but and Path(parent) != folder and but(set(files))):
             folders.clear()
         else:
-            yield from (Path(parent, file) for file in files)
+            yield parent, files
         seen.add((here.st_dev, here.st_ino))
 
 

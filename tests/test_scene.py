@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from cgc.errors import InputError
+from cgc.scene import images
 from cgc.scene import lens as lenses
 from cgc.scene.binary import _PARAMETERS
 from cgc.scene.cameras import up_of
 from cgc.scene.images import Header, check_images, load_colors, load_image, load_photo, load_view, read_header
+from cgc.scene.names import settle
 from cgc.scene.read import fingerprint, read_cameras, read_scene
 from cgc.scene.types import Camera, Lens, extent_of
 from cgc.settings import SceneSettings
@@ -383,6 +385,19 @@ def test_what_is_where_the_model_says_is_not_taken_from_elsewhere(tmp_path):
     make_model((f"{'x' * 300}.png", "b.png")).write_binary(str(root / "sparse/0"))
     with pytest.raises(InputError, match=r"1 of the 2 images .* are missing"):
         read_scene(root)
+
+
+def test_a_folder_is_listed_once_however_many_folders_names_have(tmp_path, monkeypatch):
+    root = make_scene(tmp_path, ("1/2/3/4/a.png", "1/2/3/4/b.png", "1/2/3/4/c.png"))
+    (root / "images/1/2/3/4/b.png").unlink()
+    listed, asked = [], []
+    below, isfile = images.folders_below, os.path.isfile
+    monkeypatch.setattr(images, "folders_below", lambda folder: listed.append(folder) or below(folder))
+    monkeypatch.setattr(images.os.path, "isfile", lambda path: asked.append(path) or isfile(path))
+    names = [f"1/2/3/4/{name}.png" for name in "abc"]
+    settled = settle(names, root, [root / "images", root], root / "sparse/0")
+    assert settled.found.count(None) == 1 and settled.names == names and settled.note == ""
+    assert listed == [root / "images", root] and len(asked) == 3 + 4 + 5  # a name tells of the other ways
 
 
 def test_the_images_of_the_scene_go_before_those_beside_its_model(tmp_path):

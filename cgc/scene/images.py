@@ -11,13 +11,14 @@ import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, features
 
 from cgc.errors import InputError, reason
-from cgc.files import files_below
+from cgc.files import folders_below
 from cgc.scene.types import View
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", *((".avif",) if features.check("avif") else ()))
@@ -43,37 +44,41 @@ class Header:
 
 def find_images(folder: Path, names: Sequence[str]) -> list[Path | None]:
     """Find every name's file in `folder`: the name itself, or its stem with another image suffix or other codes."""
-    exact = [folder / name for name in names]
-    found: list[Path | None] = [path if is_file(path) else None for path in exact]
-    if all(found):
-        return found
-    by_stem = _by_stem(folder)
-    for i, name in enumerate(_plain(name) for name in names):
-        candidates = by_stem.get(os.path.splitext(name)[0], []) or by_stem.get(name, [])
-        if found[i] is None and len(candidates) == 1:
-            found[i] = candidates[0]
-    return found
+    return PhotoFolder(folder).find(names)
 
 
-def is_file(path: Path) -> bool:
-    """Say whether a file is there."""
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long for any file
-        return False
+class PhotoFolder:
+    """The photos below a folder, which is listed once, when a name is not there as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def find(self, names: Sequence[str]) -> list[Path | None]:
+        """Find every name's file: the name itself, or its stem with another image suffix or other codes."""
+        there = [os.path.isfile(os.path.join(self.path, name)) for name in names]
+        return [self.path / name if exact else self._alike(name) for name, exact in zip(names, there)]
+
+    def _alike(self, name: str) -> Path | None:
+        name = _plain(name)
+        candidates = self._by_stem.get(os.path.splitext(name)[0], []) or self._by_stem.get(name, [])
+        return Path(candidates[0]) if len(candidates) == 1 else None
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """The files by their names from the folder on, without a suffix."""
+        stems: dict[str, list[str]] = {}
+        for parent, files in folders_below(self.path):
+            inner = _plain(os.path.relpath(parent, self.path)) + "/"
+            for stem, suffix in map(os.path.splitext, files):
+                if suffix.lower() in SUFFIXES:
+                    name = ("" if inner == "./" else inner) + _plain(stem)
+                    stems.setdefault(name, []).append(os.path.join(parent, stem + suffix))
+        return stems
 
 
 def _plain(name: str) -> str:
     """Return a name with slashes as here and accents in one code, whichever system has written it."""
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
-
-
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    stems: dict[str, list[Path]] = {}
-    for path in files_below(folder):
-        if path.suffix.lower() in SUFFIXES:
-            stems.setdefault(_plain(path.with_suffix("").relative_to(folder).as_posix()), []).append(path)
-    return stems
 
 
 def read_header(path: Path) -> Header:

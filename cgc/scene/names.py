@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cgc.errors import InputError, some
-from cgc.scene.images import SUFFIXES, find_images, is_file
+from cgc.scene.images import SUFFIXES, PhotoFolder, find_images
 from cgc.scene.model import Model, is_inside, parts_of
 
 PHOTO_WORDS = ("image", "input", "photo", "rgb", "color")
@@ -40,20 +40,29 @@ def settle(names: Sequence[str], root: Path, folders: Sequence[Path], where: Pat
     """
     inside = [from_root(root, name) for name in names]
     safe = all(is_inside(name) for name in inside)
-    best = Settled(folders[0], inside, find_images(folders[0], inside) if safe else [None] * len(inside))
-    deepest = max((len(parts_of(name)) for name in inside), default=0)
+    best = Settled(folders[0], inside, [None] * len(inside))
     for folder in folders:
-        for cut in range(deepest):
-            if all(best.found):
-                return best
-            tried = [_without(name, cut) for name in inside]
-            if len(set(tried)) < len(set(inside)) or not all(is_inside(name) for name in tried):
-                continue
-            found = find_images(folder, tried)
+        photos = PhotoFolder(folder)
+        for tried in _cuts(inside):
+            first = next((i for i, path in enumerate(best.found) if path), None)
+            if first is not None and photos.find([tried[first]]) != [best.found[first]]:
+                continue  # as below, at a glance
+            found = photos.find(tried)
             kept = all(new == old for new, old in zip(found, best.found) if old)
             if kept and found.count(None) < best.found.count(None) and (safe or all(found)):
-                best = Settled(folder, tried, found, _said(names, tried, folder, where))
+                usual = folder == folders[0] and tried == inside
+                best = Settled(folder, tried, found, "" if usual else _said(names, tried, folder, where))
+            if all(best.found):
+                return best
     return best
+
+
+def _cuts(names: Sequence[str]) -> Iterator[list[str]]:
+    """Yield names without their first 0, 1, ... folders, while they lead to files inside and still differ."""
+    for cut in range(max((len(parts_of(name)) for name in names), default=0)):
+        tried = [_without(name, cut) for name in names]
+        if len(set(tried)) == len(set(names)) and all(is_inside(name) for name in tried):
+            yield tried
 
 
 def _said(names: Sequence[str], tried: Sequence[str], folder: Path, where: Path) -> str:
@@ -80,7 +89,7 @@ def from_above(here: Path, root: Path, names: Sequence[str]) -> tuple[Path, dict
     led = {name: posixpath.normpath((below / name).as_posix()) for name in names}
     if not any(".." in parts_of(name) for name in names) or not all(is_inside(name) for name in led.values()):
         return here, {}
-    if not any(is_file(top / f"{name}{end}") for name in led.values() for end in ("", *SUFFIXES)):
+    if not any(os.path.isfile(top / f"{name}{end}") for name in led.values() for end in ("", *SUFFIXES)):
         return here, {}
     firsts = {name.split("/", 1)[0] for name in led.values()}
     if len(firsts) > 1 or any("/" not in name for name in led.values()):
