@@ -387,6 +387,48 @@ def test_what_is_where_the_model_says_is_not_taken_from_elsewhere(tmp_path):
         read_scene(root)
 
 
+@pytest.mark.parametrize(
+    ("names", "lie"),
+    [
+        (("a.png", "b.png"), ("cam1/a.png", "cam2/b.png")),
+        (("a.png", "b.png"), ("a.png", "more/b.png")),  # moved in part
+        (("left/a.png", "right/a.png"), ("rig/left/a.png", "rig/right/a.png")),
+        (("run/left/a.png", "run/right/a.png"), ("1/left/a.png", "2/right/a.png")),  # without their first folder
+        (("x/cam/a.jpg", "x/cam/b.jpg"), ("y/z/a.png", "y/z/b.png")),
+        (("../a.png", "../cam/b.png"), ("1/a.png", "2/b.png")),
+    ],
+)
+def test_photos_in_deeper_folders_than_names_say(tmp_path, names, lie):
+    root = make_scene(tmp_path, lie)
+    make_model(names).write_binary(str(root / "sparse/0"))
+    (note,) = (scene := read_scene(root)).notes
+    assert [view.image_path for view in scene.views] == [root / "images" / name for name in lie]
+    assert [os.path.splitext(view.name)[0] for view in scene.views] == [name.removesuffix(".png") for name in lie]
+    assert [view.name for view in scene.views] == list(read_cameras(root))
+    moved = next((name, there) for name, there in zip(names, lie) if name != there)
+    assert f"names its photos from elsewhere: {moved[0]} is " in note
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        ("1/a.png", "1/b.png", "2/b.png"),  # which one?
+        ("1/a.png", "1/b.png", "1/b.jpg"),
+        ("1/a.png", "1/other_b.png"),
+        ("masks/a.png", "masks/b.png"),
+        ("a.png", "old/a.png", "old/b.png"),
+    ],
+)
+def test_photos_in_deeper_folders_are_left_where_it_is_not_clear_which(tmp_path, lie):
+    root = make_scene(tmp_path, lie)
+    make_model(("a.png", "b.png")).write_binary(str(root / "sparse/0"))
+    with pytest.raises(InputError, match=r"of the 2 images .* are missing in .*/images: .*b\.png"):
+        read_scene(root)
+    (root / "images").rename(root / "masks")  # what lies below no folder of photos is none
+    with pytest.raises(InputError, match=r"images folder .* does not exist"):
+        read_scene(root)
+
+
 def test_a_folder_is_listed_once_however_many_folders_names_have(tmp_path, monkeypatch):
     root = make_scene(tmp_path, ("1/2/3/4/a.png", "1/2/3/4/b.png", "1/2/3/4/c.png"))
     (root / "images/1/2/3/4/b.png").unlink()

@@ -58,6 +58,16 @@ class PhotoFolder:
         there = [os.path.isfile(os.path.join(self.path, name)) for name in names]
         return [self.path / name if exact else self._alike(name) for name, exact in zip(names, there)]
 
+    def find_deeper(self, names: Sequence[str]) -> list[Path | None]:
+        """Find every name's file in any folder below: the only one whose path ends in the name, its suffix aside."""
+        stems = [os.path.splitext(_plain(name))[0] for name in names]
+        ends: dict[str, list[str]] = {}
+        for depth in {stem.count("/") for stem in stems}:
+            for path, files in self._by_stem.items():
+                ends.setdefault("/".join(path.rsplit("/", depth + 1)[-depth - 1 :]), []).extend(files)
+        candidates = [ends.get(stem, []) for stem in stems]
+        return [Path(files[0]) if len(files) == 1 else None for files in candidates]
+
     def _alike(self, name: str) -> Path | None:
         name = _plain(name)
         candidates = self._by_stem.get(os.path.splitext(name)[0], []) or self._by_stem.get(name, [])

@@ -36,13 +36,14 @@ def settle(names: Sequence[str], root: Path, folders: Sequence[Path], where: Pat
 
     Tools write names from where they were run. Absolute ones that lie in the root count from there; then the first
     folders of all names are left out, as few as need be, while they still differ. What is where it should be is never
-    taken from elsewhere; where nothing more is found, names stay.
+    taken from elsewhere. Where some are still missing but every name is the end of one path below the first folder,
+    that is meant. Where nothing more is found, names stay.
     """
     inside = [from_root(root, name) for name in names]
     safe = all(is_inside(name) for name in inside)
     best = Settled(folders[0], inside, [None] * len(inside))
-    for folder in folders:
-        photos = PhotoFolder(folder)
+    places = [PhotoFolder(folder) for folder in folders]
+    for photos in places:
         for tried in _cuts(inside):
             first = next((i for i, path in enumerate(best.found) if path), None)
             if first is not None and photos.find([tried[first]]) != [best.found[first]]:
@@ -50,11 +51,24 @@ def settle(names: Sequence[str], root: Path, folders: Sequence[Path], where: Pat
             found = photos.find(tried)
             kept = all(new == old for new, old in zip(found, best.found) if old)
             if kept and found.count(None) < best.found.count(None) and (safe or all(found)):
-                usual = folder == folders[0] and tried == inside
-                best = Settled(folder, tried, found, "" if usual else _said(names, tried, folder, where))
+                usual = photos is places[0] and tried == inside
+                best = Settled(photos.path, tried, found, "" if usual else _said(names, tried, photos.path, where))
             if all(best.found):
                 return best
-    return best
+    return (folders[0] != root and _deeper(places[0], best, names, where)) or best
+
+
+def _deeper(photos: PhotoFolder, best: Settled, names: Sequence[str], where: Path) -> Settled | None:
+    """Find all photos in deeper folders than names say, where it is clear which; None where it is not."""
+    for tried in _cuts(best.names):
+        found = [path for path in photos.find_deeper(tried) if path]
+        if len(set(found)) < len(tried) or any(new != old for new, old in zip(found, best.found) if old):
+            continue
+        folders = [path.parent.relative_to(photos.path) for path in found]
+        if not any(_has_word(folder.as_posix(), OTHER_WORDS) for folder in folders):
+            there = [(folder / parts_of(name)[-1]).as_posix() for folder, name in zip(folders, tried)]
+            return Settled(photos.path, there, list(found), _said(names, there, photos.path, where))
+    return None
 
 
 def _cuts(names: Sequence[str]) -> Iterator[list[str]]:
@@ -122,11 +136,15 @@ def _photo_folders(model: Model, root: Path) -> list[Path]:
     if model.images != root:
         around.append(model.images.parent)
     found = [p for folder in dict.fromkeys(around) for p in sorted(folder.iterdir()) if p.is_dir()]
-    return [p for p in found if p != model.images and _may_hold_photos(p.name.lower())]
+    return [p for p in found if p != model.images and _may_hold_photos(p.name)]
 
 
 def _may_hold_photos(name: str) -> bool:
-    return any(word in name for word in PHOTO_WORDS) and not any(word in name for word in OTHER_WORDS)
+    return _has_word(name, PHOTO_WORDS) and not _has_word(name, OTHER_WORDS)
+
+
+def _has_word(name: str, words: Sequence[str]) -> bool:
+    return any(word in name.lower() for word in words)
 
 
 def check_own(root: Path, model: Path, photos: Sequence[Path]) -> None:
