@@ -161,7 +161,8 @@ def test_a_larger_model_beside_the_one_in_use_is_said(tmp_path, text):
     assert note == f"{root}/sparse/1 has 4 images where {root}/sparse/0, which is used, has 3: give it as the scene"
     write_image(root / "images/d.png")
     larger = read_scene(root / "sparse/1")
-    assert len(larger.views) == 4 and not larger.notes
+    assert len(larger.views) == 4
+    assert larger.notes == (f"the photos are those in {root}/images: {root}/sparse/1 has a model and no photos",)
 
 
 @pytest.mark.parametrize("stored", ["NFC", "NFD"])
@@ -253,8 +254,11 @@ def test_the_only_model_below_is_used_with_a_note(tmp_path, place, photos):
     assert scene.model_path == root / place and {v.image_path.parent for v in scene.views} == {root / photos}
     assert scene.notes[0].endswith(f"the COLMAP model below it is used, {root / place}")
     assert list(read_cameras(root)) == [view.name for view in scene.views]
-    if photos not in ("input", "dslr/resized_images"):  # the model's folder will do, with images beside it or above
-        assert {v.image_path.parent for v in read_scene(root / place).views} == {root / photos}
+    alone = read_scene(root / place)  # the model's folder will do, with photos beside it or above
+    assert {view.image_path.parent for view in alone.views} == {root / photos}
+    folder = root / photos.removesuffix("/dslr_images_undistorted")
+    assert alone.notes[-1].startswith(f"the photos are those in {folder}:")
+    assert list(read_cameras(root / place)) == [view.name for view in alone.views]
 
 
 def test_transforms_below_are_used_with_a_note(tmp_path):
@@ -331,10 +335,25 @@ def test_an_image_of_a_text_model_without_its_second_line(tmp_path):
         read_scene(root)
 
 
-def test_sparse_0_itself_and_a_folder_of_images_that_is_gone(tmp_path):
+def test_sparse_0_itself_and_a_folder_of_images_that_is_gone(tmp_path, monkeypatch):
     root = make_scene(tmp_path)
     assert len(read_scene(root / "sparse/0").views) == 3
-    shutil.move(root / "images", root / "elsewhere")
+    (root / "images").rename(root / "input")
+    for inner in ("sparse", "sparse/0"):
+        scene = read_scene(root / inner)
+        assert {view.image_path.parent for view in scene.views} == {root / "input"}
+        assert scene.notes[-1].startswith(f"the photos are those in {root}/input: none that ")
+    (root / "input").rename(root / "sparse/photos")  # the innermost
+    write_image(root / "images/other.png")
+    assert {view.image_path.parent for view in read_scene(root / "sparse/0").views} == {root / "sparse/photos"}
+    shutil.rmtree(root / "images")
+    for path in (root / "sparse/photos").iterdir():
+        path.rename(root / path.name)
+    (root / "sparse/photos").rmdir()
+    monkeypatch.chdir(root / "sparse/0")
+    assert {view.image_path.parent for view in read_scene(".").views} == {root}
+    for path in root.glob("*.png"):
+        path.unlink()
     with pytest.raises(InputError, match=r"images folder .*images does not exist; put the 3 photos"):
         read_scene(root)
 

@@ -15,17 +15,14 @@ import pycolmap
 from cgc.errors import InputError, reason
 from cgc.files import open_text
 from cgc.scene.binary import BrokenFile, check_binary_model
-from cgc.scene.images import SUFFIXES
 from cgc.scene.lens import from_colmap
 from cgc.scene.model import Model, Shot
+from cgc.scene.names import photo_root
 from cgc.scene.points import read_points
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", ".")
 PLY_POINTS = "points3D.ply"
-DEEPEST = 3
-"""How many folders below a scene its model may lie."""
 
-_MODEL_WORDS = ("sparse", "colmap", "dense", "distorted")
 _NAMES = ("cameras", "images", "points3D")
 _FILES = (*_NAMES, "rigs", "frames")
 _ENDS = (".bin", ".txt")
@@ -115,17 +112,12 @@ def _is_marked(path: Path) -> bool:
 def _images_of(root: Path, folder: Path) -> Path:
     """Return the images folder of a model: the scene's where the model is in a usual place.
 
-    Else that of the innermost folder that has one, up to the scene's. Where a folder of nothing but the model was
-    given as the scene, such as SCENE/sparse or SCENE/sparse/0, also that of SCENE.
+    Else that of the innermost folder that has one, up to the scene's.
     """
     if folder == find_colmap(root) and (root / "images").is_dir():
         return root / "images"
     around = [p for p in (folder, *folder.parents) if p.is_relative_to(root)]
-    if not any(p.suffix.lower() in SUFFIXES for p in root.iterdir()):
-        for inner, p in zip((root, *root.parents), root.parents[:DEEPEST]):
-            if inner.name.startswith(_MODEL_WORDS) or inner == folder:
-                around.append(p)
-    return next((p / "images" for p in around if (p / "images").is_dir()), root / "images")
+    return next((p / "images" for p in around if (p / "images").is_dir()), photo_root(root, folder) / "images")
 
 
 def fuller_model(folder: Path) -> tuple[Path, int, int] | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgc.errors import InputError, some
-from cgc.scene.colmap import DEEPEST, find_colmap, has_cameras
+from cgc.scene.colmap import find_colmap, has_cameras
+from cgc.scene.model import DEEPEST
 from cgc.scene.transforms import find_transforms
 
 

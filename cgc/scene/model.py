@@ -15,6 +15,8 @@ from cgc.scene.types import LEAST_EXTENT, Lens, extent_of
 
 LARGEST = 1e12  # poses and parameters beyond this are damage, and would overflow in float32
 FAR_OFF = 1000.0  # times the extent: float32, which splats are kept in, rounds places so far from 0 by 1e-4 of it
+DEEPEST = 3
+"""How many folders below a scene its model may lie."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from cgc.errors import InputError, some
 from cgc.scene.images import SUFFIXES, PhotoFolder, find_images
-from cgc.scene.model import Model, is_inside, parts_of
+from cgc.scene.model import DEEPEST, Model, is_inside, parts_of
 
 PHOTO_WORDS = ("image", "input", "photo", "rgb", "color")
 """A folder whose name has one of these may hold photos ..."""
 OTHER_WORDS = ("mask", "depth", "normal", "instance", "semantic", "label", "seg")
 """... but not where it has one of these."""
+
+MODEL_WORDS = ("sparse", "colmap", "dense", "distorted")
+"""A folder whose name begins with one of these may hold a model and nothing else."""
 
 LEAST_PHOTOS = 3
 """So many are needed to make a scene of them: fewer beside a model are pictures of something."""
@@ -115,6 +118,31 @@ def _without(name: str, cut: int) -> str:
     """Return a name without its first folders."""
     parts = parts_of(name)
     return "/".join(parts[min(cut, len(parts) - 1) :]) if cut else name
+
+
+def photo_root(root: Path, model: Path) -> Path:
+    """Return the folder in and below which the photos of a model lie: the scene, as a rule.
+
+    Where that has none, for it is the folder of nothing but the model, such as SCENE/sparse or SCENE/sparse/0, the
+    innermost around it that has.
+    """
+    real = root.resolve()
+    if model.is_file() or _has_photos(root):
+        return root
+    levels = zip((real, *real.parents), real.parents[:DEEPEST])
+    around = [p for inner, p in levels if inner.name.startswith(MODEL_WORDS) or (inner == real and root == model)]
+    return next((p for p in around if _has_photos(p)), root)
+
+
+def _has_photos(folder: Path) -> bool:
+    """Say whether photos lie in a folder, or it has one called like a folder of photos."""
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:  # of somebody else
+        return False
+    bare = sum(os.path.splitext(entry.name)[1].lower() in SUFFIXES for entry in found)
+    return bare >= LEAST_PHOTOS or any(_may_hold_photos(entry.name) and entry.is_dir() for entry in found)
 
 
 def other_folder(model: Model, root: Path) -> Path | None:

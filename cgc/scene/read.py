@@ -19,7 +19,7 @@ from cgc.scene.find import find_model, is_usual
 from cgc.scene.images import find_images, read_header
 from cgc.scene.lens import intrinsics, is_pinhole, resized, undistorted
 from cgc.scene.model import Model, Shot, check_model, find_origin, moved
-from cgc.scene.names import check_own, missing, other_folder, settle
+from cgc.scene.names import check_own, missing, other_folder, photo_root, settle
 from cgc.scene.transforms import TRANSFORMS, find_transforms, read_transforms
 from cgc.scene.types import Camera, Lens, Scene, View
 from cgc.scene.undistort import Distorted, undistort_photos
@@ -169,10 +169,13 @@ def _read_model(root: Path) -> Model:
 
 def _settled(model: Model, root: Path) -> Model:
     """Return a model whose photos are called as they are found, where its names count from another folder."""
-    photos = settle([shot.name for shot in model.shots], root, [model.images, root], model.path)
+    home = photo_root(root, model.path)
+    photos = settle([shot.name for shot in model.shots], home, [model.images, home], model.path)
     shots = [replace(shot, name=name) for shot, name in zip(model.shots, photos.names)]
-    notes = (*model.notes, photos.note) if photos.note else model.notes
-    return replace(model, shots=shots, images=photos.folder, notes=notes)
+    note = photos.note
+    if home != root and any(photos.found) and not note:
+        note = f"the photos are those in {photos.folder}: {root} has a model and no photos"
+    return replace(model, shots=shots, images=photos.folder, notes=(*model.notes, note) if note else model.notes)
 
 
 def _find_photos(model: Model, root: Path, downscale: int, notes: list[str]) -> list[_Photo]:
