@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from cgc.errors import InputError
-from cgc.scene import images
+from cgc.scene import images, read
 from cgc.scene import lens as lenses
 from cgc.scene.binary import _PARAMETERS
 from cgc.scene.cameras import up_of
@@ -1152,6 +1152,25 @@ def test_nan_pose_and_bad_focal(tmp_path):
     root = make_scene(tmp_path / "focal", cameras=[make_camera(params=[30, -1, 20, 15])])
     with pytest.raises(InputError, match="focal length over 0"):
         read_scene(root)
+
+
+@pytest.mark.parametrize("tried", [(2_000, 200_000), (1, 2)])  # of three points the first, then two
+def test_cameras_that_look_away_from_everything_are_named(tmp_path, monkeypatch, tried):
+    monkeypatch.setattr(read, "TRIED", tried)
+    root = make_scene(tmp_path)
+    assert read_scene(root).notes == ()
+    model = pycolmap.Reconstruction(str(root / "sparse/0"))
+    back = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0, 1.0, 0, 0])), np.zeros(3))
+    model.image(2).frame.rig_from_world = back
+    model.write_binary(str(root / "sparse/0"))
+    (note,) = read_scene(root).notes
+    assert note.startswith(
+        f"1 of 3 cameras have none of {3 if tried[0] > 3 else 2} points of the model in view: b.png;"
+    )
+    for number in (1, 3):  # where all do, it is no matter of some poses
+        model.image(number).frame.rig_from_world = back
+    model.write_binary(str(root / "sparse/0"))
+    assert read_scene(root).notes == ()
 
 
 def test_truncated_image_and_no_image(tmp_path):

@@ -46,6 +46,12 @@ def project(camera: Camera, points: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return K[0, 0] * at[:, 0] / z + K[0, 2], K[1, 1] * at[:, 1] / z + K[1, 2], at[:, 2]
 
 
+def in_view(camera: Camera, points: np.ndarray) -> np.ndarray:
+    """Say which points [P, 3] lie in the picture of a camera, hidden or not, [P]."""
+    x, y, z = project(camera, points)
+    return (z > 0) & (x > 0) & (x < camera.width) & (y > 0) & (y < camera.height)
+
+
 def write_cameras(path: Path, cameras: Mapping[str, Camera]) -> None:
     """Write cameras by name as JSON, to the bit."""
     views = [

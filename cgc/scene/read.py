@@ -14,6 +14,7 @@ import torch
 
 from cgc.errors import InputError, some
 from cgc.files import sha256
+from cgc.scene.cameras import in_view
 from cgc.scene.colmap import PLY_POINTS, fuller_model, read_colmap
 from cgc.scene.find import find_model, is_usual
 from cgc.scene.images import find_images, read_header
@@ -26,6 +27,9 @@ from cgc.scene.undistort import Distorted, undistort_photos
 from cgc.settings import SceneSettings
 
 Size = tuple[int, int]  # width, height
+
+TRIED = (2_000, 200_000)
+"""So many points of a model at most are looked for in each view; more in those that have none of the first."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def read_scene(
     views = _make_views(photos, settings, root, cache, quiet, notes)
     notes += _say_shrunk(views, settings)
     points = model.points.astype(np.float32)
+    notes += _say_blind(views, points)
     return Scene(root, tuple(views), points, model.point_colors, model.path, tuple(notes), tuple(origin.tolist()))
 
 
@@ -306,6 +311,21 @@ def _say_shrunk(views: Sequence[View], settings: SceneSettings) -> list[str]:
     return [
         f"photos of {_text(whole)} are used at {_text(used)}, no side longer than {settings.max_side} pixels "
         "(--max-side 0: as they are)"
+    ]
+
+
+def _say_blind(views: Sequence[View], points: np.ndarray) -> list[str]:
+    """Name the cameras that look away from all points [M, 3], where others do not; of many points some are tried."""
+    blind, tried = list(views), points
+    for count in TRIED:
+        tried = points[:: 1 + len(points) // count]
+        blind = [view for view in blind if not in_view(view.camera, tried).any()]
+    if not 0 < len(blind) < len(views):
+        return []
+    return [
+        f"{len(blind)} of {len(views)} cameras have none of {len(tried):,} points of the model in view: "
+        f"{some(view.name for view in blind)}; their poses may be wrong, and photos with wrong poses blur the splats: "
+        "leave these out, or reconstruct the scene again"
     ]
 
 
