@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import time
 import zipfile
 
@@ -244,6 +245,13 @@ def test_folders_and_files_that_are_both_named_like_images(tmp_path):
     check_stacks(read_foreign(tmp_path, views, format="sam-png"), "sam-png")
     objects = read_foreign(tmp_path, views, format="sam2-objects")
     assert pictures(objects.load(1)) == wanted(stack_of(index)[1] for index in range(3))
+    shutil.rmtree(tmp_path / "000")  # of two objects in all of the three frames
+    clear = read_foreign(tmp_path, views)
+    assert clear.format == "sam2-objects" and pictures(clear.load(1)) == wanted(stack_of(index)[1] for index in (1, 2))
+    (tmp_path / "001/000.png").unlink()
+    (tmp_path / "002/000.png").unlink()
+    with pytest.raises(InputError, match="several formats"):
+        read_foreign(tmp_path, views)
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -229,15 +229,20 @@ def _coloured(paths: Sequence[Path]) -> bool:
 
 
 def _png_formats(listing: Listing, images: Sequence[Path], views: Sequence[View]) -> dict[str, str]:
-    """Return what PNGs may be, and why: several where folders and files are both named like images."""
+    """Return what PNGs may be, and why: several where folders and files are both named like images.
+
+    Where files are named like all images and no others, but folders only like some, these are objects.
+    """
     named = {name for view in views for name in (view.stem, view.name)}
     bare = named | {name.rsplit("/", 1)[-1] for name in named}
     folders = {p.parent.relative_to(listing.root).as_posix() for p in images}
     if not any(listing.name(p) in named for p in images) and all(_is_binary(p) for p in _sample(images)):
         found = {}
-        if folders & bare:
-            found["sam-png"] = f"{len(folders)} folders of masks, named like images"
+        stems = {view.stem.rsplit("/", 1)[-1] for view in views}
+        frames = {p.stem for p in images} == stems and not folders >= stems
         objects = all(folder.split("/")[0].isdecimal() for folder in folders)
+        if folders & bare and not (objects and frames):
+            found["sam-png"] = f"{len(folders)} folders of masks, named like images"
         if objects and (not found or any(p.stem in bare for p in images)):
             found["sam2-objects"] = f"{len(images)} PNGs in folders that are numbers, as objects are"
         if found:
