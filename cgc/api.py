@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,9 +19,9 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.device import choose, rasterizer_for
 from cgc.errors import InputError
 from cgc.features.files import read_tensors
-from cgc.files import read_arrays
+from cgc.files import read_arrays, sha256
 from cgc.rasterize.base import NEAR, NEAR_OF_EXTENT, Rasterizer
-from cgc.run_folder import CAMERAS, RunFolder, open_run
+from cgc.run_folder import CAMERAS, CORRECTIONS, RunFolder, open_run
 from cgc.scene.cameras import read_camera_file
 from cgc.scene.types import Camera, Scene, View
 from cgc.segmentation.context import Context
@@ -27,13 +29,15 @@ from cgc.segmentation.edit import MOVED, ORIGIN, track
 from cgc.segmentation.saved import FACTS_FILE, load_saved, mend
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import follow, load_hierarchy, load_labels, load_sharpened, load_table
+from cgc.settings import to_json
 from cgc.splats.ply import read_ply
 
 
 def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | None = None) -> Segmentation:
     """Open a run folder that is clustered, with the splats that it shows: sharpened where it has come that far.
 
-    Or what `Segmentation.save` has left, which has the views of the run that it is from, while that is there.
+    Or what `Segmentation.save` has left, which has the views of the run that it is from, while that is where it was, or
+    lies as it did beside what was saved.
     The scene is not looked at until a view is asked for by name; where it is gone by then, the cameras that the run has
     kept serve. device: where pictures are made: auto, cpu, cuda or cuda:1; `rasterizer` is taken in its place.
     InputError where the folder is no run, is not clustered yet, or is broken, where its splats are not those that the
@@ -92,6 +96,7 @@ def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_o
         blended=run.settings.cluster.masks != "labels",
         source={
             "run": str(run.root.resolve()),
+            "fingerprint": _fingerprint(run),
             "n_original": n_original,
             "extent": run.stats.get("extent"),
             "origin": run.stats.get("origin"),
@@ -100,17 +105,52 @@ def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_o
     )
 
 
+def _fingerprint(run: RunFolder) -> str:
+    """Hash what a run's views are: the scene, how it was read and found to be, and what is behind the splats."""
+    settings, found = run.settings, run.root / CORRECTIONS
+    corrected = sha256(found) if run.corrects_photos and found.is_file() else None
+    values = [run.source.scene_identity(), to_json(settings.scene), corrected, settings.train.background]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _load_saved(folder: Path, device: str, rasterizer: Rasterizer | None) -> Segmentation:
-    """Open what was saved, with the views of its run where that is still there."""
+    """Open what was saved, with the views of its run where that is found; it is whole without them."""
     saved = load_saved(folder)
     rasterizer = rasterizer or _rasterizer(device, saved.source)
-    source, n = saved.source.get("run"), saved.source.get("n_original")
+    source, n = dict(saved.source), saved.source.get("n_original")
     n_original = n if isinstance(n, int) and n > 0 else len(saved.segmentation.splats)
-    context = Context(rasterizer=rasterizer, source=dict(saved.source), n_original=n_original)
-    if isinstance(source, str) and (Path(source) / "config.json").is_file():
-        with suppress(InputError):  # a run that is broken by now: what was saved is whole without it
-            context = replace(_context(open_run(Path(source)), rasterizer, None, n_original), source=dict(saved.source))
+    context = Context(rasterizer=rasterizer, source=source, n_original=n_original)
+    if isinstance(source.get("run"), str):
+        try:
+            run = _run_of(folder, source)
+            here = source | {"run": str(run.root.resolve())}
+            context = replace(_context(run, rasterizer, None, n_original), source=here)
+        except InputError as lost:
+            context = replace(context, read_cameras=partial(_refuse, str(lost)))
     return replace(saved.segmentation, context=replace(context, folder=folder, blended=False))
+
+
+def _run_of(folder: Path, source: Mapping[str, Any]) -> RunFolder:
+    """Find the run that something was saved from: where it lay, or where it lies as it did beside what was saved.
+
+    It has the fingerprint that was kept; what older versions saved has none, and takes what is where its run lay.
+    """
+    known, wanted, beside = Path(source["run"]), source.get("fingerprint"), source.get("beside")
+    places = [known, (folder.resolve() / beside).resolve()] if wanted and isinstance(beside, str) else [known]
+    for place in places:
+        with suppress(InputError):  # a run that is gone, or broken by now
+            run = open_run(place)
+            if not wanted or _fingerprint(run) == wanted:
+                return run
+    state = "another one now, or broken" if (known / "config.json").is_file() else "not there"
+    raise InputError(
+        f"the views of {folder} are those of the run {known}, which is {state}; put it back as it was, or save again "
+        "from a run that is there"
+    )
+
+
+def _refuse(why: str) -> NoReturn:
+    raise InputError(why)
 
 
 def _extras(run: RunFolder, n: int, origin: np.ndarray | None) -> dict[str, np.ndarray]:

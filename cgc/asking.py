@@ -223,7 +223,8 @@ def edit(options: Edit) -> None:
         seg = seg.merge(*options.merge)
     for which in options.split:
         seg = seg.split(which)
-    for which, how in _motions(options.scale, options.rotate, options.move).items():
+    motions = _motions(options.scale, options.rotate, options.move)
+    for which, how in motions.items():
         seg = seg.transform(which, **how, halo=options.halo)
     if options.keep:
         seg = seg.keep(*options.keep)
@@ -241,6 +242,9 @@ def edit(options: Edit) -> None:
     for record in seg.edits[len(start.edits) :]:
         facts = ", ".join(f"{k} {_brief(v)}" for k, v in record.items() if k != "edit" and v not in ([], ""))
         console.print(f"{record['edit']}: {facts}")
+    if options.halo and (options.remove or motions) and not seg.context.known_cameras:
+        why = seg.context.lost or "there are no views"
+        console.print(f"note: the halo was not healed, which takes the cameras of the views: {why}")
     console.print(f"{len(seg)} objects, {len(seg.splats):,} Gaussians: {saved}")
 
 

@@ -702,7 +702,7 @@ def test_cameras_outlive_the_photos(tiny_run, tiny_scene, tmp_path):
         gone.at_pixel(NAMES[0], 3, 3)
     assert gone[1].best_view in (*NAMES, "") and gone.transform(1, translation=(0, 0, 1))[1].best_view == ""
     assert gone.remove(2).export(tmp_path / "taken", "ply", 1)
-    with pytest.raises(InputError, match="it needs the scene's cameras; export from a run whose scene is there"):
+    with pytest.raises(InputError, match=r"it needs the scene's cameras; the views of .* have no cameras any more"):
         gone.export(tmp_path / "taken", "masks")
     cameras_kept = Path(shutil.copytree(tiny_run, tmp_path / "other"))  # clustered since: rendering is out of date
     facts = json.loads((cameras_kept / "scene.json").read_text())
@@ -711,6 +711,38 @@ def test_cameras_outlive_the_photos(tiny_run, tiny_scene, tmp_path):
     del stats["steps"]["render"]
     (cameras_kept / "stats.json").write_text(json.dumps(stats))
     same(cgc.load(cameras_kept).context.cameras)
+
+
+def test_what_was_saved_takes_the_views_of_its_own_run_alone(own_run, tmp_path):
+    seg = cgc.load(own_run)
+    (tmp_path / "all").mkdir()
+    run = own_run.rename(tmp_path / "all/run")
+    inside, beside = cgc.load(run).rename(2, "mug").save(), cgc.load(run).save(tmp_path / "all/beside")
+    for folder in (inside, beside):
+        assert cgc.load(folder).views == seg.views
+    (tmp_path / "all").rename(tmp_path / "moved")
+    run, beside = tmp_path / "moved/run", tmp_path / "moved/beside"
+    assert cgc.load(run / "edited").views == cgc.load(beside).views == seg.views  # where it lies as it did
+    again = cgc.load(beside).save(tmp_path / "again")  # it knows the new place
+    assert cgc.load(again).views == seg.views
+    run = run.rename(tmp_path / "other")
+    for folder in (beside, again):
+        gone = cgc.load(folder)
+        assert len(gone) == len(seg) and not gone.context.known_cameras
+        for ask in (Segmentation.masks, lambda s: s.at_pixel(NAMES[0], 3, 3), lambda s: s.export(tmp_path, "masks")):
+            with pytest.raises(InputError, match=r"those of the run .*run, which is not there; put it back as it was"):
+                ask(gone)
+    assert cgc.load(run / "edited").views == seg.views
+    smaller = Path(shutil.copytree(run, tmp_path / "moved/run"))
+    config = json.loads((smaller / "config.json").read_text())
+    for part, changed in ("scene", {"max_side": 24}), ("train", {"background": "white"}):
+        (smaller / "config.json").write_text(json.dumps(config | {part: config[part] | changed}))
+        with pytest.raises(InputError, match=r"another one now, or broken; .*or save again from a run that"):
+            cgc.load(again).camera(NAMES[0])
+    facts = json.loads((again / "segmentation.json").read_text())
+    del facts["source"]["fingerprint"]
+    (again / "segmentation.json").write_text(json.dumps(facts))
+    assert cgc.load(again).views == seg.views  # saved before runs could be told apart
 
 
 def test_views_that_no_run_has_rendered_are_counted(seg):

@@ -276,13 +276,17 @@ def test_scores_are_in_the_json(run, capsys):
     assert rows and all(-1 <= row["score"] <= 1 and row["by"] for row in rows)
 
 
-def test_saved_edits_open_without_their_run(run, tmp_path):
+def test_saved_edits_open_without_their_run(run, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     seg = cgc.load(copy)
     out = seg.remove(int(seg.ids[0]), halo=False).save(tmp_path / "e")
     (copy / "config.json").write_text("{")
     assert len(cgc.load(out)) == len(seg) - 1
+    for more, noted in ([], True), (["--no-halo"], False):
+        assert main(["edit", str(out), "--remove", str(seg.ids[1]), "--out", str(tmp_path / "less"), *more]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("note: the halo was not healed, which takes the cameras of the views: the views of" in said) == noted
 
 
 def test_cut_outs_of_an_edited_scene_show_it_as_it_is_now(run, tmp_path):

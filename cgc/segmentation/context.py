@@ -65,11 +65,17 @@ class Context:
 
     @cached_property
     def known_cameras(self) -> list[Camera]:
-        """The views' cameras; none where there are none, or they are gone with the scene."""
+        """The views' cameras; none where there are none, or they are gone (`lost` says why)."""
+        return list(self.cameras.values()) if self.read_cameras and not self.lost else []
+
+    @cached_property
+    def lost(self) -> str:
+        """Why the cameras of the views cannot be had, a sentence; empty where they can, or there are no views."""
         try:
-            return list(self.cameras.values()) if self.read_cameras else []
-        except InputError:
-            return []
+            _ = self.cameras if self.read_cameras else None
+        except InputError as error:
+            return str(error)
+        return ""
 
     @property
     def up(self) -> np.ndarray:

@@ -97,9 +97,8 @@ class Export:
     def shown_maps(self) -> list[np.ndarray]:
         """The id map [H, W] of each view at its camera's size, of all that is shown."""
         if not self.views or self.rasterizer is None:
-            raise InputError(
-                "this format is made of pictures: it needs the scene's cameras; export from a run whose scene is there"
-            )
+            why = self.segmentation.context.lost or "export from a run whose scene is there"
+            raise InputError(f"this format is made of pictures: it needs the scene's cameras; {why}")
         if hidden := [i for i in self.chosen if i not in self.segmentation.ids]:
             raise InputError(f"segment {hidden[0]} is not shown at this level, so no picture has it; choose a level")
         splats, tree = self.segmentation.splats, self.segmentation.hierarchy

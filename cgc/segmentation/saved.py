@@ -72,7 +72,7 @@ def save(
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        _write(segmentation, beside, level, source or {})
+        _write(segmentation, beside, level, _placed(source or {}, folder))
         if folder.exists():
             os.replace(folder, old)
         try:
@@ -90,6 +90,14 @@ def save(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+def _placed(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Add to a source whose run can be told from others where it lies seen from a folder: both may move together."""
+    placed = {name: value for name, value in source.items() if name != "beside"}
+    with contextlib.suppress(ValueError):  # on another drive
+        placed |= {"beside": os.path.relpath(source["run"], folder.resolve())} if "fingerprint" in source else {}
+    return placed
 
 
 def mend(folder: Path) -> None:

@@ -300,7 +300,7 @@ class State:
         """Go to the next (1) or previous (-1) view and return its name; InputError where there are none."""
         names = self.view_names
         if not names:
-            raise InputError("this run has no views to jump to; restore its scene")
+            raise InputError(self.base.context.lost or "this run has no views to jump to; restore its scene")
         at = names.index(self.view) + way if self.view in names else 0
         self.look(names[at % len(names)])
         return names[at % len(names)]
