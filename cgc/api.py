@@ -233,11 +233,8 @@ class _Beside:
             return None
 
     def views(self) -> dict[str, View]:
-        """The views by name; none where the scene is gone."""
-        try:
-            return {view.name: view for view in self.scene.views}
-        except InputError:
-            return {}
+        """The views by name; InputError where the scene is gone."""
+        return {view.name: view for view in self.scene.views}
 
     def best_views(self) -> dict[int, str]:
         """The view that shows most of each object, where the run has rendered them."""

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -82,7 +83,7 @@ def same(a: Splats, b: Splats) -> bool:
 def test_every_format_writes_what_it_says_it_did(job, tmp_path):
     paths = export(replace(job, ids=[1, 2]), tmp_path, list(FORMATS))
     there = {p for p in tmp_path.rglob("*") if p.is_file()}
-    assert set(paths) == there and len(paths) == len(there)
+    assert set(paths) == there - {tmp_path / ".exported.json"} and len(paths) == len(set(paths))
 
 
 # ---- splats
@@ -511,7 +512,55 @@ def test_cutouts_show_the_photo_of_the_object_and_nothing_else(job, tmp_path):
     assert not found[~grown].any()
 
 
+def test_new_cutouts_of_an_object_take_the_place_of_its_own_alone(job, tmp_path):
+    def there():
+        return sorted(p.name for p in (tmp_path / "cutouts").iterdir())
+
+    export(replace(job, ids=[1, 2]), tmp_path, ["cutouts"])
+    both = there()
+    export(replace(job, ids=[2], views=job.views[:1]), tmp_path, ["cutouts"])
+    assert there() == [name for name in both if name.startswith("0001_")] + ["0002_green-groe_1.png"]
+    export(replace(job, ids=[2], segmentation=relabel(job.segmentation, 2, "5")), tmp_path, ["cutouts"])
+    assert len(there()) == len(both) and sum(name.startswith("0002_5_") for name in there()) == 3
+
+
 # ---- what is refused
+
+
+def test_exports_replace_what_exports_have_written_and_nothing_else(job, tmp_path):
+    mine = tmp_path / "masks/a.png"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    (tmp_path / "points.ply").symlink_to(tmp_path / "nowhere")
+    for formats, name in ((["ply", "masks"], "masks"), (["points"], r"points\.ply")):
+        with pytest.raises(InputError, match=rf"{name} is where an export would write, and no export has written it"):
+            export(job, tmp_path, formats)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["masks", "points.ply"] and mine.read_bytes() == b"mine"
+    for _ in range(2):
+        export(job, tmp_path, ["boxes", "ply"])
+        export(job, tmp_path, ["labels"])
+    assert mine.read_bytes() == b"mine"
+    (tmp_path / ".exported.json").write_text("{")
+    with pytest.raises(InputError, match="no export has written it"):
+        export(job, tmp_path, ["labels"])
+
+
+def test_cutouts_that_cannot_be_made_are_said_before_anything_is_written(job, own_run, tiny_scene, tmp_path):
+    away = replace(
+        job, ids=[1], views=[replace(job.views[0], camera=Camera.look_at((9, 9, 9), (99, 99, 99), width=9, height=9))]
+    )
+    with pytest.raises(InputError, match="no view shows any of the chosen segments; choose others"):
+        export(away, tmp_path / "out", ["ply", "cutouts"])
+    scene = Path(shutil.copytree(tiny_scene, tmp_path / "scene"))
+    facts = json.loads((own_run / "scene.json").read_text())
+    (own_run / "scene.json").write_text(json.dumps({**facts, "scene": str(scene)}))
+    (scene / "images" / NAMES[3]).unlink()
+    seg = cgc.load(own_run)
+    with pytest.raises(InputError, match=rf"made of photos, which cannot be read: .*{NAMES[3]}"):
+        seg.export(tmp_path / "out", ["ply", "cutouts"])
+    with pytest.raises(InputError, match=rf"{NAMES[3]}.*, or use edges"):
+        seg.masks([NAMES[0]], edges="photos")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

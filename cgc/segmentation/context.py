@@ -26,6 +26,7 @@ class Context:
 
     read_cameras gives the views' cameras by name, read_photo a view's photo [H, W, 3] uint8 (None where it is gone).
     read_views gives the views by name as the scene has them, which says of photos how large they are and by which lens.
+    InputError from read_cameras or read_views is why there are none.
     read_best_views gives the view that shows most of an object, by id, of the objects of `hierarchy` alone.
     source says where it is from, as JSON values, and n_original how many Gaussians the file had that was segmented.
     background [3] is what pictures show behind the splats (None: black); blended: id maps are of blended features.
@@ -55,8 +56,8 @@ class Context:
 
     @cached_property
     def views(self) -> Mapping[str, View]:
-        """The views by name as the scene has them; none where it is gone."""
-        return self.read_views() if self.read_views else {}
+        """The views by name as the scene has them; none where it is gone (`lost_photos` says why)."""
+        return self.read_views() if self.read_views and not self.lost_photos else {}
 
     @cached_property
     def best_views(self) -> Mapping[int, str]:
@@ -73,6 +74,15 @@ class Context:
         """Why the cameras of the views cannot be had, a sentence; empty where they can, or there are no views."""
         try:
             _ = self.cameras if self.read_cameras else None
+        except InputError as error:
+            return str(error)
+        return ""
+
+    @cached_property
+    def lost_photos(self) -> str:
+        """Why the scene's photos cannot be had, a sentence; empty where they can, or there is no scene."""
+        try:
+            _ = self.read_views() if self.read_views else None
         except InputError as error:
             return str(error)
         return ""

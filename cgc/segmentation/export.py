@@ -6,6 +6,7 @@ What there is to export says export_job.py; formats that are pictures are in exp
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from cgc.errors import InputError, some
-from cgc.files import fits, folder_at, write_beside, write_csv, write_json
+from cgc.files import fits, folder_at, read_json, write_beside, write_csv, write_json
 from cgc.geometry import sh_dc_to_rgb
 from cgc.ply import write_vertices
 from cgc.scene import images
@@ -25,6 +26,7 @@ from cgc.segmentation.edges import check_edges
 from cgc.segmentation.edit import MOVED, ORIGIN, remove
 from cgc.segmentation.export_job import Export, is_sound, rows_of
 from cgc.segmentation.export_pictures import (
+    check_cutouts,
     export_coco,
     export_cutouts,
     export_masks,
@@ -171,6 +173,14 @@ FORMATS: dict[str, Exporter] = {
 
 _NOT_INTO = ("sparse", "images", "transforms.json", "config.json", "segmentation.json", "masks.json")
 """What says that a folder is something else than a place for exports."""
+_LEFT = {
+    "ply": ["objects"], "boxes": ["boxes.json", "boxes.csv"], "labels": ["labels.npy"], "turntable": ["turntables"],
+    "video": ["turntables"], **{name: [name] for name in ("masks", "coco", "cutouts")},
+    **{name: [f"{name}.ply"] for name in ("selection", "rest", "labelled", "points")},
+}  # fmt: skip
+"""What each format leaves in its folder."""
+_RECORD = ".exported.json"
+"""Where a folder says what exports have left in it; the rest is somebody's own."""
 
 
 def job_of(
@@ -190,7 +200,8 @@ def job_of(
         if not segmentation.photos_hold:
             return segmentation.render(view.camera, "rgb")
         if view.name not in context.views:
-            raise InputError(f"the photo {view.name} is gone, and cut-outs are made of photos; restore the scene")
+            why = context.lost_photos or f"{view.name} is gone; restore the scene"
+            raise InputError(f"cut-outs are made of photos, which cannot be read: {why}")
         return images.load_whole(context.views[view.name])
 
     def as_taken(view: View) -> View:
@@ -240,12 +251,19 @@ def check_chosen(job: Export, formats: Sequence[str]) -> None:
             "rest is what is left without the chosen segments, and that is nothing; choose fewer segments, or leave "
             "rest out"
         )
+    if any(name in ("masks", "coco", "cutouts") for name in formats):
+        _ = job.shown_maps
+    if "boxes" in formats:
+        _ = job.table
+    if "cutouts" in formats:
+        check_cutouts(job)
 
 
 def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path]:
     """Write some formats into a folder.
 
-    Unknown formats and ids, and ids that one of the formats cannot be made of, are refused before anything is written.
+    Unknown formats and ids, ids that one of the formats cannot be made of, and places that hold what no export has
+    written are refused before anything is written.
     """
     check_formats(formats)
     folder = folder_at(folder)
@@ -254,7 +272,21 @@ def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path
             f"{folder} holds {taken[0]}: it is a scene, a run or a saved segmentation, whose own files an export might "
             "replace; choose another folder"
         )
+    before, left = _exported(folder), [name for chosen in formats for name in _LEFT[chosen]]
+    if theirs := [name for name in left if name not in before and os.path.lexists(folder / name)]:
+        raise InputError(
+            f"{folder / theirs[0]} is where an export would write, and no export has written it; choose another "
+            "folder, or move it away"
+        )
     check_chosen(job, formats)
-    if any(name in ("masks", "coco", "cutouts") for name in formats):
-        _ = job.shown_maps
+    write_json(folder / _RECORD, sorted({*before, *left}))
     return [path for name in formats for path in FORMATS[name](job, folder)]
+
+
+def _exported(folder: Path) -> list[str]:
+    """Return the names of what exports have left in a folder, as far as it says."""
+    try:
+        names = read_json(folder / _RECORD, "what exports have left")
+    except InputError:  # there is none, or it is broken
+        return []
+    return names if fits(names, list[str]) else []

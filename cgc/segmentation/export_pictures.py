@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,19 +69,15 @@ def export_coco(job: Export, folder: Path) -> list[Path]:
 def export_cutouts(job: Export, folder: Path) -> list[Path]:
     """Write photos of each object cut out of the views that show most of it, see-through: cutouts/0007_1.png.
 
-    They are as large as the photos, and undistorted where the run has undistorted them.
+    They are as large as the photos, and undistorted where the run has undistorted them. Those that were made of an
+    object before are removed.
     """
-    most = max(int(ids.max(initial=0)) for ids in job.shown_maps)
-    counts = np.stack([_shown_whole(ids, max(most, *job.chosen) + 1) for ids in job.shown_maps])  # [V, ids]
     cuts: dict[int, list[tuple[int, Path]]] = {}  # of each view: so each photo is read once
     paths = []
-    for segment in job.chosen:
-        best = np.argsort(-counts[:, segment], kind="stable")[:BEST_VIEWS]
-        for place, index in enumerate(best[counts[best, segment] > 0].tolist(), 1):
+    for segment, best in _best_views(job).items():
+        for place, index in enumerate(best, 1):
             paths.append(folder / "cutouts" / f"{job.stem(segment)}_{place}.png")
             cuts.setdefault(index, []).append((segment, paths[-1]))
-    if not paths:
-        raise InputError("no view shows any of the chosen segments; choose others")
     with progress_bar("cut-outs", len(paths), quiet=job.quiet) as bar:
         for index, of_view in cuts.items():
             ids, photo = job.beside_photo(index)
@@ -90,7 +87,28 @@ def export_cutouts(job: Export, folder: Path) -> list[Path]:
                     mask = resize_nearest(job.shown_maps[index] == segment, photo.shape[1], photo.shape[0])
                 _write_png(path, cut_out(photo, mask))
                 bar.advance()
+    chosen = set(job.chosen)
+    for path in set((folder / "cutouts").glob("*.png")) - set(paths):
+        told = re.fullmatch(r"(\d{4,})(_.*)?_\d+\.png", path.name)
+        if told and int(told[1]) in chosen:  # of other views, or by another name
+            path.unlink()
     return paths
+
+
+def check_cutouts(job: Export) -> None:
+    """Raise InputError where no view shows any of the chosen segments, or the photos are gone."""
+    shown = [best[0] for best in _best_views(job).values() if best]
+    if not shown:
+        raise InputError("no view shows any of the chosen segments; choose others")
+    job.load_image(job.views[shown[0]])
+
+
+def _best_views(job: Export) -> dict[int, list[int]]:
+    """Return which views show most of each chosen segment, the best first; none where none shows it."""
+    most = max(int(ids.max(initial=0)) for ids in job.shown_maps)
+    counts = np.stack([_shown_whole(ids, max(most, *job.chosen) + 1) for ids in job.shown_maps])  # [V, ids]
+    best = {segment: np.argsort(-counts[:, segment], kind="stable")[:BEST_VIEWS] for segment in job.chosen}
+    return {segment: views[counts[views, segment] > 0].tolist() for segment, views in best.items()}
 
 
 def cut_out(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:

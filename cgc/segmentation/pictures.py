@@ -138,7 +138,8 @@ def photo_to_follow(segmentation: Segmentation, view: ViewOrCamera, edges: Edges
         raise InputError(f'an edit has changed what the photo {name} shows, edges too; use edges="splats"')
     photo = context.read_photo(name) if context.read_photo else None
     if photo is None:
-        raise InputError(f'the photo {name} is gone; restore the scene, or use edges="splats"')
+        why = context.lost_photos or f"the photo {name} is gone; restore the scene"
+        raise InputError(f'{why}, or use edges="splats"')
     return photo
 
 
