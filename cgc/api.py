@@ -127,7 +127,7 @@ def _load_saved(folder: Path, device: str, rasterizer: Rasterizer | None) -> Seg
             context = replace(_context(run, rasterizer, None, n_original), source=here)
         except InputError as lost:
             context = replace(context, read_cameras=partial(_refuse, str(lost)))
-    return replace(saved.segmentation, context=replace(context, folder=folder, blended=False))
+    return replace(saved.segmentation, context=replace(context, folder=folder, blended=source.get("blended") is True))
 
 
 def _run_of(folder: Path, source: Mapping[str, Any]) -> RunFolder:

@@ -35,6 +35,7 @@ from cgc.scene.types import Camera
 from cgc.segmentation.colors import segment_colors
 from cgc.segmentation.context import Context
 from cgc.segmentation.edit import select_rows
+from cgc.segmentation.export import job_of
 from cgc.segmentation.labels import render_blended, render_levels, render_rgb
 from cgc.segmentation.objects import oriented_box
 from cgc.segmentation.segmentation import Segmentation
@@ -205,6 +206,24 @@ def test_blended_id_maps_are_the_runs_and_have_no_levels(seg):
     for call in (lambda: blended.at_level(0.9).masks([camera]), lambda: blended[9].mask(camera)):
         with pytest.raises(InputError, match=r"cluster with --cluster\.masks labels"):
             call()
+
+
+def test_blended_id_maps_are_the_same_wherever_they_are_made(tmp_path):
+    seg = family(blended=True)
+    of_labels = family()
+    maps, places = seg.masks(), list(seg.context.cameras.values())
+    assert any((a != b).any() for a, b in zip(maps, of_labels.masks()))
+    again = cgc.load(seg.remove(4, halo=False).save(tmp_path / "saved"), rasterizer=CpuRasterizer())
+    for made in (again.masks(places), job_of(seg.remove(4, halo=False), edges="splats").shown_maps):
+        np.testing.assert_array_equal(made, seg.remove(4, halo=False).masks())
+    np.testing.assert_array_equal(job_of(seg, edges="splats").shown_maps, maps)
+    square = np.zeros((HEIGHT, WIDTH), bool)
+    square[10:20, 10:20] = True
+    for edit in (lambda s: s.paint(NAMES[0], square), lambda s: s.split(4, 2), lambda s: s.merge(1, 4)):
+        wanted = edit(of_labels)  # whatever features say
+        np.testing.assert_array_equal(edit(seg).masks(), wanted.masks())
+        saved = edit(seg).rename(5, "five").save(tmp_path / "edited")
+        np.testing.assert_array_equal(cgc.load(saved).masks(places), wanted.masks())
 
 
 def test_the_order_of_gaussians_does_not_matter(seg):

@@ -462,6 +462,22 @@ def test_a_scene_of_blended_features_has_one_level():
     assert 4 not in np.unique(state.shown.masks([state.camera])[0])
 
 
+def test_what_is_hidden_of_blended_features_is_not_clicked():
+    """Some of what is left has features like those of what is hidden."""
+    seg = family(blended=True)
+    features = seg.features.clone()
+    features[torch.from_numpy(seg.labels == 4)] = torch.eye(16)[5]
+    seg = replace(seg, splats=replace(seg.splats, features=features))
+    state = State(seg, seg.camera(FIRST))
+    state.select([5])
+    state.hide()
+    shown = state.shown.masks([state.camera])[0]
+    assert 5 not in shown and (shown == 4).any()
+    for y, x in np.argwhere(shown == 4)[::5].tolist():
+        state.shown.kept_maps.clear()
+        assert (picked := state.click(x, y)) and picked.id == 4
+
+
 OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(["hide", "isolate", "delete", "show_all", "undo", "redo", "rename", "toggle"]),

@@ -29,7 +29,8 @@ class Context:
     InputError from read_cameras or read_views is why there are none.
     read_best_views gives the view that shows most of an object, by id, of the objects of `hierarchy` alone.
     source says where it is from, as JSON values, and n_original how many Gaussians the file had that was segmented.
-    background [3] is what pictures show behind the splats (None: black); blended: id maps are of blended features.
+    background [3] is what pictures show behind the splats (None: black); blended: id maps are of blended features,
+    but for those of what was merged, split or painted since.
     """
 
     rasterizer: Rasterizer = field(default_factory=CpuRasterizer)

@@ -23,9 +23,8 @@ from cgc.scene.types import View, picture_names
 from cgc.segmentation.edges import follow_edges
 from cgc.segmentation.edit import whole_ids
 from cgc.segmentation.halo import seen_shares
-from cgc.segmentation.labels import render_ids
 from cgc.segmentation.objects import is_clean
-from cgc.segmentation.saved import shown_level
+from cgc.segmentation.pictures import id_map
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import Segment, describe
 from cgc.settings import Edges
@@ -101,12 +100,10 @@ class Export:
             raise InputError(f"this format is made of pictures: it needs the scene's cameras; {why}")
         if hidden := [i for i in self.chosen if i not in self.segmentation.ids]:
             raise InputError(f"segment {hidden[0]} is not shown at this level, so no picture has it; choose a level")
-        splats, tree = self.segmentation.splats, self.segmentation.hierarchy
-        level = shown_level(self.segmentation)
         maps = []
         with progress_bar("id maps", len(self.views), quiet=self.quiet) as bar:
             for view in self.views:
-                maps.append(render_ids(splats, tree, level, view.camera, self.rasterizer))
+                maps.append(id_map(self.segmentation, view.camera))
                 bar.advance()
         return maps
 

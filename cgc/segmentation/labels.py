@@ -206,13 +206,14 @@ def read_rows(rows: Contributions, shown: ShownNodes) -> list[LabelPicture]:
 
 
 def render_blended(
-    splats: Splats, features: Tensor, labels: np.ndarray, camera: Camera, rasterizer: Rasterizer
+    splats: Splats, features: Tensor, labels: np.ndarray | MeanFeatures, camera: Camera, rasterizer: Rasterizer
 ) -> LabelPicture:
     """Blend features [N, D] as colour is blended; per pixel the segment whose mean unit feature is most similar.
 
-    labels [N] (-1 noise, 1..K). Pixels with an alpha under 0.5 get id 0; of equal segments the lower number wins.
+    labels [N] (-1 noise, 1..K), or what their segments' features are. Pixels with an alpha under 0.5 get id 0; of equal
+    segments the lower number wins.
     """
-    segments = MeanFeatures.of(features, labels)
+    segments = labels if isinstance(labels, MeanFeatures) else MeanFeatures.of(features, labels)
     with torch.no_grad():
         picture = rasterizer.render(splats, features, [camera])
     size = camera.height * camera.width
@@ -226,6 +227,11 @@ class MeanFeatures(NamedTuple):
 
     ids: np.ndarray
     means: Tensor
+
+    def those_of(self, labels: np.ndarray) -> MeanFeatures:
+        """Return those of the segments that some labels hold."""
+        held = np.isin(self.ids, labels)
+        return MeanFeatures(self.ids[held], self.means[torch.from_numpy(held)])
 
     @classmethod
     def of(cls, features: Tensor, labels: np.ndarray) -> MeanFeatures:

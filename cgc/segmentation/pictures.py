@@ -60,9 +60,9 @@ def finest_map(segmentation: Segmentation, camera: Camera) -> np.ndarray:
         kept[key] = found
         return found
     context, tree = segmentation.context, segmentation.hierarchy
-    if context.blended:
-        features = segmentation.features
-        ids = render_blended(segmentation.splats, features, tree.at(), camera, context.rasterizer).ids
+    if segmentation.blended:
+        features, segments = segmentation.features, segmentation.mean_features
+        ids = render_blended(segmentation.splats, features, segments, camera, context.rasterizer).ids
     elif segmentation.drawer is not None:
         ids = segmentation.drawer.ids(camera)[0].cpu().numpy().reshape(camera.height, camera.width)
     else:
@@ -85,7 +85,7 @@ def finest_ids(segmentation: Segmentation, camera: Camera, pixels: np.ndarray) -
         return found.ravel()[pixels]
     context, tree = segmentation.context, segmentation.hierarchy
     splats, rasterizer, wanted = segmentation.splats, context.rasterizer, torch.from_numpy(pixels)
-    if not context.blended:
+    if not segmentation.blended:
         rows = group_contributions(rasterizer, splats, camera, leaf_groups(tree), wanted)
         return read_rows(rows, ShownNodes.of(tree, [1.0]))[0].ids
     rows = rasterizer.contributions(splats, camera, wanted)
@@ -96,7 +96,7 @@ def finest_ids(segmentation: Segmentation, camera: Camera, pixels: np.ndarray) -
 def shown_by_node(segmentation: Segmentation) -> np.ndarray:
     """What a picture at the segmentation's level shows in place of each node, int32 [T + 1], 0 where it shows parts."""
     tree, level = segmentation.hierarchy, segmentation.level
-    if segmentation.context.blended and level is not None and tree.stop(level) != tree.base_stop:
+    if segmentation.blended and level is not None and tree.stop(level) != tree.base_stop:
         raise InputError(NO_LEVELS)
     return tree.shown_for(tree.base if level is None else level)
 
@@ -150,7 +150,7 @@ def node_mask(
     photo = photo_to_follow(segmentation, view, edges)
     tree = segmentation.hierarchy
     owner = tree.shown_for(tree.base)
-    if segmentation.context.blended and (parts := [n for n in nodes if owner[n] not in (0, n)]):
+    if segmentation.blended and (parts := [n for n in nodes if owner[n] not in (0, n)]):
         raise InputError(
             f"segment {parts[0]} is a part, and pictures of blended features show the objects only; cluster with "
             "--cluster.masks labels"

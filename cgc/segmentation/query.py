@@ -246,7 +246,7 @@ def from_mask(segmentation: Segmentation, view: ViewOrCamera, mask: np.ndarray) 
     area = tree.add_up(np.bincount(finest.ravel(), minlength=len(tree.parents)))
     if not inside.any():
         return Selection(segmentation, ())
-    stops = tree.stops[: tree.base_stop + 1] if segmentation.context.blended else tree.stops
+    stops = tree.stops[: tree.base_stop + 1] if segmentation.blended else tree.stops
     tries: set[tuple[int, ...]] = {(n,) for n in np.flatnonzero(inside).tolist()}
     for x in stops.tolist():
         there = np.isin(np.arange(len(area)), tree.shown(x))

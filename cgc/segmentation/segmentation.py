@@ -34,6 +34,8 @@ from cgc.splats.types import Splats
 
 SEEN = ("keep", "remove", "transform", "recolor")
 """Edits after which photos no longer show the scene."""
+REGROUPED = ("merge", "split", "paint")
+"""Edits that say anew which object Gaussians are of, whatever their features."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +263,7 @@ class Segmentation:
             raise InputError("this segmentation is of no run; say which folder to save it in")
         if folder is None and own is not None:
             folder = own if (own / FACTS_FILE).is_file() else own / "edited"
-        return save(self, folder or "", self.context.source)
+        return save(self, folder or "", {**self.context.source, "blended": self.context.blended})
 
     def export(
         self,
@@ -278,6 +280,11 @@ class Segmentation:
 
         ids = None if which is None else _ids(which if isinstance(which, Iterable) else [which])
         return export(job_of(self, ids, edges), folder, [formats] if isinstance(formats, str) else formats)
+
+    @property
+    def blended(self) -> bool:
+        """Say whether id maps are of blended features: as the run's are, until an edit says what is one object."""
+        return self.context.blended and not any(edit["edit"] in REGROUPED for edit in self.edits)
 
     @property
     def photos_hold(self) -> bool:

@@ -238,8 +238,8 @@ def part_of(segmentation: Segmentation, kept: np.ndarray | None, level: float | 
     if segmentation.has_features:
         colors = segmentation.feature_colors
         made.__dict__["feature_colors"] = colors if kept is None else colors[torch.from_numpy(kept)]
-        if segmentation.context.blended:
-            made.__dict__["mean_features"] = segmentation.mean_features
+        if segmentation.blended:
+            made.__dict__["mean_features"] = segmentation.mean_features.those_of(tree.at())
     return made
 
 

@@ -268,7 +268,7 @@ class State:
     def set_level(self, level: float | None) -> None:
         """Show another level of the hierarchy; InputError where it is outside of 0 to 1, or there are no levels."""
         tree = self.base.hierarchy
-        if level is not None and self.base.context.blended and tree.stop(level) != tree.base_stop:
+        if level is not None and self.base.blended and tree.stop(level) != tree.base_stop:
             raise InputError(NO_LEVELS)
         tree.at(level)
         self._level = level

@@ -146,7 +146,7 @@ class Page:
         tree = state.base.hierarchy
         self.level = gui.add_slider(
             "level", 0.0, 1.0, 0.001, round(state.level_shown, 3), disabled=len(tree.stops) < 2
-            or state.base.context.blended, hint="0 shows wholes, 1 the smallest parts",
+            or state.base.blended, hint="0 shows wholes, 1 the smallest parts",
         )  # fmt: skip
         self._on(self.level, lambda value, _: self.set_level(value))
         self.view = gui.add_dropdown("view", ("orbit", *state.view_names), initial_value="orbit")

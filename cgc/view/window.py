@@ -148,7 +148,7 @@ class _Window:
         self.slider = gui.Slider(gui.Slider.DOUBLE)
         self.slider.set_limits(0, 1)
         self.slider.double_value = state.level_shown
-        self.slider.enabled = len(state.base.hierarchy.stops) > 1 and not state.base.context.blended
+        self.slider.enabled = len(state.base.hierarchy.stops) > 1 and not state.base.blended
         self.slider.set_on_value_changed(self._set_level)
         self._row("level", self.slider)
         grid = gui.VGrid(4, gap)
