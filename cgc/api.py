@@ -47,8 +47,7 @@ def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | Non
         raise InputError(f"the folder of a run was expected, got {path!r}")
     if Path(path).is_file():
         raise InputError(f"{path} is a file where the folder of a run was expected; splats are loaded by `cgc run`")
-    if not Path(path).exists():
-        mend(Path(path))
+    mend(Path(path))
     if (Path(path) / FACTS_FILE).is_file():
         return _load_saved(Path(path), device, rasterizer)
     run = open_run(Path(path))

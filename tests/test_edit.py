@@ -688,6 +688,25 @@ def test_a_save_that_was_killed_loses_nothing(tmp_path, monkeypatch, moved):
     assert all((folder / name).read_text() == name for name in ("mine.txt", "yours.txt"))
 
 
+def test_what_others_had_put_there_comes_back_when_it_is_next_opened(tmp_path):
+    """A kill after the two renames; then somebody goes on before it is opened."""
+    folder, aside = save(tiny(), tmp_path / "out"), tmp_path / ".out.999999999.old"
+    for name in ("export/a.ply", "export/b.ply", "notes", "sub/c"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("before")
+    folder.rename(aside)
+    save(tiny(), tmp_path / "new").rename(folder)
+    (folder / "export").mkdir()
+    (folder / "export/b.ply").write_text("since")
+    assert len(load(folder).splats)
+    for name, text in (
+        ("export/a.ply", "before"), ("export/b.ply", "since"), ("older/export/b.ply", "before"), ("notes", "before"),
+        ("sub/c", "before"),
+    ):  # fmt: skip
+        assert (folder / name).read_text() == text
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and len(list(folder.rglob("*.ply"))) == 4
+
+
 def test_a_save_leaves_those_of_longer_names_alone(tmp_path):
     """What a killed save of `out.v2` has moved aside is the only copy of it."""
     kept = save(tiny(), tmp_path / "out.v2")

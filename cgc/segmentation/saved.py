@@ -12,6 +12,7 @@ A folder is written beside its place and renamed onto it; one that holds no save
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -83,7 +84,6 @@ def save(
             raise
         if old.exists():
             _keep_others(old, folder)
-            _remove_own(old)
     except OSError as error:
         why = "the disk is full" if no_room(error) else error.strerror
         raise InputError(f"{folder} could not be saved ({why}) and is left as it was; choose another") from error
@@ -101,7 +101,7 @@ def _placed(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def mend(folder: Path) -> None:
-    """Bring back what a save that was killed has moved aside."""
+    """Bring back what a save that was killed has moved aside, and what others had put in there."""
     folder = folder.absolute()
     with contextlib.suppress(OSError):
         for old in folder.parent.iterdir():
@@ -110,22 +110,35 @@ def mend(folder: Path) -> None:
                 continue
             if not folder.exists():
                 os.replace(old, folder)
-            else:
+            elif (folder / FACTS_FILE).is_file():
                 _keep_others(old, folder)
-                _remove_own(old)
 
 
 def _keep_others(old: Path, folder: Path) -> None:
-    """Move what others have put beside a saved segmentation to the new one: exports, pictures, notes."""
-    for path in [p for p in old.iterdir() if p.name not in _OWN and not (folder / p.name).exists()]:
-        os.replace(path, folder / path.name)
+    """Move what others have put beside a saved segmentation to the new one: exports, pictures, notes.
 
-
-def _remove_own(old: Path) -> None:
+    Where there are files of their names by now, which are newer, they go to older/ in it.
+    """
+    _move_into(old, folder)
     with contextlib.suppress(OSError):
         for name in _OWN:
             (old / name).unlink(missing_ok=True)
-        old.rmdir()  # not where something of others is left in it
+        old.rmdir()
+    if old.exists():
+        places = (folder / (f"older_{i}" if i > 1 else "older") for i in itertools.count(1))
+        os.replace(old, next(place for place in places if not os.path.lexists(place)))
+
+
+def _move_into(old: Path, folder: Path) -> None:
+    """Move what is in one folder to another, file by file, but what is there already."""
+    for path in list(old.iterdir()):
+        there = folder / path.name
+        if not os.path.lexists(there):
+            os.replace(path, there)
+        elif path.is_dir() and there.is_dir() and not path.is_symlink():
+            _move_into(path, there)
+            with contextlib.suppress(OSError):
+                path.rmdir()  # not where something is left in it
 
 
 def load_saved(folder: Path | str) -> SavedSegmentation:
