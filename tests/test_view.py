@@ -543,6 +543,23 @@ def test_what_is_isolated_and_then_deleted_gives_way_to_the_others(state):
     assert not state.is_shown(3) and state.is_shown(4)
 
 
+def test_hiding_what_is_hidden_is_no_edit(seg, tmp_path):
+    state = State(seg, seg.camera(FIRST))
+    desk = Desk(state, tmp_path)
+    state.select([8])  # 1 and 2
+    state.hide()
+    state.rename(3, "three")
+    state.undo()
+    for hidden in ([1], [8], [1, 2]):
+        state.select(hidden)
+        assert desk.run(BY_NAME["hide"]) == "nothing is left to hide" and not state.selected
+    assert state.redo() and state.undo() and state.undo() and state.is_shown(1)  # what can be done again is kept
+    state.select([1])
+    state.hide()
+    state.select([8])
+    assert desk.run(BY_NAME["hide"]) == "hid 1 object" and not state.is_shown(2)
+
+
 def test_what_is_hidden_again_is_not_selected_any_more(state):
     state.select([3])
     state.hide()

@@ -96,9 +96,10 @@ def _edit(name: str, done: str) -> Callable[[Desk], str]:
     def do(desk: Desk) -> str:
         if not desk.state.selected:
             raise InputError(f"nothing is selected to {name}; click an object first")
-        count = len(desk.state.selected)
+        count, before = len(desk.state.selected), desk.state.edits
         getattr(desk.state, name)()
-        return f"{done} {counted(count, 'object')}"
+        changed = desk.state.edits is not before
+        return f"{done} {counted(count, 'object')}" if changed else f"nothing is left to {name}"
 
     return do
 

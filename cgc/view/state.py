@@ -169,10 +169,11 @@ class State:
     # --- what is done ---------------------------------------------------------------------------------------
 
     def hide(self) -> None:
-        """Hide what is selected; nothing is selected then."""
-        if self._selected:
-            self._do(replace(self._edits, hidden=self._edits.hidden | self._selected))
-            self._selected = frozenset()
+        """Hide what is selected and is not hidden yet; nothing is selected then."""
+        gone = self._covered(self._edits.hidden) | ~self.alive
+        if more := {node for node in self._selected if not gone[self.base.members(node)].all()}:
+            self._do(replace(self._edits, hidden=self._edits.hidden | more))
+        self._selected = frozenset()
 
     def isolate(self) -> None:
         """Show what is selected alone, even what was hidden of it; with nothing selected, or again, show the others."""
