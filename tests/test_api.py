@@ -590,6 +590,17 @@ def test_embeddings_are_kept_until_the_objects_change(tmp_path):
     assert model.images > asked
 
 
+def test_embeddings_of_renders_give_way_to_those_of_photos(tmp_path):
+    shown = {view: family().render(view)[..., ::-1] for view in NAMES}
+    model = Colors()
+    without, seg = family(folder=tmp_path), family(folder=tmp_path, read_photo=shown.get)
+    assert without.find("red", k=1, model=model)[0].object.id == 1
+    assert seg.find("red", k=1, model=model)[0].object.id == 3
+    asked = model.images
+    assert without.find("red", k=1, model=model)[0].object.id == 3  # photos that are gone say more than renders
+    assert model.images == asked
+
+
 def test_without_a_text_model_the_way_to_get_one_is_said(seg, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(InputError, match=r"pip install 'contrastive-gaussian-clustering\[text\]'"):
