@@ -533,7 +533,7 @@ def test_exports_replace_what_exports_have_written_and_nothing_else(job, tmp_pat
     mine.write_bytes(b"mine")
     (tmp_path / "points.ply").symlink_to(tmp_path / "nowhere")
     for formats, name in ((["ply", "masks"], "masks"), (["points"], r"points\.ply")):
-        with pytest.raises(InputError, match=rf"{name} is where an export would write, and no export has written it"):
+        with pytest.raises(InputError, match=rf"{name} is where an export would write, and nothing says"):
             export(job, tmp_path, formats)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["masks", "points.ply"] and mine.read_bytes() == b"mine"
     for _ in range(2):
@@ -541,7 +541,7 @@ def test_exports_replace_what_exports_have_written_and_nothing_else(job, tmp_pat
         export(job, tmp_path, ["labels"])
     assert mine.read_bytes() == b"mine"
     (tmp_path / ".exported.json").write_text("{")
-    with pytest.raises(InputError, match="no export has written it"):
+    with pytest.raises(InputError, match="nothing says that one has written it"):
         export(job, tmp_path, ["labels"])
 
 

@@ -275,8 +275,8 @@ def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path
     before, left = _exported(folder), [name for chosen in formats for name in _LEFT[chosen]]
     if theirs := [name for name in left if name not in before and os.path.lexists(folder / name)]:
         raise InputError(
-            f"{folder / theirs[0]} is where an export would write, and no export has written it; choose another "
-            "folder, or move it away"
+            f"{folder / theirs[0]} is where an export would write, and nothing says that one has written it; choose "
+            "another folder, or move it away"
         )
     check_chosen(job, formats)
     write_json(folder / _RECORD, sorted({*before, *left}))
