@@ -16,8 +16,10 @@ from torch import Tensor
 
 from cgc.errors import InputError
 from cgc.geometry import covariances
+from cgc.kernels import threads
 from cgc.rasterize.base import NEAR, Contributions, Rasterizer, group_contributions, transpose_product
-from cgc.rasterize.cpu import CpuRasterizer
+from cgc.rasterize.bins import bands
+from cgc.rasterize.cpu import PAIR_BYTES, CpuRasterizer
 from cgc.rasterize.cuda import CudaRasterizer
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
@@ -186,6 +188,15 @@ def test_matches_the_reference(rasterizer: Rasterizer, device: torch.device, opa
     """Values, alphas, depths and every gradient, at all opacities (in the solid scene pixels finish)."""
     g = torch.Generator().manual_seed(5)
     compare(rasterizer, device, make_splats(150, g, opacity=opacity), [make_camera()])
+
+
+def test_pixels_may_finish_behind_a_hundred_gaussians(rasterizer: Rasterizer, device: torch.device) -> None:
+    """A tile's list is longer than what is blended at one time, and its end counts for nobody."""
+    splats = make_splats(200, torch.Generator().manual_seed(5), size=0.8)
+    splats, camera = replace(splats, logit_opacities=torch.full((200,), -1.5)), make_camera(20, 19)
+    W = reference.contributions(double(splats), double_camera(camera))
+    assert (W.dense > 0).sum(1).min() > 64 and (W.left < 1.3e-4).float().mean() > 0.5
+    compare(rasterizer, device, splats, [camera])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 16, 19, 33])
@@ -565,6 +576,26 @@ def test_overlapping_gaussians_go_by_index(rasterizer: Rasterizer, device: torch
     assert (W.weights[row].diff() < 0).all()
 
 
+def test_the_nearer_is_in_front_by_the_last_bit_of_its_depth(rasterizer: Rasterizer, device: torch.device) -> None:
+    """Depths that float32 can just tell apart; the indices say the opposite."""
+    steps = torch.tensor([5, 3, 2, 1, 0, 4])
+    splats = join(*(one((0.0, 0.0, 2.0 + 2.0**-22 * s), opacity=0.5) for s in steps.tolist())).to(device)
+    W = rasterizer.contributions(splats, replace(make_camera(), viewmat=torch.eye(4)).to(device))
+    heavy = int((W.indptr[1:] - W.indptr[:-1]).argmax())
+    row = slice(int(W.indptr[heavy]), int(W.indptr[heavy + 1]))
+    assert W.ids[row].tolist() == steps.argsort().tolist()
+
+
+def test_what_lies_on_the_near_or_the_far_plane_is_in_the_picture() -> None:
+    """And a hair before or behind is not."""
+    wide = (1e9, 1e9, 1e9)
+    depths = torch.tensor([2.0, 2.0 - 2.0**-22, 1e10, 1.001e10])
+    splats = join(*(one((0.0, 0.0, z), scales=wide if z > 3 else (0.1, 0.1, 0.1)) for z in depths.tolist()))
+    camera = replace(make_camera(), viewmat=torch.eye(4))
+    render = CpuRasterizer(near=2.0).render(splats, torch.ones(4, 1), [camera])
+    assert (render.radii[0] > 0).all(1).tolist() == [True, False, True, False]
+
+
 def empty_scenes() -> dict[str, Splats]:
     """Scenes of which nothing is to be seen."""
     return {
@@ -755,6 +786,16 @@ def test_heaviest_entries(rasterizer: Rasterizer, scene: tuple[Splats, Camera, T
         assert kept == ([ids[e] for e in order], [weights[e] for e in order])
 
 
+def test_of_equally_heavy_entries_the_nearer_stay() -> None:
+    """However many there are of them, and the heavier ones stay wherever they lie."""
+    from cgc.rasterize.weights import _keep_heaviest
+
+    weights = torch.tensor([9, 2, 1, 2, 2, 3]).float().numpy()
+    ranks = torch.arange(6).int().numpy()
+    assert _keep_heaviest(ranks, weights, 1, 5, 2, torch.empty(2).numpy()) == 2 + 1 + 2
+    assert ranks[1:3].tolist() == [1, 5] and weights[1:3].tolist() == [2, 3] and ranks[0] == 0
+
+
 def test_half_weights(rasterizer: Rasterizer, scene: tuple[Splats, Camera, Tensor]) -> None:
     """Two bytes a weight: the same entries, rounded to half, and products that know it."""
     splats, camera, values = scene
@@ -867,6 +908,18 @@ def test_bands_give_the_same_picture(generator: torch.Generator) -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_bands_give_the_same_contributions(generator: torch.Generator) -> None:
+    """With too little memory for all pairs, rows of W are collected band by band."""
+    splats, camera = make_splats(2000, generator, opacity=1.0), make_camera(90, 70)
+    pixels, limit = torch.arange(0, 90 * 70, 7), 50_000
+    tight = CpuRasterizer(memory_limit=limit)
+    assert len(bands(tight._spans_at(splats, camera, pixels)[1], limit // PAIR_BYTES)) == 3
+    with threads(2):  # who share the limit
+        whole, parts = (r.contributions(splats, camera, pixels, heaviest=2) for r in (CpuRasterizer(), tight))
+    for name in ("indptr", "ids", "weights", "remainder"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name)), name
+
+
 def test_contributions_past_the_memory_limit_are_refused(scene: tuple[Splats, Camera, Tensor]) -> None:
     """One sentence that says what to do; fewer entries still fit."""
     splats, camera, _ = scene
@@ -970,11 +1023,12 @@ def test_same_bits_twice(rasterizer: Rasterizer, generator: torch.Generator, dev
 
 def test_same_bits_for_any_number_of_threads(generator: torch.Generator) -> None:
     """The work is cut into fixed pieces, not into as many as there are threads."""
-    from cgc.kernels import threads
-
-    splats, camera = make_splats(2000, generator, opacity=1.0), make_camera(90, 70)
+    splats, camera = make_splats(2000, generator, opacity=-3.0), make_camera(90, 70)  # nobody is hidden
     values, made = torch.randn(2000, 7, generator=generator), []
+    other = replace(splats, log_scales=splats.log_scales + 0.1)
     for count in (1, 2, 3):
+        with threads(1):  # memory that is used again holds what another scene left there
+            everything(CpuRasterizer(), other, camera, values.flip(0))
         with threads(count):
             made.append(everything(CpuRasterizer(), splats, camera, values))
     assert all(torch.equal(a, c) for b in made[1:] for a, c in zip(made[0], b))
