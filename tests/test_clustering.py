@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.spatial import KDTree
 from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
@@ -194,13 +195,57 @@ def test_the_tree_of_neighbours_equals_brute_force(n, dim):
     exact = np.linalg.norm(queries[:, None].astype(float) - points[None], axis=2)
     numbers, distances = nearest_points(tree, queries)
     np.testing.assert_allclose(distances, exact.min(1), rtol=1e-5)
-    numbers_within, _ = nearest_points(tree, queries, distances * np.float32(0.99))
-    assert (numbers_within == -1).all()
+    near = np.arange(100) % 2 > 0
+    factors = np.where(near, 1.02, 0.99).astype(np.float32)
+    numbers_within, distances_within = nearest_points(tree, queries, distances * factors)
+    assert ((numbers_within >= 0) == near).all()
+    np.testing.assert_array_equal(distances_within, distances * np.where(near, np.float32(1), factors))
     own = labels[numbers]
     foreign, distances = nearest_of_another_label(tree, labels, queries, own)
     exact = np.where(labels[None] == own[:, None], np.inf, exact)
     np.testing.assert_allclose(distances, exact.min(1), rtol=1e-5)
     assert ((foreign < 0) == np.isinf(exact.min(1))).all()
+    foreign_within, distances_within = nearest_of_another_label(tree, labels, queries, own, distances * factors)
+    assert ((foreign_within >= 0) == near & (foreign >= 0)).all()
+    np.testing.assert_array_equal(distances_within, distances * np.where(near, np.float32(1), factors))
+
+
+@pytest.mark.parametrize("dim", [3, 8])
+def test_neighbours_in_a_tree_of_many_levels_are_the_true_ones(dim):
+    points = np.random.default_rng(0).standard_normal((4700, dim)).astype(np.float32)
+    points[:, 0] *= 100
+    tree, (exact, numbers) = build_tree(points), KDTree(points).query(points, 4)
+    assert len(tree.starts) > 4
+    others, distances = nearest_others(tree, 3)
+    np.testing.assert_allclose(distances, exact[:, 1:], rtol=1e-5)
+    assert (others == numbers[:, 1:]).mean() > 0.999
+    numbers, distances = nearest_points(tree, points[::7])
+    assert (numbers == np.arange(4700)[::7]).all() and not distances.any()
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 40])
+def test_the_nearest_of_another_label_where_labels_lie_in_pieces(pieces):
+    """Whole branches of the tree have one label, and others hold such of several."""
+    points = np.random.default_rng(0).random((1500, 3)).astype(np.float32)
+    labels = (pieces * points[:, 0]).astype(int)
+    foreign, distances = nearest_of_another_label(build_tree(points), labels, points, labels)
+    exact = np.full(1500, np.inf)
+    for label in range(pieces):
+        if pieces > 1:
+            exact[labels == label] = KDTree(points[labels != label]).query(points[labels == label])[0]
+    np.testing.assert_allclose(distances, exact, rtol=1e-5)
+    assert ((foreign < 0) == np.isinf(exact)).all() and (pieces == 1 or (labels[foreign] != labels).all())
+
+
+@pytest.mark.parametrize("dim", [3, 8])
+def test_nothing_past_the_last_leaf_is_read(dim):
+    points = np.random.default_rng(0).standard_normal((70, dim)).astype(np.float32)  # the last of two nodes has a leaf
+    tree, exact = build_tree(points), KDTree(points)
+    memory = np.zeros(len(tree.leaves) + 64 * dim, np.float32)  # where points at 0 lie behind
+    memory[: len(tree.leaves)] = tree.leaves
+    tree = tree._replace(leaves=memory[: len(tree.leaves)])
+    np.testing.assert_allclose(nearest_others(tree, 3)[1], exact.query(points, 4)[0][:, 1:], rtol=1e-5)
+    np.testing.assert_allclose(nearest_points(tree, 0.3 * points)[1], exact.query(0.3 * points)[0], rtol=1e-5)
 
 
 def test_results_do_not_depend_on_the_threads():
@@ -235,6 +280,17 @@ def test_the_spanning_tree_is_nearly_minimal_and_finds_the_same_clusters(monkeyp
     assert adjusted_rand_score(expected, labels) > 0.99 and "lambda_val" in tree
     same, _ = run_hdbscan(np.concatenate([np.zeros((60, 3)), np.ones((60, 3))]), ClusterSettings(min_cluster_size=5))
     assert same_partition(same, np.repeat([0, 1], 60))
+
+
+def test_links_between_clusters_are_hardly_longer_than_the_shortest():
+    """Balls in a row: the next one's is the nearest, and the link ends where the two come close."""
+    points = np.random.default_rng(0).standard_normal((4, 150, 3))
+    points *= np.random.default_rng(1).random((4, 150, 1)) ** (1 / 3) / np.linalg.norm(points, axis=2, keepdims=True)
+    points = (points + np.array([[[0, 0, 0]], [[9, 0, 0]], [[3, 0, 0]], [[6, 0, 0]]])).reshape(-1, 3)
+    links = spanning_tree(points, 5)[-3:]
+    exact = np.sort(minimum_spanning_tree(np.linalg.norm(points[:, None] - points[None], axis=2)).data)[-3:]
+    np.testing.assert_allclose(links[:, 2], exact, rtol=0.05)
+    assert sorted(sorted(link) for link in (links[:, :2] // 150).tolist()) == [[0, 2], [1, 3], [2, 3]]
 
 
 def test_many_small_clusters_are_found():
