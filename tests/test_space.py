@@ -8,8 +8,9 @@ import torch
 from scipy.sparse import csr_matrix
 
 from cgc.clustering.columns import Columns
-from cgc.clustering.space import take_in, tidy
+from cgc.clustering.space import _measure, take_in, tidy
 from cgc.features.frozen import nearest_neighbours
+from cgc.kernels import spread, threads
 
 
 def ball(rng, centre, n, radius=0.1):
@@ -139,6 +140,24 @@ def test_nothing_takes_nothing_in():
 def test_noise_and_nothing():
     s = scene(((0, 0, 0), 50, -1, 0.0))
     assert (tidied(s, columns_of(s.parts)) == -1).all()
+
+
+def test_noise_beside_a_segment_stays_noise_and_connects_nothing():
+    s = scene(((0.1, 0.1, 0), 400, -1, 0.0), ((0, 0, 0), 300, 0, 1.0), ((1, 0, 0), 200, 0, 1.0))
+    noise, left, right = s.parts
+    found = tidied(s, columns_of([left, right]))
+    assert (found[left] == 0).all() and (found[right] == 1).all() and (found[noise] == -1).all()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_neighbours_are_as_far_as_they_are_and_noise_is_like_nothing(count):
+    rng = np.random.default_rng(0)
+    places, neighbours, labels = rng.normal(size=(40, 3)), rng.integers(0, 40, (40, 4)), rng.integers(-1, 2, 40)
+    lengths, same = np.full((40, 4), -1.0), np.zeros((40, 4), bool)
+    with threads(count):
+        spread(_measure, places, neighbours, labels, lengths, same)
+    np.testing.assert_allclose(lengths, np.linalg.norm(places[:, None] - places[neighbours], axis=2))
+    np.testing.assert_array_equal(same, (labels[:, None] == labels[neighbours]) & (labels[:, None] >= 0))
 
 
 def test_order_does_not_matter():
