@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cgc.errors import InputError
 from cgc.masks import relief as relief_module
-from cgc.masks.contrast import border_strength, distribution_planes
+from cgc.masks.contrast import _largest_difference, border_strength, distribution_planes
 from cgc.masks.merging import MergeRules, merge_levels, shared_borders
 from cgc.masks.regions import PRESETS, RegionMerging
 from cgc.masks.relief import Relief, bends, weigh_borders
@@ -232,6 +232,22 @@ def test_even_ground_has_no_border_and_an_edge_is_as_strong_as_its_colours_diffe
     np.testing.assert_allclose(twice, 2 * strength, rtol=1e-4, atol=1e-4)
 
 
+def test_the_two_sides_of_a_pixel_are_compared_in_every_direction():
+    """Against slow loops over pixels, directions and planes; past the picture's edge lie its last pixels."""
+    patches = np.random.default_rng(0).random((5, 7, 3), np.float32)
+    offsets = np.array([[0, 2], [1, 1], [3, 0], [1, -2]])
+    found = _largest_difference(patches, offsets)
+    for y, x in np.ndindex(5, 7):
+        apart = [
+            np.abs(patches[at(y - i, 5), at(x - j, 7)] - patches[at(y + i, 5), at(x + j, 7)]).sum() for i, j in offsets
+        ]
+        assert found[y, x] == pytest.approx(max(apart), rel=1e-6)
+
+
+def at(k: int, size: int) -> int:
+    return min(max(k, 0), size - 1)
+
+
 def test_shared_borders_are_counted():
     regions = np.array([[0, 0, 1], [0, 2, 1], [2, 2, 1]])
     strength = np.arange(9, dtype=np.float32).reshape(3, 3)
@@ -295,6 +311,16 @@ def test_merging_matches_the_slow_reference(seed, apart):
         counts.append(len(np.unique(slow)))
         assert pairs.shape[1] == counts[-1] == len(np.unique(owner))
     assert 30 >= counts[0] > counts[1] > counts[2] >= 1, counts
+
+
+def test_only_what_is_smaller_than_the_least_area_must_merge():
+    regions = np.arange(3).repeat(4)[None].repeat(3, 0)  # of 12 pixels each
+    planes = np.float32([1, 5, 9])[regions][None]
+    rules = MergeRules(border=0.4, enclosed=0.5, unrest=0.1, small=60.0, favour_small=0.3)
+    strength = np.full(regions.shape, 5, np.float32)
+    for least, left in ((12, 3), (13, 1)):
+        owners = merge_levels(regions, strength, planes, [0.0], [least], rules)
+        assert len(np.unique(owners)) == left
 
 
 # ---- with depth
