@@ -16,6 +16,7 @@ from tiny import CLUMPS, FLOOR, cameras, clumps
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.geometry import SH_C0
+from cgc.kernels import threads
 from cgc.rasterize.base import Contributions
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
@@ -61,13 +62,14 @@ def slow_picture(dense, labels):
 # ---- pictures of labels
 
 
-@pytest.mark.parametrize("at_once", [1 << 18, 37])
-def test_label_pictures_equal_the_slow_one_hot(rasterizer, monkeypatch, at_once):
+@pytest.mark.parametrize(("at_once", "count"), [(1 << 18, 1), (1 << 18, 3), (37, 2)])
+def test_label_pictures_equal_the_slow_one_hot(rasterizer, monkeypatch, at_once, count):
     monkeypatch.setattr(label_room, "MAX_PIXELS_AT_ONCE", at_once)  # pieces make no difference
     splats, camera = cloud(), some_camera()
     labels = np.random.default_rng(2).integers(-1, 5, len(splats)).astype(np.int32)
     labels[labels == 0] = -1
-    picture = render_labels(splats, labels, camera, rasterizer)
+    with threads(count):
+        picture = render_labels(splats, labels, camera, rasterizer)
     W = reference.contributions(reference.double(splats), reference.double_camera(camera))
     sums = slow_picture(W.dense.detach().numpy(), labels)
     best = np.sort(sums, 1)
@@ -109,6 +111,12 @@ def test_what_shows_the_background_or_noise_most_has_id_0():
 def test_ties_go_to_the_lower_id_whatever_the_order():
     assert pick([3, 1, -1], [(0, 0.5), (1, 0.5)], [(1, 0.5), (0, 0.5)]) == ([1, 1], [0.5, 0.5])
     assert pick([3, 1, -1], [(0, 0.5)], [(2, 0.5), (0, 0.5)]) == ([0, 0], [0.5, 0.5])
+
+
+def test_sums_of_weights_are_exact_whatever_their_order():
+    tiny = [(i, 2.0**-25) for i in range(2)]
+    for row in ([(2, 0.5), *tiny], [*tiny, (2, 0.5)]):
+        assert pick([2, 2, 2, 3], [*row, (3, 0.5 + 2.0**-24)])[0] == [2]  # a tie
 
 
 def test_a_pixel_does_not_hear_of_the_one_before():
