@@ -20,6 +20,7 @@ from tiny import NAMES
 from cgc.cli import main
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
+from cgc.kernels import threads
 from cgc.masks.id_maps import read_id_map
 from cgc.pipeline.workspace import Workspace
 from cgc.rasterize.cpu import CpuRasterizer
@@ -220,13 +221,14 @@ def slow_levels(dense, tree, levels):
     return ids, weights, clear
 
 
-@pytest.mark.parametrize("at_once", [1 << 18, 37])
+@pytest.mark.parametrize(("at_once", "count"), [(1 << 18, 1), (1 << 18, 3), (37, 2)])
 @pytest.mark.parametrize("seed", [3, 4, 11])
-def test_pictures_of_levels_equal_the_slow_ones(rasterizer, monkeypatch, seed, at_once):
+def test_pictures_of_levels_equal_the_slow_ones(rasterizer, monkeypatch, seed, at_once, count):
     monkeypatch.setattr(label_room, "MAX_PIXELS_AT_ONCE", at_once)  # pieces make no difference
     tree, splats = random_tree(seed, 60), cloud(60, seed)
     levels = [0.0, 0.2, 0.5, 0.7, 0.9, 1.0]
-    pictures = render_levels(splats, tree, levels, camera(), rasterizer)
+    with threads(count):
+        pictures = render_levels(splats, tree, levels, camera(), rasterizer)
     W = reference.contributions(reference.double(splats), reference.double_camera(camera()))
     ids, weights, clear = slow_levels(W.dense.detach().numpy(), tree, levels)
     clear &= W.clear.numpy()
