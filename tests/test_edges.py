@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from skimage.color import rgb2lab
 
+from cgc.kernels import threads
 from cgc.masks.id_maps import resize_nearest
 from cgc.segmentation import edges
 from cgc.segmentation.edges import ALIKE, NEAR, REACH, follow_edges, share_of
@@ -45,9 +46,10 @@ def test_the_vote_is_that_of_a_loop_over_pixels(size, monkeypatch):
     photo = rng.integers(0, 256, (*size, 3), dtype=np.uint8) // 8 + 90  # colours near enough to count
     found, _ = slow(ids, photo)
     assert (found != resize_nearest(ids, size[1], size[0])).mean() > 0.1
-    for at_once in (1 << 20, 3 * size[1], 1):  # in one band, or in several
+    for at_once, count in ((1 << 20, 1), (1 << 20, 3), (3 * size[1], 2), (1, 1)):  # in one band, or in several
         monkeypatch.setattr(edges, "_PIXELS", at_once)
-        np.testing.assert_array_equal(follow_edges(ids, photo), found)
+        with threads(count):
+            np.testing.assert_array_equal(follow_edges(ids, photo), found)
     mask = resize_nearest(ids, size[1], size[0]) == 2
     np.testing.assert_allclose(share_of(mask, photo), slow(mask.astype(int), photo)[1][..., 1], atol=1e-4)
 
