@@ -31,7 +31,7 @@ from cgc.appearance.trainer import TrainStats, first_splats, train
 from cgc.appearance.training import shorten
 from cgc.errors import InputError
 from cgc.geometry import rgb_to_sh_dc, sh_to_rgb
-from cgc.kernels import thread_count
+from cgc.kernels import thread_count, threads
 from cgc.presets import PAPER, TRAIN_PRESETS, preset_of
 from cgc.progress import TimeLeft
 from cgc.rasterize.base import Render
@@ -143,6 +143,20 @@ def test_loss_lets_nan_through_and_refuses_other_shapes() -> None:
         photometric_loss(photo, photo[:-1])
 
 
+def test_loss_and_its_gradient_have_the_same_bits_for_any_number_of_threads() -> None:
+    g, made = torch.Generator().manual_seed(0), []
+    photo, predicted, other = torch.rand(3, 23, 19, 3, generator=g)
+    for count in (1, 2, 5):
+        x = predicted.clone().requires_grad_()
+        with threads(1):
+            photometric_loss(other, predicted)  # memory that is used again holds what another picture left there
+        with threads(count):
+            loss = photometric_loss(x, photo)
+            loss.backward()
+        made.append((loss.detach(), x.grad))
+    assert all(torch.equal(a, b) for more in made[1:] for a, b in zip(made[0], more))
+
+
 def test_psnr() -> None:
     assert psnr(torch.zeros(4, 4, 3), torch.full((4, 4, 3), 0.1)) == pytest.approx(20.0, abs=1e-4)
     assert psnr(torch.ones(4, 4, 3), torch.ones(4, 4, 3)) == pytest.approx(120.0)
@@ -168,6 +182,17 @@ def test_fused_colours_match_geometry(degree: int) -> None:
     torch.testing.assert_close(sh.grad.double(), slow_sh.grad, rtol=1e-4, atol=1e-5)
     if degree > 0:
         torch.testing.assert_close(means.grad.double(), slow_means.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_fused_colours_have_the_same_bits_for_any_number_of_threads() -> None:
+    splats, made = make_splats(50, 3), []
+    for count in (1, 2, 5):
+        leaves = [t.clone().requires_grad_() for t in (splats.means, splats.sh[:, 0], splats.sh[:, 1:])]
+        with threads(count):
+            colors = sh_colors(*leaves, torch.ones(3), 3)
+            colors.square().sum().backward()
+        made.append((colors.detach(), *(leaf.grad for leaf in leaves)))
+    assert all(torch.equal(a, b) for more in made[1:] for a, b in zip(made[0], more))
 
 
 def test_sh_colors_are_those_of_splats() -> None:
