@@ -216,6 +216,22 @@ def test_the_spatial_kernel_equals_autograd_with_the_neighbours_held():
     assert (added[:, 0] != 0).sum() == 7 and not added[:, 6:].any()
 
 
+def test_rows_have_the_same_bits_for_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr("cgc.features.rows.LONG", 0)  # threads are not worth it for so few
+    neighbours = np.random.default_rng(0).integers(0, 40, (40, 4))
+    made = []
+    for count in (1, 2, 5):
+        rows, _ = rows_of(40, 6, 40)
+        with threads(count):
+            losses = []
+            for step in range(3):
+                see(rows, range(step, 40), gradient=1.0)
+                losses.append(rows.smooth(np.full(11, 0.5, np.float32), neighbours, 0.3))
+                rows.update(0.1)
+        made.append((losses, rows.features.tobytes(), rows.gradients.tobytes()))
+    assert made[0][0][1] > 0 and made[0] == made[1] == made[2]
+
+
 def test_neighbours_that_no_step_has_seen_say_nothing():
     rows, _ = rows_of(6, 8, 6)
     neighbours = np.array([[i for i in range(6) if i != j] for j in range(6)])
@@ -536,3 +552,20 @@ def test_smoothing_keeps_equal_features_and_unit_length():
     constant = torch.tensor([[3.0, 4.0]]).repeat(30, 1)
     smooth = smooth_features(constant, neighbours, torch.rand(30, generator=g))
     torch.testing.assert_close(smooth, torch.tensor([[0.6, 0.8]]).repeat(30, 1))
+
+
+def test_smoothing_weighs_each_by_its_mass_with_any_number_of_threads():
+    g = torch.Generator().manual_seed(7)
+    features, mass = torch.randn(23, 3, generator=g), torch.rand(23, generator=g)
+    neighbours = nearest_neighbours(torch.rand(23, 3, generator=g), 4)
+    unit = torch.nn.functional.normalize(features, dim=1) * mass[:, None]
+    slow = torch.stack([unit[i] + sum(unit[j] for j in neighbours[i]) for i in range(23)])
+    for count in (1, 3):
+        with threads(count):
+            smooth = smooth_features(features, neighbours, mass)
+        torch.testing.assert_close(smooth, torch.nn.functional.normalize(slow, dim=1), rtol=1e-4, atol=1e-4)
+
+
+def test_features_that_cancel_are_smoothed_to_zero():
+    smooth = smooth_features(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[1], [0]]), torch.ones(2))
+    assert torch.equal(smooth, torch.zeros(2, 2))
