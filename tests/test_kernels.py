@@ -57,6 +57,9 @@ def test_compiled_anew_when_any_of_its_sources_changes(tmp_path: Path) -> None:
     with open(tmp_path / "cgc" / "kernels.py", "a") as file:
         file.write("# which it imports\n")
     assert "compiling" in run(tmp_path / "cache", root=tmp_path)
+    with open(tmp_path / "cgc" / "progress.py", "a") as file:
+        file.write("# which that imports\n")
+    assert "compiling" in run(tmp_path / "cache", root=tmp_path)
 
 
 def test_a_cache_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
