@@ -38,14 +38,20 @@ def no_room(error: BaseException) -> bool:
 def write_beside(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it onto `path` on success, remove it on failure.
 
-    The temporary name keeps the suffix, so that writers that look at it (PIL, numpy) choose the right format.
+    The temporary name keeps the suffix, so that writers that look at it (PIL, numpy) choose the right format. The file
+    may be read by whom the system lets read new files (umask), whatever its writer did: safetensors locks others out.
     InputError where the disk is full or the folder cannot be written to.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        usual = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
+        if temporary.stat().st_mode != usual:
+            temporary.chmod(usual)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise _not_written(path, error) from error
@@ -178,6 +184,17 @@ def read_arrays(path: Path | str, *names: str) -> dict[str, np.ndarray]:
     except _NO_ARRAYS as error:
         pickled = "pickle" in str(error)  # what numpy says then is how to open it all the same
         raise ValueError("it holds something else than plain arrays" if pickled else reason(error)) from error
+
+
+def check_readable(path: Path) -> None:
+    """Raise InputError for a file that may not be read: of such a one safetensors says that it is not there."""
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:  # which its reader says
+        pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check it and its permissions") from error
 
 
 def folder_at(folder: Path | str) -> Path:

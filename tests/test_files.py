@@ -16,8 +16,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cgc.blocks.work import load_arrays
 from cgc.errors import InputError
-from cgc.files import files_below, fits, read_arrays, read_json, sha256, write_beside, write_json, write_text
+from cgc.features.files import read_tensors
+from cgc.files import (
+    check_readable,
+    files_below,
+    fits,
+    read_arrays,
+    read_json,
+    sha256,
+    write_beside,
+    write_json,
+    write_text,
+)
 
 
 class Named(TypedDict):
@@ -58,6 +70,18 @@ def test_a_file_appears_whole_and_replaces_the_old(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_who_may_read_a_file_is_as_the_system_says_whoever_writes_it(tmp_path, name, umask):
+    old = os.umask(umask)
+    try:
+        with write_beside(tmp_path / name) as temporary:
+            WRITERS[name](temporary)
+    finally:
+        os.umask(old)
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask and list(tmp_path.iterdir()) == [tmp_path / name]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, InputError])
@@ -107,6 +131,18 @@ def test_places_that_are_no_folder(tmp_path):
     with pytest.raises(InputError, match=r"could not be written \(File name too long\)"):
         write_text(tmp_path / ("a" * 300), "y")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder", "in"]
+
+
+def test_what_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    check_readable(tmp_path / "a.safetensors")  # who reads it says best that it is not there
+    monkeypatch.setattr("builtins.open", refused)
+    said = r"a\.safetensors cannot be read \(Permission denied\); check it and its permissions"
+    for read in (check_readable, lambda path: read_tensors(path, "again", "mass"), lambda path: load_arrays(path, "a")):
+        with pytest.raises(InputError, match=said):
+            read(tmp_path / "a.safetensors")
 
 
 def test_names_that_are_no_utf8_are_written_as_numbers(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cgc.errors import InputError
-from cgc.files import fits, write_beside
+from cgc.files import check_readable, fits, write_beside
 from cgc.scene.types import Scene
 from cgc.settings import TrainSettings, to_json
 from cgc.splats.types import Splats
@@ -106,6 +106,7 @@ def load_checkpoint(folder: Path, identity: Identity) -> Checkpoint | None:
     if not found:
         return None
     path = found[-1]
+    check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["cgc"])

@@ -24,7 +24,7 @@ from cgc.clustering.columns import Columns, group_matrix, with_wholes
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.clustering.vote import NOISE
 from cgc.features.frozen import learn_features, nearest_neighbours, smooth_features
-from cgc.files import write_beside
+from cgc.files import check_readable, write_beside
 from cgc.scene.types import Camera
 from cgc.settings import ClusterSettings, LiftSettings
 from cgc.splats.types import Splats
@@ -53,6 +53,7 @@ def has_key(path: Path, key: str) -> bool:
 
 def load_arrays(path: Path, *names: str) -> Arrays:
     """Read some arrays; InputError where the file is broken."""
+    check_readable(path)
     try:
         with safe_open(path, "numpy") as file:
             found, there = {name: file.get_tensor(name) for name in names}, sorted(file.keys())

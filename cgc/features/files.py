@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cgc.errors import InputError
-from cgc.files import reserve
+from cgc.files import check_readable, reserve
 
 _AXES = {"features": 2, "mass": 1}
 """How many axes the tensors of a run have; the first are the Gaussians."""
@@ -24,6 +24,7 @@ def read_tensors(path: Path, advice: str, *names: str) -> dict[str, Tensor]:
 
     InputError with the advice where the file is broken, lacks one of `names`, or has something else in it.
     """
+    check_readable(path)
     try:
         data = load_file(path)
         if absent := [name for name in names if name not in data]:
