@@ -56,7 +56,8 @@ def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | Non
     if features is not None:
         _check(run, "features", len(features), len(tree.leaves))
     sharpened = None
-    if run.is_done("sharpen"):
+    if run.is_current("sharpen"):
+        run.require("sharpen")
         run.unchanged("sharpened.ply")
         sharpened = load_sharpened(run.root)
     n_original = len(tree.leaves)
@@ -197,7 +198,7 @@ class _Beside:
     def cameras(self) -> dict[str, Camera]:
         """The views' cameras: those the run has kept; else the scene's; else its model's, where the photos are gone."""
         kept = self.run.root / CAMERAS
-        if self.run.is_done("render") and kept.exists():
+        if self.run.is_current("render") and kept.exists():
             return read_camera_file(kept)
         try:
             return {view.name: view.camera for view in self.scene.views}
@@ -237,7 +238,7 @@ class _Beside:
 
     def best_views(self) -> dict[int, str]:
         """The view that shows most of each object, where the run has rendered them."""
-        if not self.run.is_done("render"):
+        if not (self.run.is_current("render") and (self.run.root / "segments.json").exists()):
             return {}
         return {s.id: s.best_view for s in load_table(self.run.root)}
 

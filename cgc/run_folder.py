@@ -2,10 +2,10 @@
 
     config.json    every setting, enough to repeat the run
     scene.json     the scene, masks and splats it came from, with a fingerprint
-    stats.json     times, memory, quality; and per step the key it was done with
+    stats.json     times, memory, quality; and per step the key it was done with and the files that it left
 
 A step's key hashes its settings, its inputs and the key of the step before: a step whose key is unchanged and whose
-files are there is done and need not run again; any other is stale.
+files are there, as long as it left them, is done and need not run again; any other is stale.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 from cgc import parallel
 from cgc.errors import InputError, some
-from cgc.files import fits, read_json, sha256, write_json
+from cgc.files import files_below, fits, read_json, sha256, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
 from cgc.system import hold, let_go, peak_rss_bytes
 
@@ -40,7 +40,7 @@ STEP_FACTS = {
     "lift": ("blocks",),
     "cluster": ("segments", "noise", "level"),
     "sharpen": ("sharpened", "sharpened_sha256"),
-    "render": (*_QUALITY, *_SCORES),
+    "render": (*_QUALITY, *_SCORES, "truth"),
 }
 """What a step adds to stats.json beside its time."""
 _OUTPUTS = {
@@ -52,6 +52,8 @@ _OUTPUTS = {
     "export": "segments",
     "report": "report/index.html",
 }
+_READ = {"lift": ("features.safetensors",)}
+"""What other steps need of a step, where that is not all: masks of its own are looked at by who reads them."""
 _HASHES = {"splats.ply": ("train", "splats_sha256"), "sharpened.ply": ("sharpen", "sharpened_sha256")}
 """Which step leaves the splats that labels are of, and what stats.json calls their hash."""
 TRAINED_FEATURES = "trained_features.safetensors"
@@ -62,6 +64,20 @@ OWN_MASKS = "regions"
 """What a run's source has for masks that it makes itself, of its splats' depth: their folder in the run's."""
 CORRECTIONS = "corrections.json"
 """What training leaves beside the splats where it learns exposures or poses."""
+EXTRAS = "extras.npz"
+"""What a run keeps of given splats beside them: attributes that are not a splat's."""
+_FILES = {
+    "train": ("splats.ply", EXTRAS),
+    "lift": ("features.safetensors",),
+    "cluster": ("segments.npz",),
+    "sharpen": ("sharpened.npz", "sharpened.ply"),
+    "render": ("segments.json", CAMERAS, "masks/**/*.png", "weights/**/*.png"),
+    "export": ("segments/*.ply",),
+    "report": ("report/index.html",),
+}
+"""Where the files lie that a step leaves for others to read: nothing else writes there."""
+TRUE_NAMES, TRUE_MAPS = "instances.json", "instance"
+"""Where a scene has its truth."""
 YOUNGER = {
     "features": "none", "views_per_step": 1, "strategy": "default", "mcmc_growth": 0.05, "mcmc_noise": 5e5,
     "mcmc_opacity": 0.01, "mcmc_scale": 0.01, "max_length": 0.0, "exposure": False, "exposure_lr": 2e-3,
@@ -109,6 +125,7 @@ class Stats(TypedDict, total=False):
     """What is read again of stats.json, as far as the steps have come."""
 
     steps: dict[str, str]
+    files: dict[str, dict[str, int]]
     seconds: dict[str, float]
     gaussians: int
     given: bool
@@ -129,6 +146,7 @@ class Stats(TypedDict, total=False):
     ssim_train: float | None
     ssim_test: float | None
     uneven: float | None
+    truth: str | None
     miou_things: float
     boundary_iou: float
     pq: float
@@ -227,6 +245,7 @@ class RunFolder:
             "lift": {"masks": self.source.masks_hash, "lift": self._lifts_by()},
             "cluster": to_json(settings.cluster),
             "sharpen": self._sharpens_by() if settings.sharpen.steps else {},
+            "report": {"truth": truth} if (truth := self.stats.get("truth")) else {},
         }.get(step, {})
         if step == "train" and not self.source.splats:
             own["train"] = _changed(settings.train, YOUNGER)
@@ -261,11 +280,48 @@ class RunFolder:
         return to_json(self.settings.sharpen) | (pictures if self.source.splats else {})
 
     def is_done(self, step: str) -> bool:
-        """Say whether the step's files are there and were made with today's settings and inputs."""
-        names = [_OUTPUTS[step]]
-        if step == "train":
-            names += [TRAINED_FEATURES] * self.trains_features + [CORRECTIONS] * self.corrects_photos
-        return self.stats["steps"].get(step) == self.key(step) and all((self.root / name).exists() for name in names)
+        """Say whether the step's files are as it left them, made with today's settings and inputs."""
+        return self.is_current(step) and not self.undone(step)
+
+    def is_current(self, step: str) -> bool:
+        """Say whether the step was last done with today's settings and inputs, whatever has become of its files."""
+        return self.stats["steps"].get(step) == self.key(step)
+
+    def undone(self, step: str, *names: str) -> str:
+        """Say what has become of a step's files, or of those of `names`, or of what it scored; "" where nothing has.
+
+        Of steps that were done before sizes were kept, only the main files are asked for, and only to be there.
+        """
+        left = dict.fromkeys(self._main_files(step)) | self.stats.get("files", {}).get(step, {})
+        lost = [n for n in left if (not names or n in names) and not _is_whole(self.root / n, left[n])]
+        if lost:
+            return f"{some(lost)} in {self.root}: gone, or not as long as the step {step} left it"
+        scored = step == "render" and not names and "truth" in self.stats and Path(self.source.scene).is_dir()
+        if scored and self.stats["truth"] != self.mark_of_truth():
+            return f"the truth in {self.source.scene} is not what the step {step} scored"
+        return ""
+
+    def mark_of_truth(self) -> str | None:
+        """Hash the names, sizes and times of the scene's true id maps, which are not read; None where it has none."""
+        root = Path(self.source.scene)
+        if not (root / TRUE_NAMES).is_file() or not (root / TRUE_MAPS).is_dir():
+            return None
+        paths = [root / TRUE_NAMES, *sorted(p for p in files_below(root / TRUE_MAPS) if p.is_file())]
+        marks = [(p.relative_to(root).as_posix(), (about := p.stat()).st_size, about.st_mtime_ns) for p in paths]
+        return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
+
+    def _main_files(self, step: str) -> list[str]:
+        """Return the files without which a step was never done."""
+        beside = [TRAINED_FEATURES] * self.trains_features + [CORRECTIONS] * self.corrects_photos
+        return [_OUTPUTS[step], *(beside if step == "train" else [])]
+
+    def _left_by(self, step: str) -> dict[str, int]:
+        """Return the files that a step has just left, by their names in the folder, with their sizes."""
+        own_masks = [f"{OWN_MASKS}/**/*"] * (step == "lift" and self.makes_masks)
+        patterns = {*_FILES[step], *self._main_files(step), *own_masks}
+        paths = sorted(p for pattern in patterns for p in self.root.glob(pattern) if p.is_file())
+        shown = [p for p in paths if not p.name.startswith(".")]
+        return {p.relative_to(self.root).as_posix(): p.stat().st_size for p in shown}
 
     def has_done(self, step: str) -> bool:
         """Say whether the step was done before, if with other settings or inputs."""
@@ -275,9 +331,12 @@ class RunFolder:
         """Raise InputError unless `step` and those before it are done, with today's settings and inputs."""
         if step in _BEFORE:
             self.require(_BEFORE[step])
-        if not self.is_done(step):
+        changed = self.undone(step, *_READ.get(step, ()))
+        if changed or not self.is_current(step):
             path = self.root / _OUTPUTS[step]
             state = f"{path} is out of date" if path.exists() else f"{self.root} has no {_OUTPUTS[step]} yet"
+            if path.exists() and self.is_current(step):
+                state = changed
             raise InputError(f"{state}: run `cgc {step} {self.root}` first (or `cgc run`, which does every step)")
 
     def unchanged(self, name: str) -> Path:
@@ -321,6 +380,7 @@ class RunFolder:
         """Drop what is known of a step; what it has found goes with it, so it has to be done again."""
         self.stats["steps"].pop(step, None)
         self.stats["seconds"].pop(step, None)
+        self.stats.get("files", {}).pop(step, None)
         for name in STEP_FACTS.get(step, ()):
             self.stats.pop(name, None)
 
@@ -328,10 +388,11 @@ class RunFolder:
         """Record that a step is done, with which settings, how long it took and what it found."""
         self.save_settings()
         for later in STEPS[STEPS.index(step) + 1 :]:
-            if later in STEP_FACTS and not self.is_done(later):  # what it found is of something that is gone
+            if later in STEP_FACTS and not self.is_current(later):  # what it found is of something that is gone
                 self._forget(later)
         self.stats["steps"][step] = self.key(step)
         self.stats["seconds"][step] = round(seconds, 3)
+        self.stats.setdefault("files", {})[step] = self._left_by(step)
         self.stats.update(facts)
         self.stats["peak_rss_bytes"] = max(peak_rss_bytes(), self.stats.get("peak_rss_bytes", 0))
         write_json(self.root / "stats.json", self.stats)
@@ -344,6 +405,15 @@ class RunFolder:
             path, wanted = self.root / name, {"format": FORMAT, **values}
             if not path.exists() or read_json(path, f"the run's {name}") != wanted:
                 write_json(path, wanted)
+
+
+def _is_whole(path: Path, size: int | None) -> bool:
+    """Say whether there is a file of a size, None: anything."""
+    try:
+        about = path.stat()
+    except OSError:
+        return False
+    return size is None or (about.st_size == size and path.is_file())
 
 
 def _changed(settings: Any, younger: dict[str, Any]) -> dict[str, Any]:

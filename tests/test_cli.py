@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import NAMES, SETTINGS, clumps, snapshot
+from tiny import NAMES, SETTINGS, clumps, snapshot, without_sizes
 
 from cgc import __version__, cli
 from cgc.cli import COMMANDS, main
@@ -569,6 +569,7 @@ def test_links_that_lead_nowhere_but_to_themselves(refused, own_run, own_scene, 
 
 
 def test_broken_results_are_said(refused, own_run):
+    without_sizes(own_run)
     for name, step in (("features.safetensors", "cluster"), ("segments.npz", "render"), ("segments.json", "report")):
         data = (own_run / name).read_bytes()
         (own_run / name).write_bytes(data[: len(data) // 2])

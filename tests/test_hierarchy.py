@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import NAMES
+from tiny import NAMES, without_sizes
 
 from cgc.cli import main
 from cgc.clustering.hierarchy import Hierarchy
@@ -340,6 +340,7 @@ def nested_run(tiny_run, tmp_path) -> Path:
     leaves = np.where(labels == 1, np.where(x < np.median(x[labels == 1]), k + 2, k + 3), labels)
     tree = Hierarchy(leaves.astype(np.int32), parents, levels, 0.5)
     save_labels(out, labels, confidences, {}, tree)
+    without_sizes(out)
     return out
 
 

@@ -27,7 +27,7 @@ from cgc.errors import InputError
 from cgc.masks.id_maps import read_id_map, write_id_map
 from cgc.pipeline import cluster as cluster_step
 from cgc.pipeline import steps
-from cgc.pipeline.commands import info, run_all, run_step
+from cgc.pipeline.commands import info, run_all, run_at, run_step
 from cgc.pipeline.lift import load_features
 from cgc.pipeline.steps import meet
 from cgc.pipeline.workspace import Workspace
@@ -48,6 +48,7 @@ from cgc.settings import (
     ReconstructSettings,
     RunSettings,
     SceneSettings,
+    SharpenSettings,
     check,
     from_json,
     to_json,
@@ -250,6 +251,115 @@ def test_a_deleted_result_is_made_again(tiny_scene, own_run, calls):
     after = snapshot(own_run)
     del before["stats.json"], after["stats.json"]
     assert after == before
+
+
+LOSSES = {
+    "sharpened.ply": "sharpen", "masks/sub/view_04.png": "render", "weights/a_view_00.png": "render",
+    "cameras.json": "render", "segments/0002.ply": "export", "report/index.html": "report",
+    "features.safetensors": "lift", "segments.npz": "cluster",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sharpened_run(tiny_scene, tmp_path_factory):
+    return run(tiny_scene, tmp_path_factory.mktemp("sharpened") / "run",
+               replace(FAST, sharpen=SharpenSettings(steps=4, max_loss=99.0))).root  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_step_whose_files_are_gone_or_cut_is_done_again(sharpened_run, tmp_path, calls, capsys, name, cut):
+    own, step = shutil.copytree(sharpened_run, tmp_path / "run"), LOSSES[name]
+    whole, before = (own / name).read_bytes(), snapshot(own)
+    (own / name).unlink()
+    if cut:
+        (own / name).write_bytes(whole[: len(whole) // 2])
+    made = open_run(own)
+    assert [s for s in STEPS if not made.is_done(s)] == [step]
+    run_all(Path(made.source.scene), own, made.settings, masks=None, splats=None)
+    said, after = " ".join(capsys.readouterr().out.split()), snapshot(own)
+    assert f"note: {name} in {own}: gone, or not as long as the step {step} left it; it is done again" in said
+    assert calls == [step]
+    assert {n for n in before if after[n] != before[n]} <= {"stats.json", "report/index.html"}
+
+
+def test_commands_say_which_step_is_to_be_done_where_its_files_are_gone(sharpened_run, tmp_path):
+    own = shutil.copytree(sharpened_run, tmp_path / "run")
+    (own / "masks/a_view_01.png").unlink()
+    said = rf"masks/a_view_01.png in {own}: gone, or not .*: run `cgc render {own}` first"
+    with pytest.raises(InputError, match=said):
+        run_step(own, "report", quiet=True)
+    assert load(own)[1].best_view and len(load(own).context.cameras) == len(NAMES)  # who does not need it goes on
+    (own / "sharpened.ply").unlink()
+    for needs_it in (lambda: load(own), lambda: run_step(own, "export", quiet=True)):
+        with pytest.raises(InputError, match=rf"sharpened.ply in {own}: gone, .*: run `cgc sharpen {own}` first"):
+            needs_it()
+
+
+def test_files_of_others_in_a_run_put_nothing_out_of_date(own_run, tiny_scene, calls):
+    (own_run / "masks/mine.png").write_bytes(b"mine")
+    (own_run / "segments/0099.ply").write_bytes(b"mine")
+    run_at(own_run, "render", 0.5, quiet=True)
+    run_at(own_run, "export", 0.5, quiet=True)
+    shutil.rmtree(own_run / "masks_at_0.5")
+    for name in ("masks/mine.png", "segments/0099.ply"):
+        (own_run / name).unlink()
+    run(tiny_scene, own_run)
+    assert calls == []
+
+
+def test_runs_that_do_not_know_their_files_stay_as_they_were(own_run, tiny_scene, calls):
+    facts = stats(own_run)
+    del facts["files"], facts["truth"]
+    facts["steps"]["report"] = "of before"
+    (own_run / "stats.json").write_text(json.dumps(facts))
+    (own_run / "weights/a_view_01.png").unlink()
+    (own_run / "cameras.json").unlink()
+    run(tiny_scene, own_run)
+    assert calls == ["report"]
+
+
+def test_masks_of_its_own_that_are_gone_are_made_again(own_scene, tmp_path, calls):
+    shutil.rmtree(own_scene / "masks")
+    made = run_all(own_scene, tmp_path / "run", FAST, masks=lambda *_: None, splats=None, quiet=True).root
+    before = snapshot(made)
+    calls.clear()
+    (made / "regions/a_view_01.png").unlink()
+    assert load(made)  # without them
+    run_all(own_scene, made, FAST, masks=None, splats=None, quiet=True)
+    after = snapshot(made)
+    assert calls == ["lift"] and {n for n in before if after[n] != before[n]} <= {"stats.json"}
+
+
+def test_truth_that_is_added_changed_or_removed_is_scored(own_scene, tmp_path, calls, capsys):
+    for name in ("instance", "instances.json"):
+        (own_scene / name).rename(tmp_path / name)
+    made = run(own_scene, tmp_path / "run", FAST).root
+    assert "miou_things" not in stats(made)
+
+    def scores():
+        calls.clear()
+        run_all(own_scene, made, FAST, masks=None, splats=None)
+        assert "Things mIoU" in (made / "report/index.html").read_text() or "miou_things" not in stats(made)
+        return list(calls), stats(made).get("miou_things")
+
+    for name in ("instance", "instances.json"):
+        (tmp_path / name).rename(own_scene / name)
+    again, first = scores()
+    assert again == ["render", "report"] and first > 0.3
+    assert f"the truth in {own_scene} is not what the step render scored" in capsys.readouterr().out
+    assert scores() == ([], first)
+    for stem in TEST_STEMS:
+        ids = read_id_map(own_scene / f"instance/{stem}.png")
+        write_id_map(own_scene / f"instance/{stem}.png", np.where(ids == 1, 2, ids))
+    with pytest.raises(InputError, match=rf"the truth in {own_scene} is not what .*: run `cgc render {made}` first"):
+        run_step(made, "report", quiet=True)
+    again, second = scores()
+    assert again == ["render", "report"] and second != first
+    (own_scene / "instances.json").unlink()
+    assert scores() == (["render", "report"], None)
+    own_scene.rename(own_scene.with_name("gone"))
+    assert all(open_run(made).is_done(step) for step in STEPS)
 
 
 def test_splats_that_were_changed_are_not_taken_for_those_of_the_run(tiny_scene, own_run, calls):

@@ -103,3 +103,10 @@ def write_model(folder: Path, shots: dict[str, Camera], splats: Splats) -> None:
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones too, with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def without_sizes(run: Path) -> None:
+    """Make a run one of before the sizes of its files were kept: what lies in it may be changed."""
+    facts = json.loads((run / "stats.json").read_text())
+    del facts["files"]
+    (run / "stats.json").write_text(json.dumps(facts))

@@ -74,6 +74,8 @@ def run_all(
             if parallel.agree(work.run.is_done(step)):
                 work.say(f"{step}: done before, kept")
             else:
+                if work.run.is_current(step):
+                    work.say(f"note: {work.run.undone(step)}; it is done again")
                 work.say(f"{step}: {do(work, step)}")
         work.run.save_settings()
     if not work.run.source.masks:
@@ -118,10 +120,11 @@ def _take_given(
             work.check_blocks()  # and not only when training has ended
     if splats:
         run.source = replace(run.source, splats_hash=hash_splats(splats))
+    if run.is_current("train"):
+        run.unchanged("splats.ply")
     if not run.is_done("train"):
         check_photos()
         return notes
-    run.unchanged("splats.ply")
     if not run.source.splats and (newer := _newer(run, scene)):
         notes.append(
             f"photos are newer than the splats that were trained on them: {some(newer)}; if they show something else "

@@ -60,7 +60,7 @@ def render(work: Workspace) -> str:
                 bar.advance(1, psnr=qualities[index].psnr)
         if not parallel.is_first():
             return ""
-        facts = quality_facts(work, qualities)
+        facts = {**quality_facts(work, qualities), "truth": work.mark_of_truth}
         if work.truth is not None:
             facts |= score_truth(work, work.truth, [predicted[i] for i in tests])
         write_cameras(run.root / CAMERAS, {view.name: view.camera for view in work.scene.views})

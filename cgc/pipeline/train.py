@@ -22,7 +22,7 @@ from cgc.files import sha256, write_arrays, write_beside
 from cgc.pipeline.facts import say_corrections
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar, short_time
-from cgc.run_folder import CORRECTIONS, TRAINED_FEATURES, RunFolder
+from cgc.run_folder import CORRECTIONS, EXTRAS, TRAINED_FEATURES, RunFolder
 from cgc.scene.cameras import project
 from cgc.scene.corrections import Correction, Corrections, write_corrections
 from cgc.scene.images import load_view
@@ -164,7 +164,7 @@ def take_mapped(work: Workspace, given: Path, target: Path) -> str:
 
 def _save_extras(run: RunFolder, extras: dict[str, np.ndarray]) -> None:
     if not extras:
-        (run.root / "extras.npz").unlink(missing_ok=True)
+        (run.root / EXTRAS).unlink(missing_ok=True)
     else:
-        with write_beside(run.root / "extras.npz") as path:
+        with write_beside(run.root / EXTRAS) as path:
             write_arrays(path, extras)

@@ -119,9 +119,14 @@ class Workspace:
     def truth(self) -> Truth | None:
         """The true id maps of the test views, where the scene has them (instance/ and instances.json)."""
         root, names = Path(self.run.source.scene), self.picture_names
-        if not self.test_views or not (root / "instances.json").exists() or not (root / "instance").is_dir():
+        if not self.mark_of_truth or not self.test_views:
             return None
         return read_truth(root, [names[i] for i in self.test_views])
+
+    @cached_property
+    def mark_of_truth(self) -> str | None:
+        """What tells the truth that is scored from another; taken before it is read."""
+        return self.run.mark_of_truth()
 
     @cached_property
     def picture_names(self) -> list[str]:
@@ -203,7 +208,7 @@ class Workspace:
     @property
     def shown_splats(self) -> Splats:
         """The splats that pictures are made of: sharpened where the run has come that far."""
-        sharpened = self.sharpened if self.run.is_done("sharpen") else None
+        sharpened = self.sharpened if self.run.is_current("sharpen") else None
         return sharpened.splats if sharpened else self.splats
 
     def segmentation(self) -> Segmentation:
