@@ -37,7 +37,7 @@ from cgc.arguments import (
     Train,
     View,
 )
-from cgc.errors import InputError, reason
+from cgc.errors import InputError, interrupt_in, reason
 from cgc.masks.regions import PRESETS as REGION_PRESETS
 from cgc.masks.sam import PRESETS as SAM_PRESETS
 from cgc.presets import preset_of
@@ -116,7 +116,10 @@ def main(argv: list[str] | None = None) -> int:
         why = error.strerror or error
         _complain(f"{name}could not be read or written ({why}); check it and its permissions")
         return 2
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, SystemError) as error:
+        stop = interrupt_in(error)
+        if stop is None:
+            raise
         _complain(str(stop) or "stopped; run the same command again to go on where it was")
         return 130
 

@@ -364,12 +364,24 @@ def test_the_main_job_and_its_steps_from_the_command_line(scene, tmp_path, capsy
 
 
 def test_a_stop_by_the_user_says_how_to_go_on(monkeypatch, capsys):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
+    def ends_by(error: BaseException) -> int:
+        def stop(*_, **__):
+            raise error
 
-    monkeypatch.setattr(commands, "run_all", stop)
-    assert main(["demo"]) == 130
-    assert "run the same command again to go on" in capsys.readouterr().err
+        monkeypatch.setattr(commands, "run_all", stop)
+        return main(["demo"])
+
+    def in_a_kernel(cause: BaseException) -> SystemError:
+        made = SystemError("CPUDispatcher(<function blend>) returned a result with an exception set")
+        made.__cause__ = cause
+        return made
+
+    pressed = KeyboardInterrupt()
+    for error in (pressed, in_a_kernel(pressed), in_a_kernel(in_a_kernel(pressed))):
+        assert ends_by(error) == 130
+        assert "cgc: stopped; run the same command again to go on" in capsys.readouterr().err
+    with pytest.raises(SystemError):
+        ends_by(in_a_kernel(ValueError("its own")))
 
 
 @pytest.mark.parametrize("asks", [lambda: bytes(1 << 62), lambda: torch.empty(1 << 60)])

@@ -127,6 +127,15 @@ def test_whatever_a_generator_throws_is_told(views, tmp_path, monkeypatch, error
     assert set(made.failed.values()) == {said}
 
 
+def test_an_interrupt_within_a_compiled_kernel_is_no_failure_of_a_view(views, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr(Quarters, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_masks(views, Quarters(str(tmp_path / "log")), tmp_path / "masks", quiet=True)
+
+
 def test_processes_and_shards_make_the_same(views, tmp_path):
     recipe = Quarters(str(tmp_path / "log"))
     make_masks(views, recipe, tmp_path / "one", quiet=True)

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cgc import parallel
-from cgc.errors import InputError
+from cgc.errors import InputError, interrupt_in
 from cgc.files import sha256, write_json
 from cgc.masks.id_maps import read_id_map, write_id_map
 from cgc.masks.image_masks import ImageMasks, read_facts
@@ -358,6 +358,8 @@ def _attempt(job: _Job, generator: Callable[..., ImageMasks], *guides: np.ndarra
     except InputError as error:
         return str(error)
     except (Exception, SystemExit) as error:  # a generator is anybody's code
+        if stop := interrupt_in(error):
+            raise stop from error
         return ": ".join([type(error).__name__, *[" ".join(str(error).split())[:LONGEST] or "it did not say why"]])
     write_id_map(job.flat, flat)  # the set has the key that says both are done
     made.save(job.set, painted, key=job.key, made=job.made, masks=str(len(made)))
