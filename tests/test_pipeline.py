@@ -594,7 +594,7 @@ def test_two_commands_do_not_work_in_one_folder(tiny_scene, tmp_path, own_run, m
     assert made and not run_folder._held
 
 
-def test_given_splats_that_have_changed_put_what_follows_out_of_date(tiny_scene, tmp_path, calls):
+def test_given_splats_that_have_changed_put_what_follows_out_of_date(tiny_scene, tmp_path, calls, capsys):
     splats, _ = clumps()
     given = tmp_path / "given.ply"
     write_ply(given, splats)
@@ -606,6 +606,17 @@ def test_given_splats_that_have_changed_put_what_follows_out_of_date(tiny_scene,
     calls.clear()
     run(tiny_scene, tmp_path / "run", FAST)
     assert calls == list(STEPS[1:])
+    calls.clear()
+    write_ply(given, splats)
+    run_all(tiny_scene, tmp_path / "run", FAST, masks=None, splats=None)
+    assert calls == list(STEPS) and torch.equal(read_ply(tmp_path / "run/splats.ply").means, splats.means)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{given} has changed since the run took its splats from it; they are taken again" in said
+    calls.clear()
+    for _ in range(2):
+        run(tiny_scene, tmp_path / "run", FAST)
+        given.unlink(missing_ok=True)  # the run has what it needs of it
+    assert calls == []
 
 
 def test_attributes_of_given_splats_are_the_run_s_whatever_they_are_called(tiny_scene, tmp_path):

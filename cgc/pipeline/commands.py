@@ -98,6 +98,8 @@ def _take_given(
     """Check masks, splats and photos, make masks where they are to be made; returns what is to be said of them."""
     run, scene = work.run, work.scene_as_read
     notes, mapped = list(scene.notes), run.settings.blocks.gaussians > 0
+    if splats is None and (splats := _changed_splats(run)):
+        notes.append(f"{splats} has changed since the run took its splats from it; they are taken again")
     if splats:
         _check_splats(splats, mapped=mapped)
     check_photos = cache(lambda: check_images(scene.views))  # once: it reads them all
@@ -131,6 +133,12 @@ def _take_given(
             f"now, remove {run.root / 'splats.ply'} and run this again"
         )
     return notes
+
+
+def _changed_splats(run: RunFolder) -> Path | None:
+    """Return the file that the run took its splats from, where it has changed; where it is gone they are kept."""
+    path = Path(run.source.splats) if run.source.splats else None
+    return path if path and path.is_file() and hash_splats(path) != run.source.splats_hash else None
 
 
 def run_step(
