@@ -211,6 +211,15 @@ def test_changed_masks_are_noticed_although_their_folder_is_the_same(own_scene, 
     assert calls == list(STEPS[1:])
 
 
+def test_a_report_is_not_of_other_masks_than_the_features(own_scene, own_run):
+    run(own_scene, own_run)
+    mask = own_scene / f"masks/{STEMS[1]}.png"
+    write_id_map(mask, 0 * read_id_map(mask))
+    for step in ("cluster", "report"):
+        with pytest.raises(InputError, match=rf"masks have changed since .* run `cgc lift {own_run}` again"):
+            run_step(own_run, step, quiet=True)
+
+
 def test_a_moved_scene_is_the_same_scene(own_scene, own_run, calls):
     run(own_scene, own_run)
     assert calls == [] and open_run(own_run).source.scene == str(own_scene)

@@ -51,6 +51,8 @@ def report(work: Workspace) -> str:
     run, target = work.run, work.run.root / "report" / "index.html"
     labelled = (run.root / "segments.json").exists()
     run.require("render" if labelled else "train")
+    if labelled:
+        work.check_masks()
     segmentation = work.segmentation() if labelled else None
     table = load_table(run.root) if labelled else []
     if not labelled:  # nothing was rendered yet
