@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,7 @@ class Header(NamedTuple):
     format: str
     elements: tuple[Element, ...]
     end: int  # offset of the first byte after it
+    comments: tuple[str, ...] = ()
 
     @property
     def vertex(self) -> int:
@@ -80,11 +81,13 @@ def read_header(path: Path) -> Header:
     end = head.find(f"{newline[1]}end_header{newline[1]}")
     if end < 0:
         raise InputError(f"{path} is broken: its PLY header does not end; copy or export it again")
-    kind, elements = "", []
+    kind, elements, comments = "", [], []
     for line in head[:end].split(newline[1])[1:]:
         words = line.split()
         match words:
-            case [] | ["comment" | "obj_info", *_]:
+            case ["comment", *said]:
+                comments.append(" ".join(said))
+            case [] | ["obj_info", *_]:
                 continue
             case ["format", name, "1.0"] if name in _ORDERS:
                 kind = name
@@ -102,7 +105,7 @@ def read_header(path: Path) -> Header:
         if count * max(1, len(properties)) > size:  # a value takes at least a byte
             raise _truncated(path, name, count, size)
     made = tuple(Element(name, count, tuple(properties)) for name, count, properties in elements)
-    return Header(kind, made, end + len(f"{newline[1]}end_header{newline[1]}"))
+    return Header(kind, made, end + len(f"{newline[1]}end_header{newline[1]}"), tuple(comments))
 
 
 def _truncated(path: Path, name: str, count: int, size: int) -> InputError:
@@ -169,14 +172,17 @@ def _read_text(path: Path, start: int, skipped: int, vertex: Element) -> np.ndar
         raise InputError(f"{path} is broken or truncated ({error}); copy or export it again") from error
 
 
-def write_vertices(path: Path, table: np.ndarray) -> None:
-    """Write a structured array as a binary little-endian PLY, whole or not at all."""
-    write_parts(path, len(table), table.dtype, [table])
+def write_vertices(path: Path, table: np.ndarray, comments: Sequence[str] = ()) -> None:
+    """Write a structured array as a binary little-endian PLY, whole or not at all; comments are a line each."""
+    write_parts(path, len(table), table.dtype, [table], comments)
 
 
-def write_parts(path: Path, count: int, dtype: np.dtype, parts: Iterable[np.ndarray]) -> None:
+def write_parts(
+    path: Path, count: int, dtype: np.dtype, parts: Iterable[np.ndarray], comments: Sequence[str] = ()
+) -> None:
     """Write structured arrays of one type, `count` vertices in all, one after the other, as `write_vertices` does."""
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
+    lines = ["ply", "format binary_little_endian 1.0", *(f"comment {text}" for text in comments)]
+    lines.append(f"element vertex {count}")
     lines += [f"property {_NAMES[dtype[name].newbyteorder('=')]} {name}" for name in dtype.names or ()]
     with write_beside(path) as temporary, open(temporary, "wb") as file:
         file.write("\n".join([*lines, "end_header\n"]).encode("latin-1"))  # as names are read

@@ -188,7 +188,9 @@ def test_files_that_are_packed_or_not_are_read_alike(tmp_path):
     write_ply(tmp_path / "a.ply", splats)
     again, notes = read_splats(tmp_path / "a.ply")
     assert torch.equal(again.means, splats.means) and torch.equal(again.sh, splats.sh) and not notes
-    _, [note] = read_splats(tmp_path / "a.ply", (4_649_776.0, 0.0, 0.0))
+    far = (4_649_776.0, 0.0, 0.0)
+    write_ply(tmp_path / "a.ply", replace(splats, means=splats.means + torch.tensor(far)))
+    _, [note] = read_splats(tmp_path / "a.ply", far)
     assert "rounded to 0.5" in note and "double precision" in note
     (tmp_path / "a.txt").write_text("no splats")
     with pytest.raises(InputError, match="not a splat file of a kind"):

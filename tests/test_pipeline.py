@@ -660,6 +660,21 @@ def test_attributes_of_given_splats_are_the_run_s_whatever_they_are_called(tiny_
     assert set(read_ply(path).extras) == {"file", "allow_pickle", "label"}
 
 
+def test_a_scene_far_from_its_origin_takes_back_what_was_exported(own_scene, tmp_path, capsys):
+    model = pycolmap.Reconstruction(str(own_scene / "sparse/0"))
+    model.transform(pycolmap.Sim3d(1.0, pycolmap.Rotation3d(), np.array([5e5, 4e6, 120.0])))
+    model.write_text(str(own_scene / "sparse/0"))
+    made = run(own_scene, tmp_path / "run", FAST).root
+    load(made).export(tmp_path / "out", "labelled")
+    for given in (tmp_path / "out/labelled.ply", made / "splats.ply"):
+        capsys.readouterr()
+        again = run_all(own_scene, tmp_path / given.stem, FAST, masks=None, splats=given).root
+        assert (again / "splats.ply").read_bytes() == (made / "splats.ply").read_bytes()
+        assert stats(again)["psnr_train"] == pytest.approx(stats(made)["psnr_train"], abs=0.01)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "rounded" not in said and ("lie where a run of this scene has them" in said) == (given.stem == "splats")
+
+
 def test_splats_of_another_frame_are_said(tiny_scene, tmp_path, capsys):
     splats, _ = clumps()
     for name, moved in (("own", splats.means), ("turned", splats.means.roll(1, 1))):

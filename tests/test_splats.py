@@ -300,8 +300,27 @@ def test_an_origin_is_taken_from_double_precision(tmp_path, kind):
         columns[name] = columns[name] + start
     (tmp_path / "a.ply").write_bytes(ply_bytes(columns, kind))
     assert (read_ply(tmp_path / "a.ply", origin).means - splats.means).abs().max() < 1e-6
+    assert (read_splats(tmp_path / "a.ply", origin)[0].means - splats.means).abs().max() < 1e-6
     late = read_ply(tmp_path / "a.ply").means.double() - torch.tensor(origin).double()
     assert (late - splats.means).abs().max() > 1e-2  # what taking it away afterwards would leave
+
+
+def test_an_origin_is_not_taken_twice(tmp_path):
+    splats, origin, path = make_splats(6, 0), (447_000.25, 4_649_776.5, -120.0), tmp_path / "a.ply"
+    points = splats.means.numpy() + 0.1
+    write_ply(path, splats, origin=origin)
+    assert f"comment cgc origin {origin[0]} {origin[1]} {origin[2]}" in path.read_bytes().decode("latin-1")
+    got, notes = read_splats(path, origin, points)
+    assert torch.equal(got.means, splats.means) and not notes
+    other = (447_001.25, 4_649_776.5, -120.0)  # of a model with other cameras
+    got, notes = read_splats(path, other, points)
+    assert torch.equal(got.means, splats.means - torch.tensor([1.0, 0, 0])) and not notes
+    assert torch.equal(read_splats(path)[0].means, splats.means)  # a scene that is near its origin has none to take
+    for text in (b"comment cgc origin of it all", b"comment of another tool"):
+        path.write_bytes(path.read_bytes().replace(path.read_bytes().splitlines()[2], text))
+        for known in (points, points[:0], None):
+            got, [note] = read_splats(path, origin, known)
+            assert torch.equal(got.means, splats.means) and f"{path} lie where a run of this scene has them" in note
 
 
 def test_the_filter_of_mip_splatting_is_fused(tmp_path):

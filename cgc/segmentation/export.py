@@ -49,14 +49,14 @@ def export_ply(job: Export, folder: Path) -> list[Path]:
     paths = []
     for segment in job.chosen:
         paths.append(folder / "objects" / f"{job.stem(segment)}.ply")
-        write_ply(paths[-1], rows_of(job, job.body(segment)))
+        write_ply(paths[-1], rows_of(job, job.body(segment)), origin=job.world)
     return paths
 
 
 def export_selection(job: Export, folder: Path) -> list[Path]:
     """Write all chosen objects as one plain 3DGS PLY: selection.ply."""
     rows = np.unique(np.concatenate([job.body(segment) for segment in job.chosen]))
-    write_ply(folder / "selection.ply", rows_of(job, rows))
+    write_ply(folder / "selection.ply", rows_of(job, rows), origin=job.world)
     return [folder / "selection.ply"]
 
 
@@ -67,7 +67,7 @@ def export_rest(job: Export, folder: Path) -> list[Path]:
     sound = is_sound(left)
     if not sound.any():
         raise InputError("nothing that is drawn is left without the chosen segments; choose fewer")
-    write_ply(folder / "rest.ply", left.select(torch.from_numpy(np.flatnonzero(sound))))
+    write_ply(folder / "rest.ply", left.select(torch.from_numpy(np.flatnonzero(sound))), origin=job.world)
     return [folder / "rest.ply"]
 
 
@@ -78,7 +78,7 @@ def export_labelled(job: Export, folder: Path) -> list[Path]:
     """
     splats = job.segmentation.splats
     theirs = {k: v for k, v in splats.extras.items() if k not in (ORIGIN, MOVED) and re.fullmatch("[!-~]+", k)}
-    write_ply(folder / "labelled.ply", splats, theirs | {"label": job.labels})
+    write_ply(folder / "labelled.ply", splats, theirs | {"label": job.labels}, origin=job.world)
     return [folder / "labelled.ply"]
 
 

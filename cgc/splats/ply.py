@@ -10,6 +10,7 @@ Two things of it may be missing where others say them: scale_2, of the discs of 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shlex
@@ -34,6 +35,7 @@ QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
 _DEGREE_OF_REST = {0: 0, 9: 1, 24: 2, 45: 3}
 _RGB = ("red", "green", "blue")
 _FILTER = "filter_3D"
+_ORIGIN = "cgc origin"
 _DISC = -math.log(1000)  # how much thinner than wide a disc is taken to be
 _MOST_OPAQUE = 16.0  # a logit: 1e-7 from opaque, about the last that float32 tells from it
 _LEAST_SCALE = -30.0  # a logarithm: of no size
@@ -129,16 +131,34 @@ def notes_of(path: Path, header: Header) -> list[str]:
     return made
 
 
-def write_ply(path: Path | str, splats: Splats, extra: Mapping[str, np.ndarray] | None = None) -> None:
+def origin_of(header: Header) -> tuple[float, float, float] | None:
+    """Return what a header says is to be added to positions to be in the model's world; None where it does not say."""
+    for text in header.comments:
+        if text.startswith(f"{_ORIGIN} "):
+            with contextlib.suppress(ValueError):  # another's comment
+                x, y, z = map(float, text.removeprefix(_ORIGIN).split())
+                return x, y, z
+    return None
+
+
+def write_ply(
+    path: Path | str,
+    splats: Splats,
+    extra: Mapping[str, np.ndarray] | None = None,
+    *,
+    origin: Sequence[float] | None = None,
+) -> None:
     """Write splats as a plain binary little-endian 3DGS PLY, whole or not at all.
 
     Features are not written, nor are `splats.extras`; `extra` names what to add, [N] each (pass
-    `splats.extras` to keep them). Reading it back gives the same float32 bits.
+    `splats.extras` to keep them). Reading it back gives the same float32 bits. `origin`, which is to be added to
+    positions to be in the model's world, becomes a comment of the header.
     Raise InputError for no Gaussians, and for an extra attribute that a PLY cannot hold.
     """
     if len(splats) == 0:
         raise InputError(f"there are no Gaussians to write into {path}; choose a segment that has some")
-    write_vertices(Path(path), to_vertices(splats, extra))
+    comments = [" ".join([_ORIGIN, *(repr(float(x)) for x in origin)])] if origin is not None else []
+    write_vertices(Path(path), to_vertices(splats, extra), comments)
 
 
 def to_vertices(splats: Splats, extra: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
