@@ -64,8 +64,6 @@ OWN_MASKS = "regions"
 """What a run's source has for masks that it makes itself, of its splats' depth: their folder in the run's."""
 CORRECTIONS = "corrections.json"
 """What training leaves beside the splats where it learns exposures or poses."""
-CHECKPOINTS = "checkpoints"
-"""What a training that was stopped goes on from: their folder."""
 EXTRAS = "extras.npz"
 """What a run keeps of given splats beside them: attributes that are not a splat's."""
 _FILES = {

@@ -24,7 +24,6 @@ from cgc import progress, run_folder
 from cgc.api import load
 from cgc.appearance import trainer
 from cgc.errors import InputError
-from cgc.files import write_text
 from cgc.masks.id_maps import read_id_map, write_id_map
 from cgc.pipeline import cluster as cluster_step
 from cgc.pipeline import steps
@@ -496,23 +495,6 @@ def test_a_killed_training_goes_on_to_the_same_splats(tiny_scene, tiny_run, tmp_
     assert (tmp_path / "run/splats.ply").read_bytes() == (tiny_run / "splats.ply").read_bytes()
     assert not (tmp_path / "run/checkpoints").exists()
     run_step(tmp_path / "run", "train", quiet=True, train=FAST.train)  # nothing is left to collide with
-
-
-def test_checkpoints_of_a_training_that_was_given_up_go(tiny_scene, own_run, monkeypatch, calls, capsys):
-    """A run with splats is trained anew, and stopped: `cgc run` keeps the splats, so nothing is left to resume."""
-    before = snapshot(own_run)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(steps, "FUNCTIONS", {"train": stop_after_a_checkpoint})
-        run_step(own_run, "train", quiet=True)
-    assert (own_run / "checkpoints/train_0000007.safetensors").is_file()
-    run_all(tiny_scene, own_run, SETTINGS, masks=None, splats=None)
-    assert f"checkpoints of a stopped training in {own_run / 'checkpoints'} are removed" in capsys.readouterr().out
-    assert calls == [] and snapshot(own_run) == before and not (own_run / "checkpoints").exists()
-
-
-def stop_after_a_checkpoint(work):
-    write_text(work.run.root / "checkpoints/train_0000007.safetensors", "as far as it came")
-    raise KeyboardInterrupt
 
 
 def test_test_views_influence_nothing_but_their_measures(own_scene, tiny_run, tmp_path):

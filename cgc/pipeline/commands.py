@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -20,7 +19,7 @@ from cgc.pipeline.render import render_at
 from cgc.pipeline.steps import do, meet
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import console
-from cgc.run_folder import CHECKPOINTS, OWN_MASKS, STEPS, RunFolder, Source, at_work, create_run, moved_masks, open_run
+from cgc.run_folder import OWN_MASKS, STEPS, RunFolder, Source, at_work, create_run, moved_masks, open_run
 from cgc.scene.images import check_images
 from cgc.scene.read import fingerprint, read_scene
 from cgc.scene.types import Scene
@@ -74,8 +73,6 @@ def run_all(
         for step in STEPS if work.run.source.masks else ("train", "report"):
             if parallel.agree(work.run.is_done(step)):
                 work.say(f"{step}: done before, kept")
-                if step == "train" and parallel.is_first():
-                    _drop_checkpoints(work)
             else:
                 if work.run.is_current(step):
                     work.say(f"note: {work.run.undone(step)}; it is done again")
@@ -85,13 +82,6 @@ def run_all(
         work.say("no masks were given, so there are no segments; add them with --masks DIR")
     _say_result(work)
     return work.run
-
-
-def _drop_checkpoints(work: Workspace) -> None:
-    """Remove what a training has left that was begun on a run with splats, and stopped: the next one may be another."""
-    if (left := work.run.root / CHECKPOINTS).is_dir():
-        shutil.rmtree(left, ignore_errors=True)
-        work.say(f"note: the splats are those of before: the checkpoints of a stopped training in {left} are removed")
 
 
 def _hold(held: contextlib.ExitStack, out: Path) -> None:

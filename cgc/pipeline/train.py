@@ -22,7 +22,7 @@ from cgc.files import sha256, write_arrays, write_beside
 from cgc.pipeline.facts import say_corrections
 from cgc.pipeline.workspace import Workspace
 from cgc.progress import progress_bar, short_time
-from cgc.run_folder import CHECKPOINTS, CORRECTIONS, EXTRAS, TRAINED_FEATURES, RunFolder
+from cgc.run_folder import CORRECTIONS, EXTRAS, TRAINED_FEATURES, RunFolder
 from cgc.scene.cameras import project
 from cgc.scene.corrections import Correction, Corrections, write_corrections
 from cgc.scene.images import load_view
@@ -73,7 +73,7 @@ def train(work: Workspace) -> str:
         splats, trained = train_splats(
             scene, load_view, work.rasterizer, run.settings.train, device=work.device,
             test_every=run.settings.scene.test_every, capture=capture, companion=companion,
-            checkpoint_dir=run.root / CHECKPOINTS, quiet=work.quiet,
+            checkpoint_dir=run.root / "checkpoints", quiet=work.quiet,
         )  # fmt: skip
         splats = splats.to("cpu")
         if not parallel.is_first():
@@ -103,7 +103,7 @@ def train(work: Workspace) -> str:
     work.forget(*OF_TRAINING)
     work.splats = splats
     run.finish("train", time.perf_counter() - start, **facts)
-    shutil.rmtree(run.root / CHECKPOINTS, ignore_errors=True)  # what they would resume is done
+    shutil.rmtree(run.root / "checkpoints", ignore_errors=True)  # what they would resume is done
     return f"{said}: {target}"
 
 
