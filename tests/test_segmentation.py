@@ -16,6 +16,7 @@ from tiny import CLUMPS, FLOOR, cameras, clumps
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.geometry import SH_C0
+from cgc.ply import read_header
 from cgc.kernels import threads
 from cgc.rasterize.base import Contributions
 from cgc.rasterize.cpu import CpuRasterizer
@@ -33,7 +34,7 @@ from cgc.segmentation.segments import (
     save_labels,
     save_table,
 )
-from cgc.splats.ply import read_ply
+from cgc.splats.ply import origin_of, read_ply
 from cgc.splats.types import Splats
 
 
@@ -308,7 +309,8 @@ def test_exported_segments_reload_bit_for_bit_and_objects_make_up_the_whole(tmp_
     labels = labels.copy()
     labels[::50] = -1
     segmentation = Segmentation(splats, labels, np.ones(len(splats), np.float32))
-    paths = export_segments(tmp_path, segmentation)
+    paths = export_segments(tmp_path, segmentation, origin=(5e5, 4e6, 120.5))
+    assert all(origin_of(read_header(path)) == (5e5, 4e6, 120.5) for path in paths)
     assert [p.name for p in paths] == [f"{i:04d}.ply" for i in range(1, FLOOR + 1)]
     found = np.full((len(splats), 3), np.nan, np.float32)
     for i, path in enumerate(paths, 1):

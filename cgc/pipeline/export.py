@@ -13,7 +13,7 @@ def export(work: Workspace) -> str:
     start = time.perf_counter()
     segmentation = work.segmentation()
     with work.run.changing("export"):
-        paths = export_segments(work.run.root, segmentation)
+        paths = export_segments(work.run.root, segmentation, origin=work.run.stats.get("origin"))
         (work.run.root / "segments").mkdir(exist_ok=True)
     work.run.finish("export", time.perf_counter() - start)
     return f"{len(paths)} objects: {work.run.root / 'segments'}"
@@ -22,5 +22,6 @@ def export(work: Workspace) -> str:
 def export_at(work: Workspace, level: float) -> str:
     """Write every segment of a level as a plain 3DGS PLY; writes segments_at_LEVEL/, which no step needs."""
     name = f"segments_at_{level:g}"
-    paths = export_segments(work.run.root, work.segmentation().at_level(level), name)
+    shown, origin = work.segmentation().at_level(level), work.run.stats.get("origin")
+    paths = export_segments(work.run.root, shown, name, origin)
     return f"{len(paths)} segments: {work.run.root / name}"

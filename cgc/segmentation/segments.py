@@ -290,13 +290,18 @@ def _is_row(row: dict[str, Any], kind: type) -> bool:
     return needed <= row.keys() and all(fits(row[k], h) for k, h in get_type_hints(kind).items() if k in row)
 
 
-def export_segments(folder: Path, segmentation: Segmentation, name: str = "segments") -> list[Path]:
-    """Write every segment, cleaned, as a plain 3DGS PLY, segments/0007.ply for id 7; remove files of gone ids."""
+def export_segments(
+    folder: Path, segmentation: Segmentation, name: str = "segments", origin: Sequence[float] | None = None
+) -> list[Path]:
+    """Write every segment, cleaned, as a plain 3DGS PLY, segments/0007.ply for id 7; remove files of gone ids.
+
+    `origin` is what to add to positions to be in the model's world again.
+    """
     target = folder / name
     paths = []
     for segment in segmentation.ids.tolist():
         path = target / f"{segment:04d}.ply"
-        write_ply(path, segmentation[segment].splats(clean=True))
+        write_ply(path, segmentation[segment].splats(clean=True), origin=origin)
         paths.append(path)
     for old in target.glob("*.ply"):
         if re.fullmatch(r"\d{4,}", old.stem) and old not in paths:
