@@ -19,9 +19,9 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.device import choose, rasterizer_for
 from cgc.errors import InputError
 from cgc.features.files import read_tensors
-from cgc.files import read_arrays, sha256
+from cgc.files import read_arrays
 from cgc.rasterize.base import NEAR, NEAR_OF_EXTENT, Rasterizer
-from cgc.run_folder import CAMERAS, CORRECTIONS, RunFolder, open_run
+from cgc.run_folder import CAMERAS, RunFolder, open_run
 from cgc.scene.cameras import read_camera_file
 from cgc.scene.types import Camera, Scene, View
 from cgc.segmentation.context import Context
@@ -29,7 +29,6 @@ from cgc.segmentation.edit import MOVED, ORIGIN, track
 from cgc.segmentation.saved import FACTS_FILE, load_saved, mend
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import follow, load_hierarchy, load_labels, load_sharpened, load_table
-from cgc.settings import to_json
 from cgc.splats.ply import read_ply
 
 
@@ -106,10 +105,11 @@ def _context(run: RunFolder, rasterizer: Rasterizer, tree: Hierarchy | None, n_o
 
 
 def _fingerprint(run: RunFolder) -> str:
-    """Hash what a run's views are: the scene, how it was read and found to be, and what is behind the splats."""
-    settings, found = run.settings, run.root / CORRECTIONS
-    corrected = sha256(found) if run.corrects_photos and found.is_file() else None
-    values = [run.source.scene_identity(), to_json(settings.scene), corrected, settings.train.background]
+    """Hash what a run's cameras are: the scene's, at which size, and where training has found that they were."""
+    scene, poses = run.settings.scene, {}
+    if run.settings.train.poses:
+        poses = {name: found.viewmat.tolist() for name, found in run.corrections().items()}
+    values = [run.source.scene_identity(), scene.downscale, scene.max_side, poses]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -142,10 +142,11 @@ def _run_of(folder: Path, source: Mapping[str, Any]) -> RunFolder:
             run = open_run(place)
             if not wanted or _fingerprint(run) == wanted:
                 return run
-    state = "another one now, or broken" if (known / "config.json").is_file() else "not there"
+    others = [place for place in places if (place / "config.json").is_file()]
+    state = f"; {others[0]} has other cameras, or is broken" if others else ", which is not there"
     raise InputError(
-        f"the views of {folder} are those of the run {known}, which is {state}; put it back as it was, or save again "
-        "from a run that is there"
+        f"the views of {folder} are those of the run {known}{state}; put it back as it was, or save again from a run "
+        "that is there"
     )
 
 

@@ -766,10 +766,17 @@ def test_what_was_saved_takes_the_views_of_its_own_run_alone(own_run, tmp_path):
     assert cgc.load(run / "edited").views == seg.views
     smaller = Path(shutil.copytree(run, tmp_path / "moved/run"))
     config = json.loads((smaller / "config.json").read_text())
-    for part, changed in ("scene", {"max_side": 24}), ("train", {"background": "white"}):
+    for part, changed, fits in (
+        ("scene", {"max_side": 24}, False),
+        ("scene", {"test_every": 3}, True),
+        ("train", {"background": "white"}, True),
+    ):
         (smaller / "config.json").write_text(json.dumps(config | {part: config[part] | changed}))
-        with pytest.raises(InputError, match=r"another one now, or broken; .*or save again from a run that"):
-            cgc.load(again).camera(NAMES[0])
+        found = cgc.load(again)
+        assert bool(found.context.known_cameras) is fits
+        if not fits:
+            with pytest.raises(InputError, match=rf"{smaller} has other cameras, or is broken; .*or save again from"):
+                found.camera(NAMES[0])
     facts = json.loads((again / "segmentation.json").read_text())
     del facts["source"]["fingerprint"]
     (again / "segmentation.json").write_text(json.dumps(facts))
