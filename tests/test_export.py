@@ -518,7 +518,11 @@ def test_new_cutouts_of_an_object_take_the_place_of_its_own_alone(job, tmp_path)
 
     export(replace(job, ids=[1, 2]), tmp_path, ["cutouts"])
     both = there()
+    mine = tmp_path / "cutouts/0002_mine_1.png"
+    mine.write_bytes(b"mine")
     export(replace(job, ids=[2], views=job.views[:1]), tmp_path, ["cutouts"])
+    assert mine.read_bytes() == b"mine"
+    mine.unlink()
     assert there() == [name for name in both if name.startswith("0001_")] + ["0002_green-groe_1.png"]
     export(replace(job, ids=[2], segmentation=relabel(job.segmentation, 2, "5")), tmp_path, ["cutouts"])
     assert len(there()) == len(both) and sum(name.startswith("0002_5_") for name in there()) == 3
@@ -543,6 +547,33 @@ def test_exports_replace_what_exports_have_written_and_nothing_else(job, tmp_pat
     (tmp_path / ".exported.json").write_text("{")
     with pytest.raises(InputError, match="nothing says that one has written it"):
         export(job, tmp_path, ["labels"])
+
+
+@pytest.mark.parametrize("own", ["config.json", "segmentation.json"])
+def test_folders_that_older_versions_exported_a_run_to_are_exported_to_again(job, tmp_path, own):
+    (tmp_path / own).write_text("{}")
+    for name in ("export", "export_at_0.5"):
+        export(job, tmp_path / name, ["labels"])
+        (tmp_path / name / ".exported.json").unlink()
+        export(job, tmp_path / name, ["labels"])
+    export(job, tmp_path / "exports", ["labels"])
+    (tmp_path / "exports" / ".exported.json").unlink()
+    with pytest.raises(InputError, match="nothing says that one has written it"):
+        export(job, tmp_path / "exports", ["labels"])
+
+
+def test_an_export_that_fails_claims_nothing_that_it_has_not_written(job, tmp_path, monkeypatch):
+    def fail(job, folder):
+        raise InputError("no")
+
+    monkeypatch.setitem(FORMATS, "points", fail)
+    with pytest.raises(InputError, match="no"):
+        export(job, tmp_path, ["labels", "points"])
+    assert json.loads((tmp_path / ".exported.json").read_text()) == ["labels.npy"]
+    monkeypatch.undo()
+    (tmp_path / "points.ply").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"points\.ply is where an export would write"):
+        export(job, tmp_path, ["points"])
 
 
 def test_cutouts_that_cannot_be_made_are_said_before_anything_is_written(job, own_run, tiny_scene, tmp_path):

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from cgc.errors import InputError, some
-from cgc.files import fits, folder_at, read_json, write_beside, write_csv, write_json
+from cgc.files import fits, folder_at, write_beside, write_csv, write_json
 from cgc.geometry import sh_dc_to_rgb
 from cgc.ply import write_vertices
 from cgc.scene import images
 from cgc.scene.types import View
 from cgc.segmentation.edges import check_edges
 from cgc.segmentation.edit import MOVED, ORIGIN, remove
-from cgc.segmentation.export_job import Export, is_sound, rows_of
+from cgc.segmentation.export_job import RECORD, Export, exported, is_sound, rows_of
 from cgc.segmentation.export_pictures import (
     check_cutouts,
     export_coco,
@@ -179,8 +179,6 @@ _LEFT = {
     **{name: [f"{name}.ply"] for name in ("selection", "rest", "labelled", "points")},
 }  # fmt: skip
 """What each format leaves in its folder."""
-_RECORD = ".exported.json"
-"""Where a folder says what exports have left in it; the rest is somebody's own."""
 
 
 def job_of(
@@ -272,21 +270,26 @@ def export(job: Export, folder: Path | str, formats: Sequence[str]) -> list[Path
             f"{folder} holds {taken[0]}: it is a scene, a run or a saved segmentation, whose own files an export might "
             "replace; choose another folder"
         )
-    before, left = _exported(folder), [name for chosen in formats for name in _LEFT[chosen]]
-    if theirs := [name for name in left if name not in before and os.path.lexists(folder / name)]:
+    before, left = set(exported(folder)), {name for chosen in formats for name in _LEFT[chosen]}
+    ours = {name.split("/")[0] for name in before} | (left if _is_from_before_records(folder) else set())
+    if theirs := [name for name in sorted(left - ours) if os.path.lexists(folder / name)]:
         raise InputError(
             f"{folder / theirs[0]} is where an export would write, and nothing says that one has written it; choose "
             "another folder, or move it away"
         )
     check_chosen(job, formats)
-    write_json(folder / _RECORD, sorted({*before, *left}))
-    return [path for name in formats for path in FORMATS[name](job, folder)]
-
-
-def _exported(folder: Path) -> list[str]:
-    """Return the names of what exports have left in a folder, as far as it says."""
+    paths: list[Path] = []
+    write_json(folder / RECORD, sorted(before | left))  # if it is killed from now on
     try:
-        names = read_json(folder / _RECORD, "what exports have left")
-    except InputError:  # there is none, or it is broken
-        return []
-    return names if fits(names, list[str]) else []
+        for name in formats:
+            paths += FORMATS[name](job, folder)
+    finally:
+        known = before | left | {path.relative_to(folder).as_posix() for path in paths}
+        write_json(folder / RECORD, sorted(name for name in known if os.path.lexists(folder / name)))
+    return paths
+
+
+def _is_from_before_records(folder: Path) -> bool:
+    """Say whether it is where a run or a saved segmentation is exported by default, by a version without records."""
+    own = any((folder.parent / name).is_file() for name in ("config.json", "segmentation.json"))
+    return own and re.fullmatch(r"export(_at_.*)?", folder.name) is not None and not (folder / RECORD).exists()

@@ -10,11 +10,13 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from cgc.errors import InputError, some
+from cgc.files import fits, read_json
 from cgc.masks.id_maps import as_photo, resize_nearest
 from cgc.progress import progress_bar
 from cgc.rasterize.base import Rasterizer
@@ -29,6 +31,9 @@ from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import Segment, describe
 from cgc.settings import Edges
 from cgc.splats.types import Splats
+
+RECORD = ".exported.json"
+"""Where a folder says which files exports have left in it; the rest is somebody's own."""
 
 MIN_OPACITY = 1 / 255
 """What is less opaque is never drawn."""
@@ -179,6 +184,15 @@ class Export:
         if not good.any():
             raise InputError(f"segment {segment} has no Gaussian that is drawn; remove it")
         return own[good]
+
+
+def exported(folder: Path) -> list[str]:
+    """Return the files that exports have left in a folder, as far as it says, by their paths in it."""
+    try:
+        names = read_json(folder / RECORD, "what exports have left")
+    except InputError:  # there is none, or it is broken
+        return []
+    return names if fits(names, list[str]) else []
 
 
 def is_sound(splats: Splats) -> np.ndarray:

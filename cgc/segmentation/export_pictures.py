@@ -14,7 +14,7 @@ from cgc.masks.image_masks import bounding_box, encode
 from cgc.progress import progress_bar
 from cgc.scene.cameras import Z, up_of
 from cgc.segmentation.edges import share_of
-from cgc.segmentation.export_job import Export, rows_of
+from cgc.segmentation.export_job import Export, exported, rows_of
 from cgc.segmentation.turntable import turntable, write_animation
 
 BEST_VIEWS = 3
@@ -88,10 +88,10 @@ def export_cutouts(job: Export, folder: Path) -> list[Path]:
                 _write_png(path, cut_out(photo, mask))
                 bar.advance()
     chosen = set(job.chosen)
-    for path in set((folder / "cutouts").glob("*.png")) - set(paths):
-        told = re.fullmatch(r"(\d{4,})(_.*)?_\d+\.png", path.name)
-        if told and int(told[1]) in chosen:  # of other views, or by another name
-            path.unlink()
+    for name in exported(folder):
+        told = re.fullmatch(r"cutouts/(\d{4,})(_[^/]*)?_\d+\.png", name)
+        if told and int(told[1]) in chosen and folder / name not in paths:  # of other views, or by another name
+            (folder / name).unlink(missing_ok=True)
     return paths
 
 
