@@ -71,7 +71,7 @@ _FILES = {
     "lift": ("features.safetensors",),
     "cluster": ("segments.npz",),
     "sharpen": ("sharpened.npz", "sharpened.ply"),
-    "render": ("segments.json", CAMERAS, "masks/**/*.png", "weights/**/*.png"),
+    "render": ("segments.json", CAMERAS, "masks/**/*.png"),
     "export": ("segments/*.ply",),
     "report": ("report/index.html",),
 }
@@ -302,12 +302,12 @@ class RunFolder:
         return ""
 
     def mark_of_truth(self) -> str | None:
-        """Hash the names, sizes and times of the scene's true id maps, which are not read; None where it has none."""
+        """Hash the scene's table of instances and its true id maps, byte by byte; None where it has none."""
         root = Path(self.source.scene)
         if not (root / TRUE_NAMES).is_file() or not (root / TRUE_MAPS).is_dir():
             return None
-        paths = [root / TRUE_NAMES, *sorted(p for p in files_below(root / TRUE_MAPS) if p.is_file())]
-        marks = [(p.relative_to(root).as_posix(), (about := p.stat()).st_size, about.st_mtime_ns) for p in paths]
+        paths = [root / TRUE_NAMES, *sorted(p for p in files_below(root / TRUE_MAPS) if p.suffix == ".png")]
+        marks = [(p.relative_to(root).as_posix(), sha256(p)) for p in paths]
         return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 
     def _main_files(self, step: str) -> list[str]:
