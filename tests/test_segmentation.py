@@ -16,8 +16,8 @@ from tiny import CLUMPS, FLOOR, cameras, clumps
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.geometry import SH_C0
-from cgc.ply import read_header
 from cgc.kernels import threads
+from cgc.ply import read_header
 from cgc.rasterize.base import Contributions
 from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.types import Camera
