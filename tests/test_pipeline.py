@@ -326,6 +326,13 @@ def test_runs_that_do_not_know_their_files_stay_as_they_were(own_run, tiny_scene
     (own_run / "cameras.json").unlink()
     run(tiny_scene, own_run)
     assert calls == ["report"]
+    shutil.rmtree(own_run / "masks")
+    facts = stats(own_run)
+    del facts["files"]
+    (own_run / "stats.json").write_text(json.dumps(facts))
+    (own_run / "masks").mkdir()
+    with pytest.raises(InputError, match=r"a_view_00\.png, which the run has rendered, is gone: run `cgc render"):
+        run_step(own_run, "report", quiet=True)
 
 
 def test_masks_of_its_own_that_are_gone_are_made_again(own_scene, tmp_path, calls):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from cgc.errors import InputError
 from cgc.masks.id_maps import disagree, read_id_map
 from cgc.pipeline.facts import find_warnings, headline, truth_table
 from cgc.pipeline.quality import measure_view, quality_facts
@@ -157,7 +158,10 @@ def _report_view(work: Workspace, index: int, segmentation: Segmentation | None,
 
 def _result(work: Workspace, index: int) -> np.ndarray:
     """The id map that was rendered of a view, [H, W]."""
-    return read_id_map(work.run.root / "masks" / f"{work.picture_names[index]}.png")
+    path = work.run.root / "masks" / f"{work.picture_names[index]}.png"
+    if not path.is_file():  # which runs of older versions do not notice before
+        raise InputError(f"{path}, which the run has rendered, is gone: run `cgc render {work.run.root}` first")
+    return read_id_map(path)
 
 
 def _report_disputes(work: Workspace) -> list[ReportDispute]:
