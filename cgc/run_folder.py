@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 from cgc import parallel
 from cgc.errors import InputError, some
-from cgc.files import files_below, fits, read_json, sha256, write_json
+from cgc.files import fits, read_json, sha256, write_json
 from cgc.settings import RunSettings, check, from_json, to_json
 from cgc.system import hold, let_go, peak_rss_bytes
 
@@ -66,18 +66,13 @@ CORRECTIONS = "corrections.json"
 """What training leaves beside the splats where it learns exposures or poses."""
 EXTRAS = "extras.npz"
 """What a run keeps of given splats beside them: attributes that are not a splat's."""
-_FILES = {
-    "train": ("splats.ply", EXTRAS),
-    "lift": ("features.safetensors",),
-    "cluster": ("segments.npz",),
-    "sharpen": ("sharpened.npz", "sharpened.ply"),
-    "render": ("segments.json", CAMERAS, "masks/**/*.png"),
+_BESIDE = {
+    "train": (EXTRAS,),
+    "sharpen": ("sharpened.ply",),
+    "render": (CAMERAS, "masks/**/*.png"),
     "export": ("segments/*.ply",),
-    "report": ("report/index.html",),
 }
-"""Where the files lie that a step leaves for others to read: nothing else writes there."""
-TRUE_NAMES, TRUE_MAPS = "instances.json", "instance"
-"""Where a scene has its truth."""
+"""Where the files lie that a step leaves for others to read beside its main ones: nothing else writes there."""
 YOUNGER = {
     "features": "none", "views_per_step": 1, "strategy": "default", "mcmc_growth": 0.05, "mcmc_noise": 5e5,
     "mcmc_opacity": 0.01, "mcmc_scale": 0.01, "max_length": 0.0, "exposure": False, "exposure_lr": 2e-3,
@@ -296,19 +291,12 @@ class RunFolder:
         lost = [n for n in left if (not names or n in names) and not _is_whole(self.root / n, left[n])]
         if lost:
             return f"{some(lost)} in {self.root}: gone, or not as long as the step {step} left it"
-        scored = step == "render" and not names and "truth" in self.stats and Path(self.source.scene).is_dir()
-        if scored and self.stats["truth"] != self.mark_of_truth():
-            return f"the truth in {self.source.scene} is not what the step {step} scored"
-        return ""
+        if step == "render" and not names and "truth" in self.stats and Path(self.source.scene).is_dir():
+            from cgc.evaluation.truth import mark_of_truth
 
-    def mark_of_truth(self) -> str | None:
-        """Hash the scene's table of instances and its true id maps, byte by byte; None where it has none."""
-        root = Path(self.source.scene)
-        if not (root / TRUE_NAMES).is_file() or not (root / TRUE_MAPS).is_dir():
-            return None
-        paths = [root / TRUE_NAMES, *sorted(p for p in files_below(root / TRUE_MAPS) if p.suffix == ".png")]
-        marks = [(p.relative_to(root).as_posix(), sha256(p)) for p in paths]
-        return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
+            if self.stats["truth"] != mark_of_truth(Path(self.source.scene)):
+                return f"the truth in {self.source.scene} is not what the step {step} scored"
+        return ""
 
     def _main_files(self, step: str) -> list[str]:
         """Return the files without which a step was never done."""
@@ -318,7 +306,7 @@ class RunFolder:
     def _left_by(self, step: str) -> dict[str, int]:
         """Return the files that a step has just left, by their names in the folder, with their sizes."""
         own_masks = [f"{OWN_MASKS}/**/*"] * (step == "lift" and self.makes_masks)
-        patterns = {*_FILES[step], *self._main_files(step), *own_masks}
+        patterns = {*self._main_files(step), *_BESIDE.get(step, ()), *own_masks}
         paths = sorted(p for pattern in patterns for p in self.root.glob(pattern) if p.is_file())
         shown = [p for p in paths if not p.name.startswith(".")]
         return {p.relative_to(self.root).as_posix(): p.stat().st_size for p in shown}
@@ -331,12 +319,14 @@ class RunFolder:
         """Raise InputError unless `step` and those before it are done, with today's settings and inputs."""
         if step in _BEFORE:
             self.require(_BEFORE[step])
-        changed = self.undone(step, *_READ.get(step, ()))
-        if changed or not self.is_current(step):
-            path = self.root / _OUTPUTS[step]
-            state = f"{path} is out of date" if path.exists() else f"{self.root} has no {_OUTPUTS[step]} yet"
-            if path.exists() and self.is_current(step):
-                state = changed
+        path = self.root / _OUTPUTS[step]
+        if not path.exists():
+            state = f"{self.root} has no {_OUTPUTS[step]} yet"
+        elif not self.is_current(step):
+            state = f"{path} is out of date"
+        else:
+            state = self.undone(step, *_READ.get(step, ()))
+        if state:
             raise InputError(f"{state}: run `cgc {step} {self.root}` first (or `cgc run`, which does every step)")
 
     def unchanged(self, name: str) -> Path:

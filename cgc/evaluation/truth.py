@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 
 from cgc.errors import InputError, reason
 from cgc.evaluation.instances import position_in
-from cgc.files import files_below, read_json
+from cgc.files import files_below, read_json, sha256
 from cgc.masks.id_maps import MAX_ID, read_id_map
 from cgc.scene.images import UNREADABLE
 
@@ -25,6 +27,20 @@ class Truth:
     maps: tuple[NDArray[np.int32], ...]
     names: dict[int, str]
     stuff_ids: frozenset[int]
+
+
+def has_truth(scene_dir: Path) -> bool:
+    """Say whether a scene has true id maps of its own: instance/ and instances.json."""
+    return (scene_dir / "instances.json").is_file() and (scene_dir / "instance").is_dir()
+
+
+def mark_of_truth(scene_dir: Path) -> str | None:
+    """Hash the table of true instances and the true id maps of a scene, byte by byte; None where it has none."""
+    if not has_truth(scene_dir):
+        return None
+    maps = sorted(p for p in files_below(scene_dir / "instance") if p.suffix == ".png")
+    marks = [(p.relative_to(scene_dir).as_posix(), sha256(p)) for p in (scene_dir / "instances.json", *maps)]
+    return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 
 
 def read_truth(scene_dir: Path | str, stems: Sequence[str], level: Literal["object", "part"] = "object") -> Truth:

@@ -17,7 +17,7 @@ from cgc.blocks.steps import Blocks
 from cgc.clustering.settle import Look, look_at
 from cgc.device import choose, rasterizer_for
 from cgc.errors import InputError
-from cgc.evaluation.truth import Truth, read_truth
+from cgc.evaluation.truth import Truth, mark_of_truth, read_truth
 from cgc.features.frozen import nearest_neighbours
 from cgc.features.samples import Batch, Elsewhere, sample_batches
 from cgc.files import sha256
@@ -126,7 +126,7 @@ class Workspace:
     @cached_property
     def mark_of_truth(self) -> str | None:
         """What tells the truth that is scored from another; taken before it is read."""
-        return self.run.mark_of_truth()
+        return mark_of_truth(Path(self.run.source.scene))
 
     @cached_property
     def picture_names(self) -> list[str]:

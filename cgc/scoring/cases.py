@@ -11,7 +11,7 @@ import numpy as np
 from cgc.errors import InputError, some
 from cgc.evaluation.prompts import Level, Parts
 from cgc.evaluation.sizes import hide_unseen
-from cgc.evaluation.truth import IGNORE, Truth, read_drawn, read_truth
+from cgc.evaluation.truth import IGNORE, Truth, has_truth, read_drawn, read_truth
 from cgc.masks.id_maps import read_id_map, resize_nearest
 from cgc.scoring.report import check_shape, size_text
 from cgc.scoring.runs import ScoredRun, learned_from
@@ -37,7 +37,7 @@ def find_case(run: ScoredRun | None, settings: EvalSettings) -> Case | None:
     root = settings.truth or (run.scene if run else None)
     if root is None:
         raise InputError("masks from a folder are scored against a truth; give it with --truth DIR")
-    exact = (root / "instances.json").exists() and (root / "instance").is_dir()
+    exact = has_truth(root)
     if not exact and settings.truth is None:
         return None
     notes: list[str] = []
