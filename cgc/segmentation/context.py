@@ -55,10 +55,10 @@ class Context:
             )
         return self.read_cameras()
 
-    @cached_property
+    @property
     def views(self) -> Mapping[str, View]:
         """The views by name as the scene has them; none where it is gone (`lost_photos` says why)."""
-        return self.read_views() if self.read_views and not self.lost_photos else {}
+        return self._views[0]
 
     @cached_property
     def best_views(self) -> Mapping[int, str]:
@@ -79,14 +79,17 @@ class Context:
             return str(error)
         return ""
 
-    @cached_property
+    @property
     def lost_photos(self) -> str:
         """Why the scene's photos cannot be had, a sentence; empty where they can, or there is no scene."""
+        return self._views[1]
+
+    @cached_property
+    def _views(self) -> tuple[Mapping[str, View], str]:
         try:
-            _ = self.read_views() if self.read_views else None
+            return (self.read_views() if self.read_views else {}), ""
         except InputError as error:
-            return str(error)
-        return ""
+            return {}, str(error)
 
     @property
     def up(self) -> np.ndarray:

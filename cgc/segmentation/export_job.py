@@ -35,6 +35,8 @@ from cgc.splats.types import Splats
 RECORD = ".exported.json"
 """Where a folder says which files exports have left in it; the rest is somebody's own."""
 
+BEST_VIEWS = 3
+"""Cut-outs of each object, from the views that show most of it."""
 MIN_OPACITY = 1 / 255
 """What is less opaque is never drawn."""
 MIN_SEEN = 0.2
@@ -112,6 +114,14 @@ class Export:
                 bar.advance()
         return maps
 
+    @cached_property
+    def best_views(self) -> dict[int, list[int]]:
+        """Which views show most of each chosen segment, the best first; none where none shows it."""
+        most = max(int(ids.max(initial=0)) for ids in self.shown_maps)
+        counts = np.stack([_shown_whole(ids, max(most, *self.chosen) + 1) for ids in self.shown_maps])  # [V, ids]
+        best = {segment: np.argsort(-counts[:, segment], kind="stable")[:BEST_VIEWS] for segment in self.chosen}
+        return {segment: views[counts[views, segment] > 0].tolist() for segment, views in best.items()}
+
     def beside_photo(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a view's id map [h, w], the chosen ids only, and its photo [h, w, 3], undistorted, in its own size."""
         ids, photo = self.shown_maps[index], self.load_image(self.views[index])
@@ -184,6 +194,14 @@ class Export:
         if not good.any():
             raise InputError(f"segment {segment} has no Gaussian that is drawn; remove it")
         return own[good]
+
+
+def _shown_whole(ids: np.ndarray, n: int) -> np.ndarray:
+    """Return the pixels of each id in an id map, [n]; a quarter of them where the picture's edge cuts it."""
+    counts = np.bincount(ids.ravel(), minlength=n).astype(float)
+    edge = np.unique(np.concatenate([ids[0], ids[-1], ids[:, 0], ids[:, -1]]))
+    counts[edge] /= 4
+    return counts
 
 
 def exported(folder: Path) -> list[str]:

@@ -17,8 +17,6 @@ from cgc.segmentation.edges import share_of
 from cgc.segmentation.export_job import Export, exported, rows_of
 from cgc.segmentation.turntable import turntable, write_animation
 
-BEST_VIEWS = 3
-"""Cut-outs of each object, from the views that show most of it."""
 MARGIN = 6
 """Pixels around an object in its cut-out."""
 
@@ -74,7 +72,7 @@ def export_cutouts(job: Export, folder: Path) -> list[Path]:
     """
     cuts: dict[int, list[tuple[int, Path]]] = {}  # of each view: so each photo is read once
     paths = []
-    for segment, best in _best_views(job).items():
+    for segment, best in job.best_views.items():
         for place, index in enumerate(best, 1):
             paths.append(folder / "cutouts" / f"{job.stem(segment)}_{place}.png")
             cuts.setdefault(index, []).append((segment, paths[-1]))
@@ -97,18 +95,10 @@ def export_cutouts(job: Export, folder: Path) -> list[Path]:
 
 def check_cutouts(job: Export) -> None:
     """Raise InputError where no view shows any of the chosen segments, or the photos are gone."""
-    shown = [best[0] for best in _best_views(job).values() if best]
+    shown = [best[0] for best in job.best_views.values() if best]
     if not shown:
         raise InputError("no view shows any of the chosen segments; choose others")
     job.load_image(job.views[shown[0]])
-
-
-def _best_views(job: Export) -> dict[int, list[int]]:
-    """Return which views show most of each chosen segment, the best first; none where none shows it."""
-    most = max(int(ids.max(initial=0)) for ids in job.shown_maps)
-    counts = np.stack([_shown_whole(ids, max(most, *job.chosen) + 1) for ids in job.shown_maps])  # [V, ids]
-    best = {segment: np.argsort(-counts[:, segment], kind="stable")[:BEST_VIEWS] for segment in job.chosen}
-    return {segment: views[counts[views, segment] > 0].tolist() for segment, views in best.items()}
 
 
 def cut_out(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -116,14 +106,6 @@ def cut_out(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
     left, top, width, height = bounding_box(encode(mask), mask.shape[0])
     part = np.s_[max(top - MARGIN, 0) : top + height + MARGIN, max(left - MARGIN, 0) : left + width + MARGIN]
     return np.dstack([photo[part], (255 * _alpha(mask[part], photo[part])).round().astype(np.uint8)])
-
-
-def _shown_whole(ids: np.ndarray, n: int) -> np.ndarray:
-    """Return the pixels of each id in an id map, [n]; a quarter of them where the picture's edge cuts it."""
-    counts = np.bincount(ids.ravel(), minlength=n).astype(float)
-    edge = np.unique(np.concatenate([ids[0], ids[-1], ids[:, 0], ids[:, -1]]))
-    counts[edge] /= 4
-    return counts
 
 
 def _alpha(mask: np.ndarray, photo: np.ndarray) -> np.ndarray:
