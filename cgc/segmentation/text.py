@@ -70,10 +70,10 @@ def find(segmentation: Segmentation, words: str, k: int = 5, model: TextImageMod
 
 def object_embeddings(segmentation: Segmentation, model: TextImageModel) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the objects that some view shows [K], and their embeddings [K, d] of norm 1; kept beside the run."""
-    path = _cache(segmentation, model)
-    if path is not None and (kept := _read(path, _key(segmentation, model, "photos"))):
+    path, objects = _cache(segmentation, model), _key(segmentation, model)
+    if path is not None and (kept := _read(path, f"{objects} in photos")):
         return kept
-    key = _key(segmentation, model, "photos" if _has_photos(segmentation) else "renders")
+    key = f"{objects} in {'photos' if _has_photos(segmentation) else 'renders'}"
     if path is not None and (kept := _read(path, key)):
         return kept
     wanted: dict[str, list[int]] = {}  # of each view, so that its id map is made once
@@ -147,9 +147,9 @@ def _has_photos(segmentation: Segmentation) -> bool:
     return read is not None and any(read(view) is not None for view in segmentation.views[:1])
 
 
-def _key(segmentation: Segmentation, model: TextImageModel, of: str) -> str:
-    """Hash what embeddings are made by and of: the model, the objects, and whether pictures are photos or renders."""
-    digest = hashlib.sha256(f"{model.name}, {of}".encode())
+def _key(segmentation: Segmentation, model: TextImageModel) -> str:
+    """Hash what embeddings are made by and of: the model and the objects."""
+    digest = hashlib.sha256(model.name.encode())
     digest.update(segmentation.labels.tobytes())
     splats = segmentation.splats
     looks = [] if segmentation.photos_hold else [splats.sh, splats.log_scales, splats.quats, splats.logit_opacities]
