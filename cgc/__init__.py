@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cgc.api import cameras, load
     from cgc.errors import InputError
     from cgc.scene.types import Camera
+    from cgc.segmentation.clip import OpenClip
     from cgc.segmentation.objects import Box, Object, Selection
     from cgc.segmentation.orbit import orbit
     from cgc.segmentation.query import Hit, Match
@@ -28,6 +29,7 @@ _HOME = {
     "cameras": "cgc.api",
     "InputError": "cgc.errors",
     "Camera": "cgc.scene.types",
+    "OpenClip": "cgc.segmentation.clip",
     "Box": "cgc.segmentation.objects",
     "Object": "cgc.segmentation.objects",
     "Selection": "cgc.segmentation.objects",
@@ -39,8 +41,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Box", "Camera", "Hit", "InputError", "Match", "Object", "Segmentation", "Selection", "TextImageModel", "cameras",
-    "load", "orbit",
+    "Box", "Camera", "Hit", "InputError", "Match", "Object", "OpenClip", "Segmentation", "Selection", "TextImageModel",
+    "cameras", "load", "orbit",
 ]  # fmt: skip
 
 

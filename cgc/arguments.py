@@ -252,6 +252,10 @@ class Query:
     """The objects most like this one."""
     text: str | None = None
     """The objects that fit these words best (needs `pip install 'contrastive-gaussian-clustering[text]'`)."""
+    text_model: str = "ViT-B-32"
+    """The model of open_clip that reads them."""
+    text_weights: str = "laion2b_s34b_b79k"
+    """Its weights: a name that open_clip knows, fetched once, or a file, for machines without a network."""
     most: int = 5
     """How many --similar and --text find."""
     level: float | None = None

@@ -15,7 +15,8 @@ from cgc.arguments import Edit, Export, Query, View
 from cgc.device import choose
 from cgc.errors import InputError, some
 from cgc.masks.id_maps import read_id_map
-from cgc.progress import console, short_lengths
+from cgc.progress import console, counted, short_lengths
+from cgc.segmentation.clip import OpenClip
 from cgc.segmentation.export import check_formats, job_of
 from cgc.segmentation.export import export as write_formats
 from cgc.segmentation.objects import Object
@@ -68,7 +69,7 @@ def _answer(seg: Segmentation, options: Query) -> _Answer:
     if options.similar is not None:
         return _matched(seg.similar(options.similar, options.most))
     if options.text is not None:
-        return _matched(seg.find(options.text, options.most))
+        return _matched(seg.find(options.text, options.most, OpenClip(options.text_model, options.text_weights)))
     return _Answer(seg.objects)
 
 
@@ -322,7 +323,7 @@ def export(options: Export) -> None:
         if job.world:
             place = ", ".join(f"{x:g}" for x in job.world)
             console.print(f"note: the scene is far from its origin: positions are the model's less ({place})")
-        console.print(f"{len(paths)} files of {len(job.chosen)} objects: {target}")
+        console.print(f"{counted(len(paths), 'file')} of {counted(len(job.chosen), 'object')}: {target}")
         if {"masks", "coco"} & set(names) and any(job.as_taken(view).full_size is None for view in job.views):
             console.print(
                 "note: the scene is gone, so the size, the lens and the edges of its photos are not known: masks are "

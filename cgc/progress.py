@@ -52,6 +52,11 @@ def _short(value: float | int | str) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
+def counted(n: int, thing: str) -> str:
+    """Write how many there are, "1 object" or "2 objects"."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
 def short_time(seconds: float) -> str:
     """Write seconds as 4:51 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)

@@ -22,7 +22,7 @@ from tiny import CLUMPS, COLORS, FLOOR, HEIGHT, NAMES, WIDTH, cameras, clumps, s
 import cgc
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
-from cgc.files import write_json
+from cgc.files import sha256, write_json
 from cgc.geometry import quat_to_rotation, rgb_to_sh_dc
 from cgc.pipeline.commands import run_step
 from cgc.pipeline.workspace import Workspace
@@ -656,6 +656,36 @@ def test_open_clip_is_called_as_it_wants_to_be(monkeypatch):
     np.testing.assert_allclose(model.encode_images(images), np.repeat(np.arange(40.0)[:, None], 3, 1))
     with pytest.raises(InputError, match=r"could not load none .*Model config for none not found"):
         OpenClip("none")
+    with pytest.raises(InputError, match=r"there is no file lost\.pt; expected weights for small there"):
+        OpenClip("small", "lost.pt")
+
+
+@pytest.fixture
+def tiny_clip(tmp_path):
+    """A network of open_clip's own kind, with random weights in a file."""
+    open_clip = pytest.importorskip("open_clip", reason="open_clip, of the extra [text], is not installed")
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    config = tmp_path / "tiny-of-tests.json"
+    config.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(config)
+    torch.save(open_clip.create_model(config.stem).state_dict(), tmp_path / "random.pt")
+    return config.stem, tmp_path / "random.pt"
+
+
+def test_open_clip_itself_finds_by_words(seg, tiny_clip):
+    model = cgc.OpenClip(*tiny_clip)
+    assert model.encode_text(["a red mug", "a book"]).shape == (2, 24)
+    images = [np.full((9, 17, 3), 40, np.uint8), np.full((31, 8, 3), 200, np.uint8)]
+    embedded = model.encode_images(images)
+    assert embedded.shape == (2, 24) and not np.allclose(*embedded)
+    found = seg.find("a red mug", k=2, model=model)
+    assert len(found) == 2 and found[0].by == model.name == f"{tiny_clip[0]}-random-{sha256(tiny_clip[1])[:8]}"
+    assert [m.score for m in found] == [m.score for m in seg.find("a red mug", k=2, model=cgc.OpenClip(*tiny_clip))]
+    tiny_clip[1].write_bytes(tiny_clip[1].read_bytes()[:5000])
+    for weights in (tiny_clip[1], "unheard-of"):
+        with pytest.raises(InputError, match=r"open_clip could not load tiny-of-tests with .*; check the names"):
+            cgc.OpenClip(tiny_clip[0], weights)
 
 
 # ---- runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,22 @@ import torch
 from PIL import Image
 
 from cgc.errors import InputError
+from cgc.files import sha256
 
 MODEL, WEIGHTS = "ViT-B-32", "laion2b_s34b_b79k"
 BATCH = 32
+LONGEST = 200
+"""Characters of open_clip's own complaints that are repeated: it lists all its models."""
 
 
 class OpenClip:
-    """A CLIP model by open_clip; its weights are fetched once, by open_clip, into the user's cache."""
+    """A CLIP model by open_clip.
 
-    def __init__(self, model: str = MODEL, weights: str = WEIGHTS, device: str = "cpu") -> None:
+    weights: the name of published ones, which open_clip fetches once into the user's cache, or a file of them, for
+    machines without a network. InputError where open_clip is missing or cannot load the two.
+    """
+
+    def __init__(self, model: str = MODEL, weights: str | Path = WEIGHTS, device: str = "cpu") -> None:
         try:
             import open_clip  # pyright: ignore[reportMissingImports]
         except ImportError as error:
@@ -25,17 +33,24 @@ class OpenClip:
                 "finding objects by words needs open_clip, which is not installed; "
                 "pip install 'contrastive-gaussian-clustering[text]', or give a model of your own"
             ) from error
-        self.name, self.device = f"{model}-{weights}", device
-        try:
-            made: Any = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
-        except (RuntimeError, OSError) as error:
+        file = Path(weights)
+        if file.suffix and not file.is_file():
             raise InputError(
-                f"open_clip could not load {model} with the weights {weights} ({' '.join(str(error).split())}); "
-                "check the names and the connection, or give a model of your own"
+                f"there is no file {file}; expected weights for {model} there, or the name of published ones"
+            )
+        self.name, self.device = f"{model}-{_named(file) if file.is_file() else weights}", device
+        try:
+            made: Any = open_clip.create_model_and_transforms(model, pretrained=str(weights), device=device)
+            self._tokenize: Any = open_clip.get_tokenizer(model)
+        except Exception as error:  # of what reads weights, tokenizers and the network: open_clip lets all through
+            why = " ".join(str(error).split())
+            why = why if len(why) <= LONGEST else f"{why[:LONGEST]}..."
+            raise InputError(
+                f"open_clip could not load {model} with the weights {weights} ({why}); "
+                "check the names and the connection, or give a file of the model's weights"
             ) from error
         self._model, _, self._transform = made
         self._model.eval()
-        self._tokenize: Any = open_clip.get_tokenizer(model)
 
     def encode_text(self, texts: list[str]) -> np.ndarray:
         """Return an embedding of each text, [n, d]."""
@@ -50,3 +65,8 @@ class OpenClip:
             with torch.no_grad():
                 made.append(self._model.encode_image(batch.to(self.device)).float().cpu().numpy())
         return np.concatenate(made)
+
+
+def _named(file: Path) -> str:
+    """Call weights by their file's name and the start of its hash, by which embeddings are kept."""
+    return f"{file.stem}-{sha256(file)[:8]}"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cgc.errors import InputError
 from cgc.files import write_beside
+from cgc.progress import counted
 from cgc.view.frames import MODES
 from cgc.view.state import State
 
@@ -77,11 +78,6 @@ class Desk:
         """Write what is selected as PLYs into a new folder."""
         made = self.state.export_selection(self._free("export", ""))
         return f"wrote {counted(len(made), 'PLY')} into {made[0].parent}"
-
-
-def counted(n: int, thing: str) -> str:
-    """Write how many there are, "1 object" or "2 objects"."""
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def _mode(mode: str) -> Callable[[Desk], str]:
