@@ -94,34 +94,36 @@ def main(argv: list[str] | None = None) -> int:
         parallel.leave()
         return 0
     except InputError as error:
-        _complain(parallel.signed(error))
-        return 2
+        return _fail(parallel.signed(error))
     except BrokenPipeError:  # `cgc --help | head`: who reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own flush at exit is quiet
         return 0
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):  # which torch has it from
+        want = _want_of_memory(arguments[0], error)
+        if want is None:
             raise
-        _complain(
-            parallel.signed(
-                InputError(
-                    f"memory is not enough ({reason(error)}); end other programs, make the run with smaller photos "
-                    "(`cgc run --max-side`), fewer Gaussians or smaller settings, or use a machine with more"
-                )
-            )
-        )
-        return 2
+        return _fail(parallel.signed(want))
     except OSError as error:  # the system's refusals that nothing closer to them has explained
         name = f"{error.filename} " if error.filename else "a file "
         why = error.strerror or error
-        _complain(f"{name}could not be read or written ({why}); check it and its permissions")
-        return 2
+        return _fail(f"{name}could not be read or written ({why}); check it and its permissions")
     except (KeyboardInterrupt, SystemError) as error:
         stop = interrupt_in(error)
         if stop is None:
             raise
-        _complain(str(stop) or "stopped; run the same command again to go on where it was")
-        return 130
+        return _fail(str(stop) or "stopped; run the same command again to go on where it was", 130)
+
+
+def _want_of_memory(command: str, error: Exception) -> InputError | None:
+    """Return what to say where an error is that of a machine, or of a GPU, whose memory is full; else None."""
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # which torch has it from
+        return InputError(
+            f"memory is not enough ({reason(error)}); end other programs, make the run with smaller photos "
+            "(`cgc run --max-side`), fewer Gaussians or smaller settings, or use a machine with more"
+        )
+    from cgc.device import is_full, ran_out
+
+    return ran_out(f"cgc {command}", error) if is_full(error) else None
 
 
 def _check_repeats(words: list[str]) -> None:
@@ -131,10 +133,12 @@ def _check_repeats(words: list[str]) -> None:
         raise InputError(f"{twice[0]} is given {options[twice[0]]} times; give it once, with all its values after it")
 
 
-def _complain(text: str) -> None:
-    """Print what went wrong, once for all processes."""
+def _fail(text: str, code: int = 2) -> int:
+    """Print what went wrong, once for all processes, and leave them; returns the exit code."""
     if parallel.speaks():
         print(f"cgc: {text}", file=sys.stderr)
+    parallel.abandon(code)
+    return code
 
 
 def _call(config: object) -> None:

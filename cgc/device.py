@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from cgc.errors import InputError
 from cgc.rasterize import gsplat_code
@@ -21,6 +22,8 @@ from cgc.rasterize.base import NEAR, Rasterizer
 from cgc.rasterize.cpu import CpuRasterizer
 
 CPU = torch.device("cpu")
+FIRST_BLOCK, LARGEST_BLOCK, ALIGNED = 1 << 24, 1 << 28, 512
+"""Bytes of blocks of page-locked memory, and what copies in them begin at multiples of."""
 WEIGHTS_SHARE = 8
 """The weights of one view may take one part in so many of a device's memory."""
 
@@ -136,6 +139,33 @@ def card_of(device: torch.device) -> str:
 # --- memory -----------------------------------------------------------------------------------------------
 
 
+class PageLocked:
+    """Copies of tensors in page-locked memory of the host, from where a GPU fetches them while it works.
+
+    torch rounds every piece of such memory up to a power of two, so copies share blocks of FIRST_BLOCK bytes, then of
+    twice as many each, up to LARGEST_BLOCK; what is larger than half of that has its own.
+    """
+
+    def __init__(self) -> None:
+        self._next, self._left = FIRST_BLOCK, torch.empty(0, dtype=torch.uint8)
+
+    def copy(self, x: Tensor) -> Tensor:
+        """Return a copy of a tensor of any device; waits until it is there."""
+        size = x.numel() * x.element_size()
+        if size > LARGEST_BLOCK // 2:
+            return _page_locked(size).view(x.dtype).view(x.shape).copy_(x)
+        if size > len(self._left):
+            while self._next < 2 * size:
+                self._next *= 2
+            self._left, self._next = _page_locked(self._next), min(2 * self._next, LARGEST_BLOCK)
+        part, self._left = self._left[:size], self._left[-(-size // ALIGNED) * ALIGNED :]
+        return part.view(x.dtype).view(x.shape).copy_(x)
+
+
+def _page_locked(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+
+
 @dataclass(frozen=True)
 class Lever:
     """A setting that memory grows with: what it is called, what it is, and with which power of it memory grows."""
@@ -151,7 +181,7 @@ class Lever:
         return f"{self.name} from {self.value:,.0f} to about {max(int(least / step) * step, 1):,.0f}"
 
 
-def is_full(error: RuntimeError) -> bool:
+def is_full(error: BaseException) -> bool:
     """Say whether an error is a GPU's want of memory, whoever says so: torch, the CUDA runtime or a library of it."""
     text = str(error).lower()
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(said in text for said in _FULL)
@@ -161,22 +191,30 @@ def is_full(error: RuntimeError) -> bool:
 def out_of_memory(doing: str, levers: Callable[[], Sequence[Lever]] = tuple) -> Iterator[None]:
     """Turn a GPU's running out of memory inside the block into an InputError that says what to lower, and to what.
 
-    doing: what ran out ("training"); levers: asked for then what its memory grows with. How much is too much is
-    estimated from what torch says: it held so much and asked for so much more than it could have.
+    doing: what ran out ("training"); levers: asked for then what its memory grows with.
     """
     try:
         yield
     except RuntimeError as error:
         if not is_full(error):
             raise
-        wanted, there = _sizes(str(error))
-        factor = 0.9 * there / wanted if 0 < there < wanted else 0.7
-        sizes = f": it needs more than {_gb(wanted)} where {_gb(there)} are to be had" if 0 < there < wanted else ""
-        advice = [f"lower {lever.lowered(factor)}" for lever in levers()]
-        advice += ["end other programs that use the GPU", "compute on the CPU, with --device cpu"]
-        raise InputError(
-            f"{doing} ran out of the GPU's memory{sizes}; {', or '.join(advice)}; what was done before is kept"
-        ) from error
+        raise ran_out(doing, error, levers()) from error
+
+
+def ran_out(doing: str, error: BaseException, levers: Sequence[Lever] = ()) -> InputError:
+    """Return what to say where an error `is_full`.
+
+    How much is too much is estimated from what torch says: it held so much and asked for so much more than it could
+    have.
+    """
+    wanted, there = _sizes(str(error))
+    factor = 0.9 * there / wanted if 0 < there < wanted else 0.7
+    sizes = f": it needs more than {_gb(wanted)} where {_gb(there)} are to be had" if 0 < there < wanted else ""
+    advice = [f"lower {lever.lowered(factor)}" for lever in levers]
+    advice += ["end other programs that use the GPU", "compute on the CPU, with --device cpu"]
+    return InputError(
+        f"{doing} ran out of the GPU's memory{sizes}; {', or '.join(advice)}; what was done before is kept"
+    )
 
 
 _FULL = ("out of memory", "cublas_status_alloc_failed", "cusolver_status_alloc_failed")

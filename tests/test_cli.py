@@ -29,6 +29,7 @@ from cgc.masks.id_maps import read_id_map, write_id_map
 from cgc.pipeline import commands
 from cgc.presets import PRESETS
 from cgc.run_folder import open_run
+from cgc.segmentation.segmentation import Segmentation
 from cgc.settings import RunSettings, SceneSettings, check, seconds_of
 from cgc.splats.ply import write_ply
 from cgc.splats.types import Splats
@@ -389,6 +390,23 @@ def test_memory_that_is_not_there_is_said(monkeypatch, capsys, asks):
     monkeypatch.setattr(commands, "run_all", lambda *_, **__: asks())
     assert main(["demo"]) == 2
     assert re.fullmatch(r"cgc: memory is not enough \(.*\); end other programs, .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("kind", [torch.cuda.OutOfMemoryError, RuntimeError])
+def test_a_gpu_that_is_full_is_said_by_every_command(monkeypatch, capsys, tiny_run, kind):
+    def fill(*_, **__):
+        raise kind("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Segmentation, "at_level", fill)
+    assert main(["query", str(tiny_run), "--level", "0.5"]) == 2
+    assert capsys.readouterr().err.startswith("cgc: cgc query ran out of the GPU's memory; end other programs")
+
+    def break_off(*_, **__):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(Segmentation, "at_level", break_off)
+    with pytest.raises(RuntimeError, match="something else"):
+        main(["query", str(tiny_run), "--level", "0.5"])
 
 
 # ---- bad input: scenes and photos

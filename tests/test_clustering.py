@@ -377,7 +377,8 @@ def test_cuml_is_called_where_it_can_be_and_asked_for_where_not(monkeypatch):
     settings = ClusterSettings(algorithm="cuml", min_cluster_size=5, min_samples=3)
     points = blobs(n=50)[0].numpy()
     monkeypatch.setitem(sys.modules, "cuml", None)
-    with pytest.raises(InputError, match="pip install cuml"):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(InputError, match="pip install cuml-cu13"):
         run_hdbscan(points, settings)
     asked = {}
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cgc.device import Lever, card_of, choose, is_full, out_of_memory, rasterizer_for, see
+from cgc.device import Lever, PageLocked, card_of, choose, is_full, out_of_memory, rasterizer_for, see
 from cgc.errors import InputError
 from cgc.rasterize import gsplat_code
 from cgc.rasterize.base import GroupRasterizer, VoteRasterizer
@@ -288,6 +288,26 @@ def test_memory_that_runs_out_says_what_to_lower() -> None:
     assert "training ran out of the GPU's memory: it needs more than 23 GB where 22.5 GB are to be had" in said
     assert "lower --train.max-gaussians from 2,000,000 to about 1,700,000" in said
     assert "lower --max-side from 1,600 to about 1,500" in said and "--device cpu; what was done before is kept" in said
+
+
+def test_page_locked_copies_share_blocks_of_a_power_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def allocate(size: int) -> torch.Tensor:
+        made.append(size)
+        return torch.empty(size, dtype=torch.uint8)
+
+    monkeypatch.setattr("cgc.device._page_locked", allocate)
+    monkeypatch.setattr("cgc.device.FIRST_BLOCK", 1 << 12)
+    monkeypatch.setattr("cgc.device.LARGEST_BLOCK", 1 << 14)
+    given = [
+        torch.randint(100, (n,)).to(kind) for n in (700, 1, 0, 3000, 20, 9000) for kind in (torch.uint8, torch.float32)
+    ]
+    given += [torch.tensor([[True, False]]), torch.tensor(7)]
+    locked = PageLocked()
+    copies = [locked.copy(x) for x in given]
+    assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(given, copies))
+    assert made == [1 << 12, 1 << 13, 12000, 9000, 36000]  # the last three are more than half of the largest block
 
 
 def test_memory_of_another_wording(capsys: pytest.CaptureFixture[str]) -> None:

@@ -497,6 +497,29 @@ def test_commands_speak_once(tiny_run, tmp_path):
     assert answers[0][1].startswith("cgc: ") and "--budget is 'long'" in answers[0][1] and not answers[1][1]
 
 
+FAILING = """
+    import os, sys, time
+    import torch
+    from cgc import cli, parallel
+    from cgc.errors import InputError
+    parallel.join()
+    torch.cuda.is_initialized = lambda: True
+    torch.distributed.destroy_process_group = lambda: time.sleep(600)  # as NCCL does until all others part too
+    try:
+        if os.environ["RANK"] == "1":
+            raise InputError("bad")
+        parallel.barrier()
+    except InputError as error:
+        sys.exit(cli._fail(parallel.signed(error)))
+"""
+
+
+def test_a_process_that_fails_does_not_wait_for_those_that_wait_for_it(tmp_path):
+    answers = launch(FAILING, 2, str(tmp_path))
+    assert [code for code, _ in answers] == [2, 2]
+    assert "cgc: bad (process 2 of 2)" in answers[1][1] and "cgc: " not in answers[0][1]
+
+
 def test_who_speaks_is_named(three):
     first, *others = three.call(sign)
     assert first == "bad" and others == ["bad (process 2 of 3)", "bad (process 3 of 3)"]

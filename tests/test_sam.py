@@ -154,6 +154,22 @@ def test_few_masks_are_large_at_once(photo, monkeypatch):
     assert max(sizes) == 0  # what is rated too low never becomes large
 
 
+def test_a_gpu_that_is_full_says_what_to_lower(photo, monkeypatch):
+    model = make_model()
+    generator = LOOSE.load(model)
+
+    def fill(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(model, "postprocess_masks", fill)
+    batch = f"lower --sam.points-per-batch from {LOOSE.points_per_batch} to about {int(0.7 * LOOSE.points_per_batch)}"
+    with pytest.raises(InputError, match=f"^Segment Anything ran out of the GPU's memory; {batch}, or "):
+        generator(photo)
+    monkeypatch.setattr(model, "to", fill)
+    with pytest.raises(InputError, match=r"^loading Segment Anything ran out of the GPU's memory; end other programs"):
+        LOOSE.load(model)
+
+
 def test_thresholds_drop_masks(model, photo):
     all_of_them = LOOSE.load(model)(photo)
     ratings = np.sort(all_of_them.scores)

@@ -22,10 +22,10 @@ import tyro
 from cgc import parallel
 from cgc.appearance.losses import psnr
 from cgc.appearance.trainer import train
+from cgc.device import rasterizer_for
 from cgc.errors import InputError
 from cgc.presets import preset_of
 from cgc.rasterize.base import Rasterizer
-from cgc.rasterize.cpu import CpuRasterizer
 from cgc.scene.images import load_image
 from cgc.scene.read import read_scene
 from cgc.scene.types import Scene
@@ -74,15 +74,6 @@ def settings_of(way: str, benchmark: Benchmark) -> TrainSettings:
     return replace(settings, strategy=name, **own)
 
 
-def rasterizer_of(device: str) -> Rasterizer:
-    """Return the rasteriser of a device."""
-    if device == "cpu":
-        return CpuRasterizer()
-    from cgc.rasterize.cuda import CudaRasterizer  # pyright: ignore[reportMissingImports]
-
-    return CudaRasterizer()
-
-
 def mean_psnr(splats: Splats, scene: Scene, views: list[int], rasterizer: Rasterizer) -> float:
     """Return the mean PSNR of some views, dB."""
     values = []
@@ -98,7 +89,7 @@ def main(benchmark: Benchmark) -> None:
     parallel.join()
     rows = [settings_of(way, benchmark) for way in benchmark.ways]
     scene = read_scene(benchmark.scene, SceneSettings(max_side=benchmark.max_side))
-    rasterizer = rasterizer_of(benchmark.device)
+    rasterizer = rasterizer_for(benchmark.device)
     if parallel.is_first():
         print(f"{benchmark.scene}, preset {benchmark.preset}, {parallel.count()} processes, {benchmark.device}\n")
         print("| way | Gaussians | test PSNR | train PSNR | s | CPU s |\n|---|---|---|---|---|---|")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
 from cgc.appearance.companion import Carried, NoCompanion
+from cgc.device import PageLocked
 from cgc.scene.types import Camera
 from cgc.splats.types import Splats
 
@@ -32,7 +33,7 @@ class LabelCodes(NoCompanion):
     ) -> None:
         """Pull pictures towards the `targets` [H, W] of each view: a label from 1, or 0 where nobody knows."""
         self._labels, self._targets, self._weight = np.maximum(labels, 0), targets, weight
-        self._locked: dict[int, Tensor] = {}
+        self._locked, self._kept = PageLocked(), dict[int, Tensor]()
         self._there: dict[torch.device, Tensor] = {}
         most = max([int(a.max(initial=0)) for a in (labels, *targets.values())])
         codes = torch.randn(most + 1, dim, generator=torch.Generator().manual_seed(seed))
@@ -73,7 +74,7 @@ class LabelCodes(NoCompanion):
         """
         if device.type != "cuda":
             return torch.from_numpy(target.ravel())
-        if view not in self._locked:
+        if view not in self._kept:
             label = torch.from_numpy(target.ravel())
-            self._locked[view] = (label.short() if len(self.codes) <= 1 << 15 else label).pin_memory()
-        return self._locked[view]
+            self._kept[view] = self._locked.copy(label.short() if len(self.codes) <= 1 << 15 else label)
+        return self._kept[view]

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cgc.device import PageLocked
 from cgc.errors import InputError
 from cgc.scene.corrections import Correction
 from cgc.scene.types import Camera, View
@@ -113,6 +114,7 @@ class Photos:
         self.device, self.copied = device, 0
         self.bytes = sum(photo.pixels.numel() for sizes in pyramids.values() for photo in sizes)
         self.on_device = keep == "device" or (keep == "auto" and self.bytes <= SHARE * free_memory(device))
+        self._locked = PageLocked()
         self._pyramids = {view: [self._place(photo) for photo in sizes] for view, sizes in pyramids.items()}
         self._coming: dict[Which, Tensor] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" and not self.on_device else None
@@ -166,7 +168,7 @@ class Photos:
         camera = photo.camera.to(self.device)
         if self.on_device:
             return Photo(photo.pixels.to(self.device), camera)
-        return Photo(photo.pixels.pin_memory() if self.device.type == "cuda" else photo.pixels, camera)
+        return Photo(self._locked.copy(photo.pixels) if self.device.type == "cuda" else photo.pixels, camera)
 
     def _send(self, pixels: Tensor) -> Tensor:
         """Begin to copy pixels to the device."""

@@ -1,7 +1,8 @@
 """A training under way: parameters, optimisers and statistics, and the step that moves them.
 
-Nothing in a step waits for the device but what the bar shows, every SHOWN_EVERY steps, and refining. Adam is torch's
-fused one: it gives every Gaussian its step, as on the CPU, where gsplat's selective Adam passes over those that a photo
+Nothing in a step waits for the device but finding which Gaussians meet which tiles, whose number has to be known, what
+the bar shows, every SHOWN_EVERY steps, refining, and the steps that learn features beside colour. Adam is torch's fused
+one: it gives every Gaussian its step, as on the CPU, where gsplat's selective Adam passes over those that a photo
 does not show, so that the two backends would not train alike.
 """
 

@@ -219,8 +219,13 @@ def _import_cuml() -> Any:
         from cuml import cluster  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
-            "cluster.algorithm is cuml, and cuML is not installed; `pip install cuml-cu12`, or choose hdbscan"
+            f"cluster.algorithm is cuml, and cuML is not installed; `pip install cuml-cu{_cuda()}`, or choose hdbscan"
         ) from None
     if not torch.cuda.is_available():
         raise InputError("cluster.algorithm is cuml, which needs a CUDA device, and there is none; choose hdbscan")
     return cluster
+
+
+def _cuda() -> str:
+    """Return which CUDA torch was built for, by its first number; 12 where for none."""
+    return (torch.version.cuda or "12").split(".")[0]

@@ -11,7 +11,7 @@ would cost a third more, and W^T would need atomics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from cgc.device import PageLocked
 from cgc.features.batches import Batch
 from cgc.rasterize.base import Contributions
 
@@ -80,9 +81,12 @@ class DeviceBatch(Batch):
         """How many of the pixels each mask has, [M] int64."""
         return self.sizes.cpu().numpy().astype(np.int64)
 
+    def _send(self, x: Tensor) -> Tensor:
+        return x.to(self.home, non_blocking=True)
+
     def at_home(self) -> DeviceBatch:
         """Return the batch on its device: itself where it is there, else a copy that is begun and not waited for."""
-        return self if self.gaussians.device == self.home else _moved(self, self.home)
+        return self if self.gaussians.device == self.home else _moved(self, self._send)
 
 
 def split_on_device(
@@ -131,7 +135,7 @@ class DevicePool:
 
     def __init__(self, limit_gb: float) -> None:
         """Take up to `limit_gb` GB of the device."""
-        self._left = limit_gb * 1e9
+        self._left, self._locked = limit_gb * 1e9, PageLocked()
         self.batches: list[DeviceBatch] = []
         """What was kept, in the order it came."""
 
@@ -142,7 +146,7 @@ class DevicePool:
             self._left -= size
             self.batches.append(batch)
         else:
-            self.batches.append(_moved(batch, None))
+            self.batches.append(_moved(batch, self._locked.copy))
 
 
 def size_of(value: Any) -> int:
@@ -163,14 +167,14 @@ def _made_of(value: Any) -> bool:
     return is_dataclass(value)
 
 
-def _moved(value: T, device: torch.device | None) -> T:
-    """Return something with all of its tensors but the `mask_ids` on a device; None: in page-locked memory."""
+def _moved(value: T, copy: Callable[[Tensor], Tensor]) -> T:
+    """Return something with copies of all of its tensors but the `mask_ids`."""
     done: dict[int, Tensor] = {}  # what shares memory goes on sharing it
 
     def move(x: Any) -> Any:
         if isinstance(x, Tensor):
             if id(x) not in done:
-                done[id(x)] = _locked(x) if device is None else x.to(device, non_blocking=True)
+                done[id(x)] = copy(x)
             return done[id(x)]
         if isinstance(x, tuple):
             return type(x)(*map(move, x))
@@ -179,7 +183,3 @@ def _moved(value: T, device: torch.device | None) -> T:
         return x
 
     return move(value)
-
-
-def _locked(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, pin_memory=torch.cuda.is_available()).copy_(x)

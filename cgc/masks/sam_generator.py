@@ -28,7 +28,7 @@ from segment_anything.utils.amg import (
 )
 from torchvision.ops import nms
 
-from cgc.device import see
+from cgc.device import Lever, out_of_memory, see
 from cgc.errors import InputError
 from cgc.masks import checkpoints
 from cgc.masks.image_masks import ImageMasks, decode, encode
@@ -85,7 +85,8 @@ class SamGenerator:
                     f"{', '.join(missing)}; give one that segment_anything.SamPredictor can use"
                 )
             name = f"{type(model).__module__.partition('.')[0]} {type(model).__name__}"
-        return cls(settings, model.to(device).eval(), name)
+        with out_of_memory("loading Segment Anything"):
+            return cls(settings, model.to(device).eval(), name)
 
     def __call__(self, image: np.ndarray) -> ImageMasks:
         """Find the masks of an image [H, W, 3] uint8, of its size, rated by the IoU that the model predicts."""
@@ -102,7 +103,7 @@ class SamGenerator:
                 "lower crop_n_layers"
             )
         half = torch.autocast("cuda", torch.float16) if self._half else contextlib.nullcontext()
-        with torch.inference_mode(), half:
+        with torch.inference_mode(), half, out_of_memory("Segment Anything", self._levers):
             found = self._grid.generate(small)
         counts = [np.asarray(mask["segmentation"]["counts"]) for mask in found]
         scores = np.array([mask["predicted_iou"] for mask in found], np.float32)
@@ -111,6 +112,10 @@ class SamGenerator:
         if (high, wide) != (height, width):
             counts = [resize_counts(c, high, wide, height, width) for c in counts]
         return ImageMasks.from_counts(counts, height, width, scores)
+
+    def _levers(self) -> list[Lever]:
+        """What its memory grows with, on a GPU."""
+        return [Lever("--sam.points-per-batch", self.settings.points_per_batch)]
 
 
 class _PointGrid(SamAutomaticMaskGenerator):

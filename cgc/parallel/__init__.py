@@ -13,6 +13,7 @@ bits for any number of processes.
 from cgc.parallel.group import (
     Ended,
     Stopped,
+    abandon,
     alone,
     barrier,
     count,
@@ -50,8 +51,8 @@ from cgc.parallel.messages import (
 )
 
 __all__ = [
-    "Ended", "Stopped", "add_in_turn", "add_up", "agree", "alone", "barrier", "broadcast", "by_first", "check_alike",
-    "check_apart", "check_same", "collect", "count", "count_here", "first_before_others", "gather", "here", "hushed",
-    "importing", "is_alive", "is_first", "join", "leave", "over_rows", "receive", "release", "send", "serve", "shared",
-    "signed", "speaks", "swap", "world",
+    "Ended", "Stopped", "abandon", "add_in_turn", "add_up", "agree", "alone", "barrier", "broadcast", "by_first",
+    "check_alike", "check_apart", "check_same", "collect", "count", "count_here", "first_before_others", "gather",
+    "here", "hushed", "importing", "is_alive", "is_first", "join", "leave", "over_rows", "receive", "release", "send",
+    "serve", "shared", "signed", "speaks", "swap", "world",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -189,14 +190,12 @@ def leave() -> None:
 
 
 def speaks() -> bool:
-    """Say whether this process is the one to say what went wrong: the first that asks. It is leaving.
+    """Say whether this process is the one to say what went wrong: the first that asks. Then it is to `abandon` them.
 
     What all find wrong the first process is to say, so the others give it time.
     """
     if _group is None:
         return True
-    import torch
-
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rank, store, end = _group.rank, _group.store, time.monotonic() + PATIENCE
     try:
@@ -207,9 +206,24 @@ def speaks() -> bool:
         time.sleep(0 if rank else PATIENCE)  # the store may be of this process: let them see
     except RuntimeError:  # the store has gone with the process that had it
         first = True
+    return first
+
+
+def abandon(code: int) -> None:
+    """Leave the group, whatever the others do; where GPUs have worked this ends the process, with this exit code.
+
+    NCCL parts only when all others part too, and these may wait for this one, or be dead.
+    """
+    if _group is None:
+        return
+    import torch
+
+    if torch.cuda.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     with contextlib.suppress(RuntimeError, AssertionError):  # with its threads running Python would end in an abort
         torch.distributed.destroy_process_group()
-    return first
 
 
 def signed(error: Exception) -> str:
