@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from tiny import CLUMPS, COLORS, FLOOR, HEIGHT, NAMES, WIDTH, cameras, clumps, snapshot, without_sizes
 
 import cgc
+from cgc import kernels
 from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import sha256, write_json
@@ -1133,6 +1134,7 @@ def test_the_examples_of_the_documentation_run(tiny_run, tiny_scene, tmp_path, m
     text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8").replace("```", "")
     test = doctest.DocTestParser().get_doctest(text, {"np": np}, page, f"docs/{page}", 0)
     assert len(test.examples) > least
+    monkeypatch.setattr(kernels, "_quiet", True)  # who compiles them first is told so
     said: list[str] = []
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(
         test, out=said.append

@@ -56,3 +56,9 @@ def test_pictures_too_small_for_a_patch_are_filled_smoothly_and_nothing_known_ch
     np.testing.assert_allclose(made[hole], image[hole], atol=0.1)
     assert np.array_equal(complete(image, np.zeros_like(hole), hole), image)
     assert np.array_equal(complete(image, ~hole, np.zeros_like(hole)), image)
+
+
+def test_where_hardly_anything_is_known_its_colour_goes_on():
+    known = (X < 8) & (Y < 8)
+    made = complete(np.where(known[..., None], [0.2, 0.7, 0.5], 0.0), known, ~known)
+    np.testing.assert_allclose(made, np.broadcast_to([0.2, 0.7, 0.5], made.shape), atol=1e-6)

@@ -15,6 +15,7 @@ from cgc.scene.cameras import project
 from cgc.scene.types import Camera
 from cgc.segmentation.edit import remove, track, transform
 from cgc.segmentation.labels import render_rgb
+from cgc.segmentation.patch import _bounded, _widened
 from cgc.segmentation.plane import Plane, camera_along, fit_plane, points_of
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.shade import light_on, lit, occlusion
@@ -77,6 +78,47 @@ def test_the_table_goes_on_where_the_ball_stood(bare):
         assert wrong.sum() > 20 or not bare
         assert np.abs(now - truth).mean() < 0.02
         assert np.abs(now - truth)[wrong].mean() < 0.08
+
+
+def test_what_continues_a_surface_shines_as_that_does():
+    """A table that is darker for who stands farther along x: so is what goes on under the ball."""
+    scene, shots = ball_on_a_table()
+    glossy = torch.zeros(len(scene.splats), 3, 3)
+    glossy[scene.labels == 1, 2] = 0.35
+    scene = replace(scene, splats=replace(scene.splats, sh=torch.cat([scene.splats.sh, glossy], 1)))
+    made = remove(scene, 2, rasterizer=RASTERIZER, cameras=shots)
+    whole = table()
+    whole = replace(whole, sh=torch.cat([whole.sh, glossy[:1].expand(len(whole), -1, -1)], 1))
+    pictures = []
+    for eye in ((2.5, 0.1, 1.7), (-2.5, -0.1, 1.7)):
+        camera = Camera.look_at(eye, (0.1, -0.1, 0), width=64, height=48, focal=140)
+        pictures.append([render_rgb(s, camera, RASTERIZER)[18:30, 26:38].mean() for s in (whole, made.splats)])
+    (truth, now), (other_truth, other) = pictures
+    assert truth - other_truth > 0.2 and now - other > 0.7 * (truth - other_truth)
+
+
+def test_a_hole_takes_in_small_gaps_and_islands_but_not_what_is_open_or_large():
+    y, x = np.mgrid[:40, :60]
+    hole = (x > 10) & (x < 30) & (y > 10) & (y < 30)
+    island, gap = (x > 15) & (x < 19) & (y > 15) & (y < 19), (x > 22) & (x < 26) & (y > 22) & (y < 26)
+    window, outside = (x >= 30) & (x < 44) & (y > 8) & (y < 32), y == 39
+    hole &= ~island & ~gap
+    known = ~hole & ~gap & ~window & ~outside
+    made = _widened(hole, known)
+    ring = (x > 8) & (x < 32) & (y > 8) & (y < 32)
+    assert made[hole | island | gap].all() and not made[window | outside].any()
+    assert made[ring & known].mean() > 0.9 and not made[~ring].any()
+
+
+def test_a_surface_ends_where_nothing_of_it_is_beyond():
+    y, x = np.mgrid[:40, :60]
+    known = (x < 30) & (y > 5) & (y < 35)
+    hole = (np.abs(y - 20) < 8) & (x > 15) & (x < 36)
+    known &= ~hole
+    made = _bounded(hole, known)
+    assert np.array_equal(made, hole & (x < 30))
+    mostly_out = (np.abs(y - 20) < 8) & (x > 26) & (x < 50)
+    assert np.array_equal(_bounded(mostly_out, known & ~mostly_out), mostly_out)
 
 
 def test_what_is_far_away_or_of_another_segment_stays_to_the_bit_and_everything_goes_together():

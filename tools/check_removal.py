@@ -6,7 +6,8 @@
 For each photo it prints root mean square errors, 0 to 255, over the pixels that the object filled ("inside") and over
 those up to ten pixels around it ("ring"): of the render before, against the photo with the object; of the render
 without it, its halo left and removed, against the photo without it; and how much the object's shadow changes the ring,
-which no removal undoes. --pictures DIR writes the four pictures side by side.
+which no removal undoes. "Step" is how much the mean colour inside differs from that of the ring otherwise than in the
+photo without it: by that a filled place stands out. --pictures DIR writes the four pictures side by side.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ def error(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
     return float(np.sqrt(((a.astype(float) - b)[where] ** 2).mean()))
 
 
+def step(a: np.ndarray, b: np.ndarray, inside: np.ndarray, ring: np.ndarray) -> float:
+    """How differently the mean colours of two places differ in two pictures, root mean square."""
+    off = a.astype(float) - b
+    return float(np.sqrt(((off[inside].mean(0) - off[ring].mean(0)) ** 2).mean()))
+
+
 def main() -> None:
     """Read the command line, remove the object and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,7 +52,7 @@ def main() -> None:
     plain = remove(scene, args.segment, halo=False)
     clean = remove(scene, args.segment, rasterizer=rasterizer, cameras=cameras)
     own = torch.from_numpy(scene.hierarchy.holds(args.segment)[:, None].astype(np.float32))
-    print("view       pixels |  inside: before  plain  clean |  ring: before  shadow  plain  clean")
+    print("view       pixels |  inside: before  plain  clean |  ring: before  shadow  plain  clean | step: clean")
     for view in work.scene.views:
         found = sorted(args.without.glob(f"{view.stem}.*"))
         if not found:
@@ -65,7 +72,8 @@ def main() -> None:
             f"{view.stem:<10} {inside.sum():>6} | {error(before, photo, inside):>15.1f} "
             f"{error(left, without, inside):>6.1f} {error(made, without, inside):>6.1f} | "
             f"{error(before, photo, ring):>13.1f} {error(photo, without, ring):>7.1f} "
-            f"{error(left, without, ring):>6.1f} {error(made, without, ring):>6.1f}"
+            f"{error(left, without, ring):>6.1f} {error(made, without, ring):>6.1f} | "
+            f"{step(made, without, inside, ring):>11.1f}"
         )
         if args.pictures:
             args.pictures.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,8 @@ MAX_VIEWS = 16
 """Cameras that are looked through at most, evenly of those given ..."""
 MAX_SIDE = 256
 """... at pictures of at most so many pixels a side."""
+MAX_SHARP = 512
+"""... and at their colours in larger ones."""
 NEIGHBOURS = 8
 MIN_CONFIDENCE = 0.6
 """Gaussians under this are uncertain."""
@@ -128,7 +130,8 @@ def find_halo(
     known = ~spill & (seen >= HALF) & (sight.plain > PLAIN)
     healed &= ~known
     sh = torch.where(torch.from_numpy(healed).to(sh.device)[:, None, None], sh, splats.sh)
-    facts = Seen(known, hidden, after, chosen, weights, depths)
+    pictures = [_picture(splats, rasterizer, camera) for camera in _some(cameras, MAX_SHARP)]
+    facts = Seen(known, hidden, after, chosen, weights, depths, pictures)
     made = continue_surfaces(replace(splats, sh=sh), labels, gone, facts, rasterizer)
     healed |= (made.sh != splats.sh).flatten(1).any(1).cpu().numpy()
     return Halo(spill | made.replaced, made.sh, healed, made.like, made.fresh)
@@ -204,11 +207,17 @@ def _has_color_of(
     return found
 
 
-def _some(cameras: Sequence[Camera]) -> list[Camera]:
+def _picture(splats: Splats, rasterizer: Rasterizer, camera: Camera) -> np.ndarray:
+    """Return the colours that a camera shows, [H, W, 3] in 0..1."""
+    shown = rasterizer.render(splats, splats.colors(camera.position.to(splats.means)), [camera]).values[0]
+    return shown.clamp(0, 1).cpu().numpy().astype(float)
+
+
+def _some(cameras: Sequence[Camera], largest: int = MAX_SIDE) -> list[Camera]:
     chosen = [cameras[i * len(cameras) // min(len(cameras), MAX_VIEWS)] for i in range(min(len(cameras), MAX_VIEWS))]
     made = []
     for camera in chosen:
-        scale = min(1.0, MAX_SIDE / max(camera.width, camera.height))
+        scale = min(1.0, largest / max(camera.width, camera.height))
         made.append(camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale))))
     return made
 

@@ -15,6 +15,8 @@ from scipy import ndimage
 RADIUS = 4
 """Patches are 2 RADIUS + 1 pixels a side."""
 ROUNDS = 2
+FEW = 0.2
+"""Of the hole's pixels: so many patches at least make a pattern."""
 TONE = 0.8
 """The share of a difference in mean colour that does not count."""
 MAX_SOURCES = 6000
@@ -24,7 +26,8 @@ MAX_SOURCES = 6000
 def complete(image: np.ndarray, known: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """Return `image` [H, W, C] with the pixels `hole` [H, W] made up of those `known` [H, W].
 
-    Pixels that are neither are of no say and stay as they are.
+    Pixels that are neither are of no say and stay as they are. Where hardly any patches are known for what there is to
+    fill (FEW), there is no pattern to go by, and the hole is filled smoothly.
     """
     hole = hole & ~known
     if not hole.any() or not known.any():
@@ -32,7 +35,7 @@ def complete(image: np.ndarray, known: np.ndarray, hole: np.ndarray) -> np.ndarr
     made = np.where(hole[..., None], smooth_fill(image, known), image).astype(float)
     side = 2 * RADIUS + 1
     whole = _at_corners(ndimage.minimum_filter(known, side, mode="constant")) if min(known.shape) >= side else None
-    if whole is None or not whole.any():
+    if whole is None or whole.sum() < FEW * hole.sum():
         return made
     corners = np.argwhere(whole)
     corners = corners[:: -(-len(corners) // MAX_SOURCES)]
@@ -52,7 +55,9 @@ def smooth_fill(image: np.ndarray, known: np.ndarray) -> np.ndarray:
         more = np.where(share > 0.05, share * (1 - weight), 0.0)
         made, weight = made + more[..., None] * mean, weight + more
         sigma *= 1.5
-    return np.where(known[..., None], image, made / np.maximum(weight, 1e-9)[..., None])
+    far = image[known].mean(0) if known.any() else np.zeros(image.shape[2])
+    made = np.where((weight < 1e-3)[..., None], far, made / np.maximum(weight, 1e-3)[..., None])
+    return np.where(known[..., None], image, made)
 
 
 def _grow(made: np.ndarray, known: np.ndarray, hole: np.ndarray, sources: np.ndarray) -> None:

@@ -1,7 +1,8 @@
 """Where an object stood or leaned: the flat surfaces beside it go on, and its shade on them is gone.
 
-A surface as seen from straight above is completed as a picture (inpaint.py) where only the object covered it; each
-pixel of that becomes a flat Gaussian. What no view has seen is made up, so it can be left out (`fill`).
+A surface as it looks from straight above is put together out of the pictures that see it (Gaussians that lie over each
+other are right in these alone) and completed (inpaint.py) where only the object covered it; each pixel of that becomes
+a flat Gaussian. What no view has seen is made up, so it can be left out (`fill`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 import torch
 from scipy import ndimage
 from scipy.spatial import KDTree
+from skimage.morphology import convex_hull_image
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from cgc.geometry import SH_C0, rgb_to_sh_dc, rotation_to_quat
+from cgc.geometry import SH_C0, rgb_to_sh_dc, rotation_to_quat, sh_basis
 from cgc.rasterize.base import Rasterizer
 from cgc.scene.cameras import project
 from cgc.scene.types import Camera
@@ -36,7 +39,7 @@ MARGIN = 0.6
 """... and completed from so much around what it covers."""
 MIN_SHARE = 0.3
 """Of what was hidden: a surface that has less is not continued."""
-MAX_SIDE = 160
+MAX_SIDE = 256
 """Pixels of the picture of a surface, a side."""
 TEXEL = 1.0
 """Pixels of a view that one of them is."""
@@ -46,13 +49,24 @@ CLEAR, BEHIND = 0.05, 1.03
 """A view sees past an object that has less weight than this, and empty space before what is so much farther away."""
 MIN_SHADE = 0.03
 """Less shade than this is none: more than one of the directions that light comes from."""
+SPOILED = 2
+"""Pixels around what was covered whose colours are part the object's."""
+MAX_GAP = 0.25
+"""Of what was covered: what is smaller, and enclosed by the surface beside that, is of the surface too."""
+MANY = 0.75
+"""Of the cameras that see most of a surface: points that so many see tell how it changes with the direction."""
+RIDGE = 0.004
+"""Of how many colours say how a surface changes with the direction, those that say it does not."""
+MOSTLY = 0.5
+"""Of what was covered: a surface ends with what is known of it if it has so much between that."""
 WIDTH, OPACITY = 0.65, 0.98
 """A patch's Gaussians are so many of their distances wide, and so opaque."""
 
 
 class Seen(NamedTuple):
     """What cameras see of Gaussians, [N] each: `known` bool, well enough; `hidden` [N] bool, only once the object is
-    gone; `after`, the weight then. And pictures with the object: its weight and the depths, [H, W] each."""
+    gone; `after`, the weight then. And pictures with the object: its weight and the depths, [H, W] each, and colours,
+    [H, W, 3] each, which may be larger."""
 
     known: np.ndarray
     hidden: np.ndarray
@@ -60,16 +74,45 @@ class Seen(NamedTuple):
     cameras: Sequence[Camera]
     weights: Sequence[np.ndarray]
     depths: Sequence[np.ndarray]
+    pictures: Sequence[np.ndarray]
+
+    def pixel_at(self, point: np.ndarray) -> float:
+        """Return how large a pixel of the pictures is at a point [3], in the median, world units."""
+        sizes = [
+            np.linalg.norm(c.position.cpu().numpy() - point) / float(c.K[0, 0]) * c.width / picture.shape[1]
+            for c, picture in zip(self.cameras, self.pictures)
+        ]
+        return float(np.median(sizes))
 
     def through(self, points: np.ndarray) -> np.ndarray:
         """Say which points [n, 3] two cameras or more look through, past the object at what is behind, [n] bool."""
         count = np.zeros(len(points))
-        for camera, weight, depth in zip(self.cameras, self.weights, self.depths):
-            x, y, z = project(camera, points)
-            inside = np.flatnonzero((z > 0) & (x > 0) & (x < camera.width) & (y > 0) & (y < camera.height))
-            at = y[inside].astype(int), x[inside].astype(int)
-            count[inside] += (weight[at] < CLEAR) & (depth[at] > BEHIND * z[inside])
+        for k in range(len(self.cameras)):
+            rows, _, farther = self._past(k, points)
+            count[rows] += farther > BEHIND
         return count >= 2
+
+    def colors(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the colours [C, n, 3] that the pictures show at points [n, 3], and who sees these, [C, n] bool."""
+        shown, sees = np.zeros((len(self.cameras), len(points), 3)), np.zeros((len(self.cameras), len(points)), bool)
+        for k, picture in enumerate(self.pictures):
+            rows, xy, farther = self._past(k, points)
+            rows, xy = rows[np.abs(farther - 1) < BEHIND - 1], xy[np.abs(farther - 1) < BEHIND - 1]
+            x, y = (xy * (picture.shape[1] / self.cameras[k].width)).T - 0.5
+            sees[k, rows] = True
+            for c in range(3):
+                shown[k, rows, c] = ndimage.map_coordinates(picture[..., c], [y, x], order=1, mode="nearest")
+        return shown, sees
+
+    def _past(self, k: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return which points a camera has past the object, their pixels [m, 2], and how much farther it sees there."""
+        camera = self.cameras[k]
+        x, y, z = project(camera, points)
+        inside = np.flatnonzero((z > 0) & (x > 0) & (x < camera.width) & (y > 0) & (y < camera.height))
+        at = y[inside].astype(int), x[inside].astype(int)
+        clear = self.weights[k][at] < CLEAR
+        rows = inside[clear]
+        return rows, np.stack([x[rows], y[rows]], 1), self.depths[k][at][clear] / z[rows]
 
 
 class Continued(NamedTuple):
@@ -109,7 +152,7 @@ def continue_surfaces(
         if mass[label] < MIN_SHARE * mass.sum() or not mass[label]:
             continue
         under = np.flatnonzero(hidden & ((labels == label) | (labels <= 0)))
-        patch = _continue(replace(splats, sh=sh), surface, under, plane, thing, seen, rasterizer)
+        patch = _continue(replace(splats, sh=sh), surface, under, plane, thing, color, seen, rasterizer)
         if patch is not None:
             replaced[patch[2]] = True
             patches.append(patch)
@@ -132,52 +175,102 @@ def _continue(
     under: np.ndarray,
     plane: Plane,
     thing: Splats,
+    color: np.ndarray,
     seen: Seen,
     rasterizer: Rasterizer,
 ) -> tuple[Splats, np.ndarray, np.ndarray] | None:
     """Return what continues a surface under a thing, which of its rows each is like, and which of `under` to drop."""
     centre, radius = ball_of(thing)
     radius *= 1 + MARGIN
-    pixel = np.median([np.linalg.norm(c.position.cpu().numpy() - centre) / float(c.K[0, 0]) for c in seen.cameras])
-    side = int(np.clip(round(2 * radius / (TEXEL * pixel)), 16, MAX_SIDE))
+    side = int(np.clip(round(2 * radius / (TEXEL * seen.pixel_at(centre))), 16, MAX_SIDE))
     camera = camera_along(plane.below(centre), plane.axes[2], plane.axes[0], radius, side)
     own = splats.select(torch.from_numpy(surface))
-    colors = torch.stack([own.colors(c.position.to(own.means)) for c in seen.cameras]).mean(0).clamp_max(1)
-    shown = rasterizer.render(own, torch.cat([colors, torch.ones_like(colors[:, :1])], 1), [camera]).values[0]
-    shown = shown.cpu().numpy().astype(float)
-    known = shown[..., 3] > KNOWN
-    image = shown[..., :3] / np.maximum(shown[..., 3:], 1e-6)
+    shown, sees = seen.colors(points_of(camera, plane, np.ones((side, side), bool)))
+    known = (alpha_of(own, camera, rasterizer) > KNOWN) & sees.any(0).reshape(side, side)
     covered = alpha_of(thing, camera, rasterizer) > COVER
     if len(under):
         covered |= alpha_of(splats.select(torch.from_numpy(under)), camera, rasterizer) > COVER
     hole = np.asarray(ndimage.binary_closing(covered & ~known), bool) & ~known
     hole[hole] = ~seen.through(points_of(camera, plane, hole))
-    if not hole.any() or known.sum() < MIN_SURFACE:
+    if not hole.any() or not known.any():
+        return None
+    hole = _widened(_bounded(hole, known), known)
+    known &= ~hole
+    if known.sum() < MIN_SURFACE:
         return None
     places = points_of(camera, plane, hole)
     like = surface[KDTree(own.means.cpu().numpy()).query(places)[1]]
-    made = _flat_gaussians(splats.select(torch.from_numpy(like)), places, complete(image, known, hole)[hole], plane,
-                           2 * radius / side)  # fmt: skip
-    x, y, _ = project(camera, splats.means[torch.from_numpy(under)].cpu().numpy().astype(float))
-    inside = (x > 0) & (x < side) & (y > 0) & (y < side)
-    near = ndimage.binary_dilation(hole, iterations=2)
-    inside[inside] = near[y[inside].astype(int), x[inside].astype(int)]
-    return made, like, under[inside]
+    colors, rest = _taken_apart(shown, sees & known.ravel(), splats.sh_degree, seen.cameras, centre)
+    image = colors.reshape(side, side, 3)
+    image[known] /= light_on(occlusion(thing, plane, points_of(camera, plane, known), rasterizer), color)
+    made = _flat_gaussians(splats.select(torch.from_numpy(like)), places, plane, 2 * radius / side)
+    made.sh[:, 0] = rgb_to_sh_dc(torch.from_numpy(complete(image, known, hole)[hole])).to(made.sh)
+    made.sh[:, 1:] = torch.from_numpy(rest).to(made.sh)
+    near = np.asarray(ndimage.binary_dilation(hole, iterations=2), bool)
+    gone = under[_inside(near, camera, splats.means[under])], surface[_inside(hole, camera, own.means)]
+    return made, like, np.concatenate(gone)
 
 
-def _flat_gaussians(like: Splats, places: np.ndarray, rgb: np.ndarray, plane: Plane, step: float) -> Splats:
-    """Return Gaussians at points [n, 3] of a plane, of some colours [n, 3]; the rest is as in `like`."""
+def _bounded(hole: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return what of a hole [H, W] lies between what is known, where that is most of it: a surface may end below."""
+    between = hole & convex_hull_image(known)
+    return between if between.sum() > MOSTLY * hole.sum() else hole
+
+
+def _widened(hole: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return a hole [H, W] with the small gaps and islands beside it, and with what around it is spoiled."""
+    for other in (~(hole | known), known):
+        parts, n = ndimage.label(other)  # pyright: ignore[reportGeneralTypeIssues]
+        small = np.bincount(parts.ravel(), minlength=n + 1) < MAX_GAP * hole.sum()
+        edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+        beside = np.setdiff1d(parts[np.asarray(ndimage.binary_dilation(hole), bool)], [0, *edge])
+        hole = hole | np.isin(parts, beside[small[beside]])
+    return hole | (np.asarray(ndimage.binary_dilation(hole, iterations=SPOILED), bool) & known)
+
+
+def _inside(where: np.ndarray, camera: Camera, means: Tensor) -> np.ndarray:
+    """Say which points [n, 3] a camera has in some pixels [H, W], [n] bool."""
+    x, y, _ = project(camera, means.cpu().numpy().astype(float))
+    inside = (x > 0) & (x < camera.width) & (y > 0) & (y < camera.height)
+    inside[inside] = where[y[inside].astype(int), x[inside].astype(int)]
+    return inside
+
+
+def _taken_apart(
+    shown: np.ndarray, sees: np.ndarray, degree: int, cameras: Sequence[Camera], centre: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take the colours of a surface apart into those of each point, [n, 3], and what the direction adds to all alike.
+
+    shown: what cameras show, [C, n, 3], where they see it, `sees` [C, n] bool. What the direction adds is returned as
+    harmonics, [K - 1, 3], fitted to the points that most cameras see: the mean colours of others say which ones do.
+    """
+    ways = torch.from_numpy(np.stack([centre - c.position.cpu().numpy() for c in cameras]))
+    basis = sh_basis(normalize(ways.double(), dim=1), degree)[:, 1:].numpy()  # [C, K - 1]
+    well = sees & (sees.sum(0) >= MANY * sees.sum(0).max(initial=1))
+    count = well.sum(1)
+    off = ((shown - _mean(shown, well)) * well[..., None]).sum(1)  # [C, 3]
+    centred = basis - count @ basis / max(count.sum(), 1)
+    squares = centred.T @ (centred * count[:, None]) + RIDGE * max(count.sum(), 1) * np.eye(basis.shape[1])
+    rest = np.linalg.solve(squares, centred.T @ off)
+    return _mean(shown - (basis @ rest)[:, None], sees), rest
+
+
+def _mean(shown: np.ndarray, sees: np.ndarray) -> np.ndarray:
+    """Return the mean over the cameras [C, n, 3] that see each point, [C, n] bool: [n, 3], 0 where none does."""
+    return (shown * sees[..., None]).sum(0) / np.maximum(sees.sum(0), 1)[:, None]
+
+
+def _flat_gaussians(like: Splats, places: np.ndarray, plane: Plane, step: float) -> Splats:
+    """Return grey Gaussians at points [n, 3] of a plane, as `like` has them."""
     n = len(places)
     sigma = [WIDTH * step, WIDTH * step, min(max(plane.spread, 0.05 * step), 0.2 * step)]
-    sh = torch.zeros_like(like.sh)
-    sh[:, 0] = rgb_to_sh_dc(torch.from_numpy(rgb)).to(sh)
     return replace(
         like,
         means=torch.from_numpy(places).to(like.means),
         quats=rotation_to_quat(torch.from_numpy(plane.axes.T.copy())).to(like.quats).repeat(n, 1),
         log_scales=torch.tensor(sigma, dtype=torch.float64).log().to(like.log_scales).repeat(n, 1),
         logit_opacities=torch.full_like(like.logit_opacities, math.log(OPACITY / (1 - OPACITY))),
-        sh=sh,
+        sh=torch.zeros_like(like.sh),
     )
 
 
