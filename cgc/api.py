@@ -57,7 +57,8 @@ def load(path: Path | str, *, device: str = "auto", rasterizer: Rasterizer | Non
     sharpened = None
     if run.is_current("sharpen"):
         run.require("sharpen")
-        run.unchanged("sharpened.ply")
+        for name in ("splats.ply", "sharpened.ply"):  # labels that are exported are of the first
+            run.unchanged(name)
         sharpened = load_sharpened(run.root)
     n_original = len(tree.leaves)
     if sharpened is None:

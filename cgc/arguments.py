@@ -212,7 +212,7 @@ class Export:
     """
 
     out: RunArgument
-    objects: tuple[int, ...] = ()
+    objects: tuple[str, ...] = ()
     """The ids to export (default: all that are shown)."""
     format: tuple[str, ...] = ()
     """What to write, some of: ply, selection (one PLY of all), rest (what is left without them), labelled (a PLY with
@@ -235,7 +235,8 @@ class Query:
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help="A run folder, or one that `cgc edit` has saved.")]
     click: tuple[str, ...] = ()
-    """VIEW,X,Y: what is at this pixel (several add up: all that they are on, or the whole that this nearly is)."""
+    """VIEW,X,Y: what is at this pixel. Several, of any views, add up: all that they are on, or the whole that this
+    nearly is."""
     not_click: tuple[str, ...] = ()
     """VIEW,X,Y: and is not at this one."""
     point: tuple[float, float, float] | None = None
@@ -248,7 +249,7 @@ class Query:
     """VIEW,X0,Y0,X1,Y1: what is mostly in this rectangle of a view."""
     mask: str | None = None
     """VIEW,FILE.png: what fits this mask of a view best."""
-    similar: int | None = None
+    similar: str | None = None
     """The objects most like this one."""
     text: str | None = None
     """The objects that fit these words best (needs `pip install 'contrastive-gaussian-clustering[text]'`)."""
@@ -267,7 +268,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Edit:
-    """Change the objects of a run, in the order of these options, and save the result elsewhere; the run stays."""
+    """Change the objects of a run, in the order of these options, and save the result elsewhere; the run stays.
+
+    An object is meant by its id, or by its name where it has one.
+    """
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help="A run folder, or one that `cgc edit` has saved.")]
     out: Path
@@ -276,9 +280,9 @@ class Edit:
     """ID=NAME"""
     recolor: tuple[str, ...] = ()
     """ID=#RRGGBB: give an object this mean colour; its shading stays where that leaves room: not in a pure #FF0000."""
-    merge: tuple[int, ...] = ()
+    merge: tuple[str, ...] = ()
     """Join these into the first of them."""
-    split: tuple[int, ...] = ()
+    split: tuple[str, ...] = ()
     """Split these into their parts."""
     scale: tuple[str, ...] = ()
     """ID=FACTOR; what is scaled, turned and moved does so in this order, about its centre."""
@@ -286,9 +290,9 @@ class Edit:
     """ID=X,Y,Z: turn about this axis, by as many degrees as it is long."""
     move: tuple[str, ...] = ()
     """ID=X,Y,Z, in world units."""
-    keep: tuple[int, ...] = ()
+    keep: tuple[str, ...] = ()
     """Keep these alone."""
-    remove: tuple[int, ...] = ()
+    remove: tuple[str, ...] = ()
     """Remove these."""
     halo: bool = True
     """Remove (or move along) what else shows that they were there, and colour what they hid like what is beside it."""

@@ -67,7 +67,7 @@ def _answer(seg: Segmentation, options: Query) -> _Answer:
     if options.mask is not None:
         return _Answer(_in_mask(seg, options.mask))
     if options.similar is not None:
-        return _matched(seg.similar(options.similar, options.most))
+        return _matched(seg.similar(_object(seg, options.similar), options.most))
     if options.text is not None:
         return _matched(seg.find(options.text, options.most, OpenClip(options.text_model, options.text_weights)))
     return _Answer(seg.objects)
@@ -82,11 +82,7 @@ class _Answer(NamedTuple):
 
 
 def _at_clicks(seg: Segmentation, clicks: Sequence[str], not_clicks: Sequence[str]) -> _Answer:
-    view, positive = _clicks(clicks)
-    other, negative = _clicks(not_clicks) if not_clicks else (view, [])
-    if other != view:
-        raise InputError(f"clicks are of one view, got {view} and {other}; ask for each by itself")
-    found = list(seg.at_pixels(view, positive, negative))
+    found = list(seg.at_clicks(_clicks(clicks), _clicks(not_clicks)))
     return _Answer(found, () if found else ["nothing is there: the pixels show noise or the background"])
 
 
@@ -116,13 +112,9 @@ def _matched(matches: Sequence[Match]) -> _Answer:
     )
 
 
-def _clicks(words: Sequence[str]) -> tuple[str, list[tuple[float, float]]]:
-    """Read clicks like 0007.jpg,310,220, all of one view."""
-    read = [_view_and_numbers(word, 2, "--click") for word in words]
-    views = list(dict.fromkeys(view for view, _ in read))
-    if len(views) > 1:
-        raise InputError(f"clicks are of one view, got {' and '.join(views)}; ask for each by itself")
-    return views[0], [(x, y) for _, (x, y) in read]
+def _clicks(words: Sequence[str]) -> list[tuple[str, float, float]]:
+    """Read clicks like 0007.jpg,310,220."""
+    return [(view, x, y) for view, (x, y) in (_view_and_numbers(word, 2, "--click") for word in words)]
 
 
 def _view_and_numbers(word: str, count: int, option: str) -> tuple[str, list[float]]:
@@ -215,22 +207,22 @@ def edit(options: Edit) -> None:
     if out.exists() and out.samefile(options.run):
         raise InputError(f"{out} is what is edited; give another folder with --out, so that nothing of it is lost")
     for word in options.rename:
-        which, name = _assignment(word, "--rename", "ID=NAME")
+        which, name = _assignment(seg, word, "--rename", "ID=NAME")
         seg = seg.rename(which, name)
     for word in options.recolor:
-        which, color = _assignment(word, "--recolor", "ID=#RRGGBB")
+        which, color = _assignment(seg, word, "--recolor", "ID=#RRGGBB")
         seg = seg.recolor(which, _rgb(color))
     if options.merge:
-        seg = seg.merge(*options.merge)
-    for which in options.split:
-        seg = seg.split(which)
-    motions = _motions(options.scale, options.rotate, options.move)
+        seg = seg.merge(*_objects(seg, options.merge))
+    for word in options.split:
+        seg = seg.split(_object(seg, word))
+    motions = _motions(seg, options.scale, options.rotate, options.move)
     for which, how in motions.items():
         seg = seg.transform(which, **how, halo=options.halo)
     if options.keep:
-        seg = seg.keep(*options.keep)
+        seg = seg.keep(*_objects(seg, options.keep))
     if options.remove:
-        seg = seg.remove(*options.remove, halo=options.halo, fill=options.fill)
+        seg = seg.remove(*_objects(seg, options.remove), halo=options.halo, fill=options.fill)
     if seg is start:
         raise InputError(
             "nothing to do: give one of --remove, --keep, --merge, --split, --rename, --recolor, --move, --rotate and "
@@ -249,19 +241,30 @@ def edit(options: Edit) -> None:
     console.print(f"{len(seg)} objects, {len(seg.splats):,} Gaussians: {saved}")
 
 
-def _motions(scale: Sequence[str], rotate: Sequence[str], move: Sequence[str]) -> dict[int, dict[str, Any]]:
+def _object(seg: Segmentation, word: str) -> int:
+    """Return the id of the object that a word means: its id, or its name."""
+    return seg[int(word) if re.fullmatch(r"\d+", word) else word].id
+
+
+def _objects(seg: Segmentation, words: Sequence[str]) -> list[int]:
+    return [_object(seg, word) for word in words]
+
+
+def _motions(
+    seg: Segmentation, scale: Sequence[str], rotate: Sequence[str], move: Sequence[str]
+) -> dict[int, dict[str, Any]]:
     """Return what `transform` takes, by id: all that is done to one is one motion, scaled, then turned, then moved."""
     found: dict[int, dict[str, Any]] = {}
     for word in scale:
-        which, value = _assignment(word, "--scale", "ID=FACTOR")
+        which, value = _assignment(seg, word, "--scale", "ID=FACTOR")
         how = found.setdefault(which, {})
         how["scale"] = how.get("scale", 1.0) * _numbers(value, 1, word)[0]
     for word in rotate:
-        which, value = _assignment(word, "--rotate", "ID=X,Y,Z")
+        which, value = _assignment(seg, word, "--rotate", "ID=X,Y,Z")
         how = found.setdefault(which, {})
         how["rotation"] = _turn(_numbers(value, 3, word)) @ how.get("rotation", np.eye(3))
     for word in move:
-        which, value = _assignment(word, "--move", "ID=X,Y,Z")
+        which, value = _assignment(seg, word, "--move", "ID=X,Y,Z")
         how = found.setdefault(which, {})
         how["translation"] = np.add(how.get("translation", np.zeros(3)), _numbers(value, 3, word))
     return found
@@ -273,11 +276,11 @@ def _brief(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _assignment(word: str, option: str, form: str) -> tuple[int, str]:
+def _assignment(seg: Segmentation, word: str, option: str, form: str) -> tuple[int, str]:
     which, equals, value = word.partition("=")
-    if not equals or not re.fullmatch(r"[0-9]+", which.strip()):
+    if not equals or not which.strip():
         raise InputError(f"{option} is {word!r} where {form} was expected")
-    return int(which), value
+    return _object(seg, which.strip()), value
 
 
 def _numbers(text: str, count: int, word: str) -> list[float]:
@@ -316,7 +319,7 @@ def export(options: Export) -> None:
     check_formats(names)
     seg = _open(options.out, options.device, quiet=quiet)
     seg = seg.at_level(level) if level is not None else seg
-    job = job_of(seg, list(options.objects) or None, options.edges, quiet=quiet)
+    job = job_of(seg, _objects(seg, options.objects) or None, options.edges, quiet=quiet)
     target = options.to or options.out / ("export" if level is None else f"export_at_{level:g}")
     paths = write_formats(job, target, names)
     if not quiet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import itertools
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -370,6 +371,9 @@ def test_clicks_by_hand(seg):
     sky = (0, 0)
     assert seg.at_pixel(view, *sky) is None and not seg.at_pixels(view, [sky])
     assert seg.at_pixels(view, [sky, at[1]], [sky]).ids == (1,)
+    camera = seg.camera(view)
+    assert seg.at_clicks([(camera, *at[1]), (view, *sky), (camera, *at[9])]).ids == (1, 3)
+    assert seg.at_clicks([(view, *at[9])], [(camera, *at[11])]).ids == (9,)
     with pytest.raises(InputError, match=r"positive click \(.*\) and a negative one are both in segment 9, which has"):
         seg.at_pixels(view, [at[9]], [at[9]])
 
@@ -503,32 +507,44 @@ def test_masks_find_what_they_are_of(seg):
     assert seg.from_mask(view, shifted.astype(np.uint8)).ids == (5,)  # what fits best, if not to the pixel
 
 
-def test_likeness_by_features_and_without_them(seg):
+def test_objects_that_look_alike_are_found(seg):
     match = seg.similar(1, k=3)
-    assert len(match) == 3 and {m.by for m in match} == {"features"} and 1 not in [m.object.id for m in match]
-    unit = torch.nn.functional.normalize(seg.features.double(), dim=1)
-    means = {o.id: unit[o.indices].mean(0) for o in seg}
-    cosines = {i: float(torch.cosine_similarity(means[1], m, dim=0)) for i, m in means.items() if i != 1}
-    assert [m.object.id for m in match] == sorted(cosines, key=lambda i: -cosines[i])[:3]
-    assert [m.score for m in match] == pytest.approx(sorted(cosines.values(), reverse=True)[:3])
-    bare = replace(seg, splats=replace(seg.splats, features=None))
-    dyed = bare.splats.sh.clone()
-    dyed[bare[5].indices] = dyed[bare[2].indices][:1]
-    dyed = replace(bare, splats=replace(bare.splats, sh=dyed))
+    assert len(match) == 3 and {m.by for m in match} == {"looks"} and 1 not in [m.object.id for m in match]
+    dyed = seg.splats.sh.clone()
+    dyed[seg[5].indices] = dyed[seg[2].indices][:1]
+    dyed = replace(seg, splats=replace(seg.splats, sh=dyed))
     best = dyed.similar(dyed[2])[0]
-    assert best.object.id == 5 and best.by == "color and size" and 0.9 < best.score <= 1
+    assert best.object.id == 5 and 0.9 < best.score <= 1
     assert len(dyed.similar(2, k=99)) == len(seg) - 1
 
 
-def test_likeness_by_color_and_size_by_hand():
+def test_likeness_by_hand():
+    """White, black and half as large; and one that is half white and half black, as large and turned."""
     box = torch.tensor(list(itertools.product((0.0, 1), (0.0, 2), (0.0, 3))))
-    means, color = torch.cat([box, box + 5, 0.5 * box - 5]), torch.tensor([1.0, 0, 1]).repeat_interleave(8)
-    splats = Splats(means, torch.eye(4)[:1].expand(24, 4), torch.full((24, 3), -3.0), torch.zeros(24),
-                    rgb_to_sh_dc(color[:, None, None].expand(24, 1, 3)))  # fmt: skip
-    white = Segmentation(splats, np.repeat([1, 2, 3], 8).astype(np.int32), np.ones(24, np.float32))
-    half, black = white.similar(1)
-    assert (half.object.id, black.object.id) == (3, 2)
-    assert [half.score, black.score] == pytest.approx([0.75, 0.5], abs=1e-6)
+    means = torch.cat([box, box + 5, 0.5 * box - 5, box[:, [2, 0, 1]] - 9])
+    color = torch.cat([torch.tensor([1.0, 0, 1]).repeat_interleave(8), torch.tensor([0.0, 1]).repeat(4)])
+    splats = Splats(means, torch.eye(4)[:1].expand(32, 4), torch.full((32, 3), -3.0), torch.zeros(32),
+                    rgb_to_sh_dc(color[:, None, None].expand(32, 1, 3)))  # fmt: skip
+    made = Segmentation(splats, np.repeat([1, 2, 3, 4], 8).astype(np.int32), np.ones(32, np.float32))
+    scores = {m.object.id: m.score for m in made.similar(1)}
+    assert scores == pytest.approx({3: 0.75, 4: 1 - math.hypot(0.5, 0.5) / 2, 2: 0.5}, abs=1e-6)
+    heavy = splats.logit_opacities.clone()
+    heavy[24:][color[24:] == 0] = -30.0  # what is not seen has no say
+    opaque = replace(made, splats=replace(splats, logit_opacities=heavy))
+    assert {m.object.id: m.score for m in opaque.similar(1)}[4] == pytest.approx(1, abs=1e-6)
+
+
+def test_objects_are_meant_by_name_too(seg):
+    named = seg.rename(5, "red mug").rename(2, "book")
+    assert named["red mug"] == named[5] and named.select("book", 5).ids == (2, 5)
+    assert [m.object.id for m in named.similar("book")] == [m.object.id for m in named.similar(2)]
+    assert 5 not in named.remove("red mug", halo=False).ids and named.keep("book").ids.tolist() == [2]
+    with pytest.raises(InputError, match=r"no object is called 'mug': the names are book, red mug; give one of these"):
+        _ = named["mug"]
+    with pytest.raises(InputError, match=r"2 objects are called 'book', 2, 5; give an id"):
+        _ = named.rename(5, "book")["book"]
+    with pytest.raises(InputError, match=r"segments have whole numbers as ids, got 1\.5"):
+        _ = named[1.5]
 
 
 # ---- words
@@ -707,7 +723,6 @@ def test_a_run_comes_back_as_the_pipeline_has_it(tiny_run):
     for view, ids in zip(seg.views, seg.masks()):
         stored = read_id_map(tiny_run / f"masks/{view.rsplit('.', 1)[0]}.png")
         np.testing.assert_array_equal(ids, stored)
-    assert seg.similar(1)[0].by == "features"
     assert snapshot(tiny_run) == before  # looking changes nothing
 
 
@@ -990,7 +1005,7 @@ def other(**changed):
     (lambda s: s.remove(4, halo=False)[4], "there is no segment 4: the ids that hold Gaussians are 1, 2, 3, 5, 6"),
     (lambda s: s[0], "there is no segment 0"),
     (lambda s: s[-1], "there is no segment -1"),
-    (lambda s: s["7"], "whole numbers as ids, got .7."),
+    (lambda s: s["7"], "no object is called '7': none has a name yet; give an id"),
     (lambda s: s[1.5], "whole numbers as ids, got 1.5"),
     (lambda s: s.select(1, 40), "there is no segment 40"),
     (lambda s: s.similar(77), "there is no segment 77"),
@@ -1022,16 +1037,16 @@ def other(**changed):
     (lambda s: s.render(7), "expected a Camera or the name of a view, got int"),
     (lambda s: s.masks(NAMES[0]), "give a list, of one where it is one"),
     (lambda s: s.camera(7), "expected the name of a view, got 7"),
-    (lambda s: s.keep("mug"), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.keep("mug"), "no object is called 'mug'"),
     (lambda s: s.keep(1.5), "whole numbers as ids, got 1.5"),
     (lambda s: s.remove(True), "whole numbers as ids, got True"),
     (lambda s: s.remove(None), "whole numbers as ids, got None"),
     (lambda s: s.merge([1, 2]), r"got \[1, 2\]; give ids or objects one by one"),
     (lambda s: s.remove(s.select(1, 2)), r"got Selection\(ids=\(1, 2\)\); .* with a star"),
-    (lambda s: s.split("mug", 2), "whole numbers as ids, got 'mug'"),
-    (lambda s: s.rename("mug", "cup"), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.split("mug", 2), "no object is called 'mug'"),
+    (lambda s: s.rename("mug", "cup"), "no object is called 'mug'"),
     (lambda s: s.rename(1, 5), "a name of up to 200 printable characters was expected, got 5"),
-    (lambda s: s.export("out", "turntable", ["mug"]), "whole numbers as ids, got 'mug'"),
+    (lambda s: s.export("out", "turntable", ["mug"]), "no object is called 'mug'"),
     (lambda s: s.transform(1, scale="2"), "a scale over 0 was expected, got '2'"),
     (lambda s: s.transform(1, translation="up"), "a translation .* was expected, got 'up'"),
     (lambda s: s.transform(1, rotation="z"), "a rotation .* was expected, got 'z'"),

@@ -57,6 +57,10 @@ def test_questions_find_what_the_api_finds(ask, run):
     assert sorted(ask("--click", f"{VIEW},{x},{y}", f"{VIEW},{ox},{oy}")) == sorted(
         seg.at_pixels(VIEW, [(x, y), (ox, oy)]).ids
     )
+    view = "a_view_03.png"
+    vy, vx = (int(v[len(v) // 2]) for v in np.nonzero(seg.masks([view])[0] == other))
+    assert set(ask("--click", f"{VIEW},{x},{y}", f"{view},{vx},{vy}")) == {chosen, other}
+    assert set(ask("--click", f"{view},{vx},{vy}", "--not-click", f"{VIEW},{x},{y}")) == {other}
     centre = seg[chosen].centre
     assert ask("--point", *centre) == [seg.at_point(centre).id]
     low, high = seg.splats.means.min(0).values - 1, seg.splats.means.max(0).values + 1
@@ -100,6 +104,24 @@ def test_edits_are_saved_elsewhere_and_chain(run, tmp_path, capsys):
     green = cgc.load(again)[first].color
     assert green[1] > 200 > max(green[0], green[2])
     assert [e["edit"] for e in cgc.load(again).edits][-1] == "recolor" and len(cgc.load(again).edits) == 4
+
+
+def test_objects_are_edited_and_exported_by_name(run, tmp_path, capsys):
+    first, second = cgc.load(run).ids[:2].tolist()
+    made = tmp_path / "named"
+    assert (
+        main(["edit", str(run), "--out", str(made), "--rename", f"{first}=red mug", "--move", "red mug=0,0,0.1"]) == 0
+    )
+    assert [r["edit"] for r in cgc.load(made).edits] == ["relabel", "transform"]
+    assert (
+        main(
+            ["export", str(made), "--objects", "red mug", str(second), "--format", "boxes", "--to", str(tmp_path / "x")]
+        )
+        == 0
+    )
+    assert "2 objects" in capsys.readouterr().out.replace("1 file of", "")
+    assert main(["edit", str(made), "--out", str(tmp_path / "rest"), "--remove", "red mug", "--no-halo"]) == 0
+    assert first not in cgc.load(tmp_path / "rest").ids.tolist()
 
 
 def test_all_that_is_done_to_one_object_is_one_motion(run, tmp_path, capsys):
@@ -173,7 +195,10 @@ def test_taking_out(run, tmp_path, capsys):
         (["query", "RUN", "--click", f"{VIEW},1,x"], "VIEW,X,Y was expected"),
         (["query", "RUN", "--click", f"{VIEW},500,1"], "outside of the image"),
         (["query", "RUN", "--click", "a_view_0.png,1,1"], "did you mean"),
-        (["query", "RUN", "--click", f"{VIEW},1,1", "a_view_01.png,2,2"], "of one view"),
+        (["query", "RUN", "--click", f"{VIEW},1,1", "a_view_01.png,500,2"], "outside of the image"),
+        (["query", "RUN", "--similar", "mug"], "no object is called 'mug': none has a name yet; give an id"),
+        (["edit", "RUN", "--out", "OUT", "--remove", "mug"], "no object is called 'mug'"),
+        (["edit", "RUN", "--out", "OUT", "--scale", "=2"], "ID=FACTOR was expected"),
         (["query", "RUN", "--not-click", f"{VIEW},1,1"], "say where it is"),
         (["query", "RUN", "--click", f"{VIEW},1,1", "--similar", "1"], "one question at a time"),
         (["query", "RUN", "--click", f"{VIEW},1,1", "--click", f"{VIEW},2,2"], "--click is given 2 times"),

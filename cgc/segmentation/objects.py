@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
-from cgc.errors import InputError
+from cgc.errors import InputError, some
 from cgc.geometry import sh_dc_to_rgb
 from cgc.progress import short_lengths
 from cgc.segmentation.pictures import ViewOrCamera, finest_map, node_mask
@@ -272,10 +272,16 @@ def table(segmentation: Segmentation) -> dict[str, list]:
     return columns
 
 
-def checked_object(segmentation: Segmentation, which: int | Object) -> Object:
-    """Return the object of an id, or of another object's; InputError where this segmentation has none such."""
+Which = int | str | Object
+"""What an object is meant by: its id, its name, or itself or its like in another segmentation."""
+
+
+def checked_object(segmentation: Segmentation, which: Which) -> Object:
+    """Return the object of an id, of a name that one has, or of another object's id; InputError where there is none."""
     if isinstance(which, Object):
         which = which.id
+    if isinstance(which, str):
+        which = _id_of(segmentation, which)
     tree = segmentation.hierarchy
     whole = isinstance(which, (int, np.integer)) and not isinstance(which, bool)
     if not whole:
@@ -283,6 +289,17 @@ def checked_object(segmentation: Segmentation, which: int | Object) -> Object:
     if not 1 <= which <= tree.n_nodes or not segmentation.owns(int(which)):
         raise InputError(f"there is no segment {which}: the ids that hold Gaussians are {tree.named()}")
     return Object(int(which), segmentation)
+
+
+def _id_of(segmentation: Segmentation, name: str) -> int:
+    ids = [i for i, own in segmentation.names.items() if own == name and segmentation.owns(i)]
+    if len(ids) == 1:
+        return ids[0]
+    if ids:
+        raise InputError(f"{len(ids)} objects are called {name!r}, {some(ids)}; give an id")
+    names = sorted({own for i, own in segmentation.names.items() if segmentation.owns(i)})
+    there = f"the names are {some(names)}; give one of these, or an id" if names else "none has a name yet; give an id"
+    raise InputError(f"no object is called {name!r}: {there}")
 
 
 SMALL_SIDE = 160

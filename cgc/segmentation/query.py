@@ -14,9 +14,9 @@ import torch
 from numpy.typing import ArrayLike
 
 from cgc.errors import InputError
-from cgc.geometry import quat_to_rotation, vector
+from cgc.geometry import quat_to_rotation, sh_dc_to_rgb, vector
 from cgc.scene.types import Camera
-from cgc.segmentation.objects import Object, Selection, checked_object
+from cgc.segmentation.objects import Object, Selection, Which, checked_object
 from cgc.segmentation.pictures import ViewOrCamera, camera_of, finest_ids, finest_map, id_map, shown_by_node
 from cgc.segmentation.prompts import Inseparable, clicked_nodes, ids_inside
 
@@ -36,6 +36,8 @@ LEAST_HIT = 0.01
 
 Pixel = tuple[float, float]
 """Column x and row y, from the top left."""
+Click = tuple[ViewOrCamera, float, float]
+"""A view or a camera, and a pixel of it."""
 
 
 class Hit(NamedTuple):
@@ -72,7 +74,16 @@ def at_pixel(segmentation: Segmentation, view: ViewOrCamera, x: float, y: float)
 def at_pixels(
     segmentation: Segmentation, view: ViewOrCamera, positive: Sequence[Pixel], negative: Sequence[Pixel] = ()
 ) -> Selection:
-    """Select what all positive clicks are on and no negative one is.
+    """Select what all positive clicks of a view are on and no negative one is. See `at_clicks`."""
+    if not all(isinstance(clicks, (Sequence, np.ndarray)) for clicks in (positive, negative)):
+        raise InputError("clicks are lists of pixels, [(x, y), ...]; give such")
+    places = [vector(place, 2, "a pixel (x, y)") for place in (*positive, *negative)]
+    clicks = [(view, float(x), float(y)) for x, y in places]
+    return at_clicks(segmentation, clicks[: len(positive)], clicks[len(positive) :])
+
+
+def at_clicks(segmentation: Segmentation, positive: Sequence[Click], negative: Sequence[Click] = ()) -> Selection:
+    """Select what all positive clicks are on and no negative one is; they may be of several views.
 
     1. A positive click means the object it is on, as the segmentation's level shows it; where a negative click is in
        that object too, the largest part of it that is under the positive click and under no negative one.
@@ -84,17 +95,15 @@ def at_pixels(
     Clicks on nothing count for nothing, so the selection may be empty. InputError where a positive and a negative click
     are in one smallest part, which nothing can separate.
     """
-    camera, tree = camera_of(segmentation, view), segmentation.hierarchy
-    if not all(isinstance(clicks, (Sequence, np.ndarray)) for clicks in (positive, negative)):
-        raise InputError("clicks are lists of pixels, [(x, y), ...]; give such")
     if not len(positive):
         raise InputError("a selection needs at least one positive click; got none")
-    pixels = _pixels(camera, [*positive, *negative])
-    finest = finest_ids(segmentation, camera, pixels).tolist()
+    finest = _under(segmentation, [*positive, *negative])
     try:
-        picked = clicked_nodes(tree, shown_by_node(segmentation), finest[: len(positive)], finest[len(positive) :])
+        picked = clicked_nodes(
+            segmentation.hierarchy, shown_by_node(segmentation), finest[: len(positive)], finest[len(positive) :]
+        )
     except Inseparable as error:
-        x, y = positive[error.click]
+        _, x, y = positive[error.click]
         raise InputError(
             f"the positive click ({x:g}, {y:g}) and a negative one are both in segment {finest[error.click]}, which "
             "has no parts; click farther apart, or leave one of them out"
@@ -102,7 +111,21 @@ def at_pixels(
     return selection(segmentation, picked)
 
 
-def selection(segmentation: Segmentation, nodes: Iterable[int | Object]) -> Selection:
+def _under(segmentation: Segmentation, clicks: Sequence[Click]) -> list[int]:
+    """Return the finest node under each click, 0 for none; a view is looked at once."""
+    found, left = [0] * len(clicks), list(range(len(clicks)))
+    while left:
+        view = clicks[left[0]][0]
+        same = [k for k in left if clicks[k][0] is view or (isinstance(view, str) and clicks[k][0] == view)]
+        camera = camera_of(segmentation, view)
+        ids = finest_ids(segmentation, camera, _pixels(camera, [clicks[k][1:] for k in same]))
+        for k, node in zip(same, ids.tolist()):
+            found[k] = node
+        left = [k for k in left if k not in same]
+    return found
+
+
+def selection(segmentation: Segmentation, nodes: Iterable[Which]) -> Selection:
     """Select some nodes; those that lie in another of them go with it. InputError for ids there are none of."""
     wanted = {checked_object(segmentation, n).id for n in nodes}
     tree = segmentation.hierarchy
@@ -262,22 +285,20 @@ def from_mask(segmentation: Segmentation, view: ViewOrCamera, mask: np.ndarray) 
 # --- likeness ---------------------------------------------------------------------------------------------
 
 
-def similar(segmentation: Segmentation, which: int | Object, k: int = 5) -> list[Match]:
-    """The k objects that are most like one of them, best first.
+def similar(segmentation: Segmentation, which: Which, k: int = 5) -> list[Match]:
+    """The k objects that look most like one of them, best first.
 
-    By "features": the cosine of the mean features, where the run has some. Else by "color and size": 1 less the mean of
-    the colours' distance (black to white is 1) and of 1 less the ratio of the boxes' diagonals.
+    A score is 1 less the mean of two differences: of their colours, means and standard deviations taken together (black
+    to white is 1), and of their boxes' sides from long to short, each 1 less the ratio of the smaller to the larger.
+    Learned features say which Gaussians are of one object, not which objects are of one kind: they are not asked.
     """
     own = checked_object(segmentation, which)
     check_count(k)
     others = [o for o in segmentation.objects if o.id != own.id]
-    if segmentation.has_features:
-        mine, means = _mean_feature(own), np.stack([_mean_feature(o) for o in [*others, own]])
-        scores, by = means[:-1] @ mine, "features"
-    else:
-        scores, by = np.array([_likeness(own, o) for o in others]), "color and size"
+    mine = _looks_of(own)
+    scores = np.array([_likeness(mine, _looks_of(o)) for o in others])
     order = np.argsort(-scores, kind="stable")[:k].tolist()
-    return [Match(others[i], float(scores[i]), by) for i in order]
+    return [Match(others[i], float(scores[i]), "looks") for i in order]
 
 
 def check_count(k: int) -> None:
@@ -286,14 +307,25 @@ def check_count(k: int) -> None:
         raise InputError(f"k is {k!r} where a whole number over 0 was expected")
 
 
-def _mean_feature(thing: Object) -> np.ndarray:
-    features = thing.segmentation.features[torch.from_numpy(thing.indices)]
-    mean = torch.nn.functional.normalize(features.double(), dim=-1).mean(dim=0)
-    return torch.nn.functional.normalize(mean, dim=0).numpy()
+class _Looks(NamedTuple):
+    """Means and standard deviations of an object's colours, [6], and its box's sides, falling [3]."""
+
+    colors: np.ndarray
+    sides: np.ndarray
 
 
-def _likeness(a: Object, b: Object) -> float:
-    color = np.linalg.norm(np.subtract(a.color, b.color)) / (255 * 3**0.5)
-    small, large = sorted(float(np.linalg.norm(o.box.size)) for o in (a, b))
-    size = 1 - small / large if large > 0 else 0.0
+def _looks_of(thing: Object) -> _Looks:
+    splats = thing.segmentation.splats.select(torch.from_numpy(thing.indices))
+    rgb = sh_dc_to_rgb(splats.sh[:, 0]).clamp(0, 1).double().cpu().numpy()
+    area = splats.scales.double().sort(dim=1).values[:, 1:].prod(dim=1)
+    weight = (splats.opacities.double() * area).cpu().numpy() + 1e-300
+    mean = np.average(rgb, axis=0, weights=weight)
+    spread = np.sqrt(np.average((rgb - mean) ** 2, axis=0, weights=weight))
+    return _Looks(np.concatenate([mean, spread]), np.sort(thing.box.size)[::-1])
+
+
+def _likeness(a: _Looks, b: _Looks) -> float:
+    color = np.linalg.norm(a.colors - b.colors) / 3**0.5
+    small, large = np.minimum(a.sides, b.sides), np.maximum(a.sides, b.sides)
+    size = 1 - np.where(large > 0, small / np.where(large > 0, large, 1.0), 1.0).mean()
     return float(1 - (color + size) / 2)

@@ -25,7 +25,7 @@ from cgc.segmentation import edit, objects, pictures, query, text
 from cgc.segmentation.context import Context
 from cgc.segmentation.device_labels import LabelDrawer
 from cgc.segmentation.labels import MeanFeatures
-from cgc.segmentation.objects import Object, Selection
+from cgc.segmentation.objects import Object, Selection, Which
 from cgc.segmentation.pictures import ViewOrCamera, What
 from cgc.segmentation.query import Hit, Match, Pixel
 from cgc.segmentation.text import TextImageModel
@@ -94,8 +94,8 @@ class Segmentation:
     def __iter__(self) -> Iterator[Object]:
         return iter(self.objects)
 
-    def __getitem__(self, which: int) -> Object:
-        """The object, part or whole of an id, shown or not; InputError where there is none."""
+    def __getitem__(self, which: int | str) -> Object:
+        """The object, part or whole of an id, or of a name, shown or not; InputError where there is none."""
         return objects.checked_object(self, which)
 
     def __contains__(self, which: int | Object) -> bool:
@@ -103,9 +103,13 @@ class Segmentation:
         number = which.id if isinstance(which, Object) else which
         return isinstance(number, (int, np.integer)) and bool(np.isin(number, self.ids))
 
-    def select(self, *which: int | Object) -> Selection:
+    def select(self, *which: Which) -> Selection:
         """Select some objects, parts or wholes, to have them together."""
         return query.selection(self, which)
+
+    def _ids(self, which: Iterable[Any]) -> list[int]:
+        """The ids of what may be objects or names; whether there are such ids is for those to say that take them."""
+        return [self[w].id if isinstance(w, str) else w.id if isinstance(w, Object) else w for w in which]
 
     def table(self) -> dict[str, list]:
         """What the objects are, as columns of equal length; `pandas.DataFrame(seg.table())` reads it."""
@@ -145,6 +149,10 @@ class Segmentation:
         """Select what all positive clicks are on and no negative one is. See `query.at_pixels`."""
         return query.at_pixels(self, view, positive, negative)
 
+    def at_clicks(self, positive: Sequence[query.Click], negative: Sequence[query.Click] = ()) -> Selection:
+        """Select by clicks (view, x, y) of one or several views. See `query.at_clicks`."""
+        return query.at_clicks(self, positive, negative)
+
     def at_point(self, xyz: ArrayLike) -> Object | None:
         """The object that is densest at a point of the world. See `query.at_point`."""
         return query.at_point(self, xyz)
@@ -167,7 +175,7 @@ class Segmentation:
         """Select what fits a mask of a view best. See `query.from_mask`."""
         return query.from_mask(self, view, mask)
 
-    def similar(self, which: int | Object, k: int = 5) -> list[Match]:
+    def similar(self, which: Which, k: int = 5) -> list[Match]:
         """The k objects that are most like one of them. See `query.similar`."""
         return query.similar(self, which, k)
 
@@ -199,56 +207,54 @@ class Segmentation:
 
     # --- changed: a new segmentation each, so that undoing is keeping the old one; nothing is written ---------
 
-    def keep(self, *which: int | Object) -> Segmentation:
+    def keep(self, *which: Which) -> Segmentation:
         """Keep the Gaussians of some objects alone. See `edit.keep`."""
-        return edit.keep(self, _ids(which))
+        return edit.keep(self, self._ids(which))
 
-    def remove(self, *which: int | Object, halo: bool = True, fill: bool = True) -> Segmentation:
+    def remove(self, *which: Which, halo: bool = True, fill: bool = True) -> Segmentation:
         """Remove some objects, with `halo` what else shows that they were there, and `fill` what they hid.
 
         See `edit.remove`.
         """
         return edit.remove(
-            self, _ids(which), halo=halo, fill=fill, rasterizer=self.context.rasterizer,
+            self, self._ids(which), halo=halo, fill=fill, rasterizer=self.context.rasterizer,
             cameras=self.context.known_cameras if halo else (),
         )  # fmt: skip
 
-    def merge(self, *which: int | Object) -> Segmentation:
+    def merge(self, *which: Which) -> Segmentation:
         """Join some objects into the first of them. See `edit.merge`."""
-        return edit.merge(self, _ids(which))
+        return edit.merge(self, self._ids(which))
 
     def split(
-        self, which: int | Object, parts: Literal["children"] | int | np.ndarray = "children",
+        self, which: Which, parts: Literal["children"] | int | np.ndarray = "children",
         view: ViewOrCamera | None = None,
     ) -> Segmentation:  # fmt: skip
         """Split an object: into its parts, so many clusters, or what a mask of `view` covers. See `edit.split`."""
         camera = None if view is None else pictures.camera_of(self, view)
         features = self.features.detach().cpu().numpy() if self.has_features else None
-        (segment,) = _ids([which])
+        (segment,) = self._ids([which])
         return edit.split(self, segment, parts, camera=camera, rasterizer=self.context.rasterizer, features=features)
 
-    def paint(self, view: ViewOrCamera, mask: np.ndarray, which: int | Object | None = None) -> Segmentation:
+    def paint(self, view: ViewOrCamera, mask: np.ndarray, which: Which | None = None) -> Segmentation:
         """Give what a mask of a view covers to an object; None: to a new one; 0: to none. See `edit.paint`."""
-        segment = which.id if isinstance(which, Object) else which
+        segment = None if which is None else self._ids([which])[0]
         return edit.paint(self, pictures.camera_of(self, view), mask, segment, self.context.rasterizer)
 
-    def rename(self, which: int | Object, name: str | None) -> Segmentation:
+    def rename(self, which: Which, name: str | None) -> Segmentation:
         """Give an object a name; None takes it away. See `edit.relabel`."""
-        return edit.relabel(self, _ids([which])[0], name)
+        return edit.relabel(self, self._ids([which])[0], name)
 
-    def recolor(
-        self, which: int | Object, rgb: Sequence[float], how: Literal["shift", "tint"] = "shift"
-    ) -> Segmentation:
+    def recolor(self, which: Which, rgb: Sequence[float], how: Literal["shift", "tint"] = "shift") -> Segmentation:
         """Make an object's mean colour `rgb`, 0 to 1; its shading stays. See `edit.recolor`."""
-        return edit.recolor(self, _ids([which]), rgb, how=how)
+        return edit.recolor(self, self._ids([which]), rgb, how=how)
 
     def transform(
-        self, which: int | Object, *, translation: ArrayLike = (0, 0, 0), rotation: ArrayLike | None = None,
+        self, which: Which, *, translation: ArrayLike = (0, 0, 0), rotation: ArrayLike | None = None,
         scale: float = 1.0, about: ArrayLike | None = None, halo: bool = True,
     ) -> Segmentation:  # fmt: skip
         """Move, turn (a quaternion wxyz or a matrix) and scale an object, with `halo` what it left. See `transform`."""
         return edit.transform(
-            self, _ids([which]), translation=translation, rotation=rotation, scale=scale, about=about, halo=halo,
+            self, self._ids([which]), translation=translation, rotation=rotation, scale=scale, about=about, halo=halo,
             rasterizer=self.context.rasterizer, cameras=self.context.known_cameras if halo else (),
         )  # fmt: skip
 
@@ -269,7 +275,7 @@ class Segmentation:
         self,
         folder: Path | str,
         formats: str | Sequence[str] = ("ply",),
-        which: int | Object | Iterable[int | Object] | None = None,
+        which: Which | Iterable[Which] | None = None,
         edges: Edges = "photos",
     ) -> list[Path]:
         """Write some formats of some objects (None: all that are shown) into a folder. See `export.FORMATS`.
@@ -278,7 +284,8 @@ class Segmentation:
         """
         from cgc.segmentation.export import export, job_of
 
-        ids = None if which is None else _ids(which if isinstance(which, Iterable) else [which])
+        several = which if isinstance(which, Iterable) and not isinstance(which, str) else [which]
+        ids = None if which is None else self._ids(several)
         return export(job_of(self, ids, edges), folder, [formats] if isinstance(formats, str) else formats)
 
     @property
@@ -350,8 +357,3 @@ class Segmentation:
             return ""
         counts = self.pixels_of_views[:, node]
         return self.views[int(counts.argmax())] if counts.any() else ""
-
-
-def _ids(which: Iterable[int | Object]) -> list[int]:
-    """The ids of what may be objects; whether there are such is for those to say that take them."""
-    return [w.id if isinstance(w, Object) else w for w in which]
