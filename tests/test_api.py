@@ -939,6 +939,12 @@ def test_labels_are_not_shown_on_splats_that_have_changed(own_run, name, step):
             read(own_run)
     changed = path.read_bytes()
     path.write_bytes(whole)
+    first = own_run / "splats.ply"  # which a sharpened run's exported labels are of
+    other = first.read_bytes()
+    write_ply(first, wanted.splats.select(torch.arange(len(wanted.splats)).flip(0)))
+    with pytest.raises(InputError, match=r"splats\.ply is not the file that the run's labels are of"):
+        cgc.load(own_run)
+    first.write_bytes(other)
     assert torch.equal(cgc.load(own_run).splats.means, wanted.splats.means)  # put back, it opens again
     path.write_bytes(changed)
     without_hashes(own_run)

@@ -980,6 +980,12 @@ def test_serving_ends_when_it_is_interrupted(seg, monkeypatch):
     web.check_port("127.0.0.1", port)
 
 
+def test_the_page_starts_at_the_view_that_was_asked_for(page, seg):
+    assert page.view.value == page.desk.state.view in seg.views
+    page.desk.state.step_camera(1)
+    assert page.desk.state.view == seg.views[seg.views.index(page.view.value) + 1]
+
+
 class Browser:
     """Chromium without a display, driven over its own protocol: enough to look at a page and click in it."""
 
@@ -1014,6 +1020,15 @@ class Browser:
     def click(self, x: float, y: float) -> None:
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key: str) -> None:
+        code = key if len(key) > 1 else f"Key{key.upper()}"
+        number = {"ArrowRight": 39}.get(key, ord(key[0].upper()))
+        for kind in ("keyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=code, windowsVirtualKeyCode=number)
+
+    def run(self, script: str) -> Any:
+        return self.ask("Runtime.evaluate", expression=script)["result"].get("value")
 
     def close(self) -> None:
         self.socket.close()
@@ -1064,8 +1079,18 @@ def test_a_browser_shows_the_scene_and_a_click_in_it_selects(page, seg, tmp_path
                 continue
         assert page.desk.state.selected == (seg.at_pixel(camera, x, y).id,)
         before = browser.picture()
-        page.run(BY_NAME["isolate"], client)
+        browser.press("i")
         wait_for(lambda: (browser.picture() != before).mean() > 0.05, 20)
+        browser.press("e")
+        wait_for(lambda: [p.name for p in tmp_path.rglob("*.ply")], 20)
+        level = page.desk.state.level_shown
+        browser.run("document.querySelector('[role=slider]').focus()")
+        for _ in range(20):
+            browser.press("ArrowRight")
+        wait_for(lambda: page.desk.state.level_shown > level, 20)
+        browser.run("document.activeElement.blur()")
+        browser.press("h")
+        wait_for(lambda: "isolate what is selected" in browser.run("document.body.innerText"), 20)
     finally:
         browser.close()
 

@@ -80,6 +80,11 @@ class Desk:
         return f"wrote {counted(len(made), 'PLY')} into {made[0].parent}"
 
 
+def keys() -> list[tuple[str, str]]:
+    """What the keys do that every viewer has, key and words."""
+    return [("click", "select; with shift or ctrl: in or out of the selection"), *((a.key, a.words) for a in ACTIONS)]
+
+
 def _mode(mode: str) -> Callable[[Desk], str]:
     def do(desk: Desk) -> str:
         desk.state.set_mode(mode)

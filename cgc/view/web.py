@@ -21,7 +21,7 @@ import torch
 from cgc.errors import InputError
 from cgc.geometry import covariances
 from cgc.segmentation.segmentation import Segmentation
-from cgc.view.actions import ACTIONS, BY_NAME, Action, Desk
+from cgc.view.actions import ACTIONS, BY_NAME, Action, Desk, keys
 from cgc.view.frames import ACCENT, EDGES, MODES, thumbnail
 from cgc.view.shots import DEFAULT_SIZE, camera_named, focus, from_pose, vertical_fov
 from cgc.view.state import State
@@ -83,6 +83,7 @@ def open_page(
     state = State(segmentation, camera_named(segmentation, camera, DEFAULT_SIZE))
     state.set_mode(mode)
     state.set_level(level)
+    state.view = next((name for name in state.view_names if camera in (name, Path(name).stem)), "")
     check_port(host, port)
     desk = Desk(state, out or (segmentation.context.folder or Path.cwd()) / "view")
     return Page(viser.ViserServer(host=host, port=port, label="cgc", verbose=False), desk)
@@ -149,7 +150,7 @@ class Page:
             or state.base.blended, hint="0 shows wholes, 1 the smallest parts",
         )  # fmt: skip
         self._on(self.level, lambda value, _: self.set_level(value))
-        self.view = gui.add_dropdown("view", ("orbit", *state.view_names), initial_value="orbit")
+        self.view = gui.add_dropdown("view", ("orbit", *state.view_names), initial_value=state.view or "orbit")
         self._on(self.view, self.look)
         self.object = gui.add_dropdown("object", (NOTHING,), initial_value=NOTHING)
         self._on(self.object, lambda value, _: self.pick(value))
@@ -165,6 +166,8 @@ class Page:
             key = action.key.upper() if action.key.isalnum() and len(action.key) == 1 else None
             command = gui.add_command(f"cgc: {action.name}", description=action.words, hotkey=key)
             command.on_trigger(lambda event, action=action: self.run(action, event.client))
+        command = gui.add_command("cgc: help", description="what the keys do", hotkey="H")
+        command.on_trigger(lambda event: self.help(event.client))
 
     def _on(self, control: Any, handler: Callable[[Any, Any], None]) -> None:
         """Let a handler have what a person sets a control to, and their browser, not what `show` sets.
@@ -207,6 +210,16 @@ class Page:
             return line
 
         self._do(do, client)
+
+    def help(self, client: Any = None) -> None:
+        """Show a browser (None: all) what the keys do."""
+        gui = (client or self.server).gui
+        rows = [(key, words) for key, words in (*keys(), ("h", "this help")) if len(key) > 1 or key.isalnum()]
+        with gui.add_modal("keys") as modal:
+            gui.add_markdown(
+                "| key | |\n|---|---|\n" + "\n".join(f"| {key} | {_plain(words)} |" for key, words in rows)
+            )
+            gui.add_button("close").on_click(lambda _: modal.close())
 
     def set_level(self, level: float) -> None:
         """Show another level."""

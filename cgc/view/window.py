@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cgc.segmentation.segmentation import Segmentation
-from cgc.view.actions import ACTIONS, BY_KEY, BY_NAME, Action, Desk
+from cgc.view.actions import BY_KEY, BY_NAME, Action, Desk, keys
 from cgc.view.frames import BACKGROUND, MODES
 from cgc.view.listing import Listing, add_button
 from cgc.view.probe import probe
@@ -364,12 +364,7 @@ class _Window:
     # --- dialogs --------------------------------------------------------------------------------------------
 
     def _help(self) -> None:
-        rows = [("click", "select; with shift or ctrl: in or out of the selection")]
-        rows += [(a.key, a.words) for a in ACTIONS] + [
-            ("r", "rename what is selected"),
-            ("h", "this help"),
-            ("q", "close"),
-        ]
+        rows = [*keys(), ("r", "rename what is selected"), ("h", "this help"), ("q", "close")]
         grid = self.gui.VGrid(2, round(0.2 * self.window.theme.font_size))
         for key, words in rows:
             grid.add_child(self.gui.Label(key))
