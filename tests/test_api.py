@@ -43,7 +43,7 @@ from cgc.segmentation.objects import oriented_box
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import SharpenedSplats, describe, save_sharpened
 from cgc.settings import SharpenSettings
-from cgc.splats.ply import write_ply
+from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
 
 WHOLE, PARTS, PARTS_OF_PART = 8, (9, 10), (11, 12)
@@ -941,7 +941,7 @@ def test_labels_are_not_shown_on_splats_that_have_changed(own_run, name, step):
     path.write_bytes(whole)
     first = own_run / "splats.ply"  # which a sharpened run's exported labels are of
     other = first.read_bytes()
-    write_ply(first, wanted.splats.select(torch.arange(len(wanted.splats)).flip(0)))
+    write_ply(first, (them := read_ply(first)).select(torch.arange(len(them)).flip(0)))
     with pytest.raises(InputError, match=r"splats\.ply is not the file that the run's labels are of"):
         cgc.load(own_run)
     first.write_bytes(other)
