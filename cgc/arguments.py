@@ -213,10 +213,11 @@ class Export:
 
     out: RunArgument
     objects: tuple[str, ...] = ()
-    """The ids to export (default: all that are shown)."""
+    """The ids, or names, to export (default: all that are shown)."""
     format: tuple[str, ...] = ()
-    """What to write, some of: ply, selection (one PLY of all), rest (what is left without them), labelled (a PLY with
-    labels), labels (.npy), points, boxes (JSON and CSV), masks, coco, cutouts, turntable (GIF), video (MP4)."""
+    """What to write, some of: ply, selection (one PLY of all), rest (what is left without them, healed as by `cgc edit
+    --remove`), labelled (a PLY with labels), labels (.npy), points, boxes (JSON and CSV), masks, coco, cutouts,
+    turntable (GIF), video (MP4)."""
     to: Path | None = None
     """The folder for it (default: export/ in the run, export_at_LEVEL/ with --level)."""
     level: float | None = None
@@ -231,7 +232,10 @@ class Export:
 
 @dataclass(frozen=True)
 class Query:
-    """Ask which objects a run has: all of them, or those at a pixel, a point, in a box, like another, or by words."""
+    """Ask which objects a run has: all of them, or those at a pixel, a point, in a box, like another, or by words.
+
+    Columns: "best view" shows most of it; "in" is the whole that holds it, "parts" those that it holds (ids all).
+    """
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help="A run folder, or one that `cgc edit` has saved.")]
     click: tuple[str, ...] = ()
