@@ -130,10 +130,14 @@ def test_prompts_can_be_traced_to_their_views(own_run, evaluate):
     assert all(r["clicks"].startswith("+ ") == (r["prompt"] != "mask") for r in rows(folder, "instances"))
 
 
-def test_gaussians_are_scored_where_surfaces_are_known(own_run, tiny_scene, tmp_path, evaluate):
+@pytest.mark.parametrize("origin", [None, [5e5, -4e6, 100.0]])
+def test_gaussians_are_scored_where_surfaces_are_known(own_run, tiny_scene, tmp_path, evaluate, origin):
     splats, labels = clumps()
     truth = Path(shutil.copytree(tiny_scene, tmp_path / "truth"))
-    np.savez(truth / "points.npz", xyz=splats.means.numpy(), instance=labels.astype(np.uint16))
+    places = splats.means.numpy().astype(float) + np.array(origin or 0.0)
+    np.savez(truth / "points.npz", xyz=places, instance=labels.astype(np.uint16))
+    stats = json.loads((own_run / "stats.json").read_text())
+    (own_run / "stats.json").write_text(json.dumps({**stats, "origin": origin}))
     said = evaluate(own_run, "--truth", truth, "--protocol", "instances")
     found = summary(own_run / "eval/instances")
     assert 0.3 < found["ari_things"] <= 1 and "ARI: " in said and "Gaussians lie on a true surface" in said

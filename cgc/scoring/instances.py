@@ -102,7 +102,8 @@ def _ari(run: ScoredRun | None, case: Case, notes: list[str]) -> dict[str, float
         return {}
     samples = read_samples(path)
     found = run.work.segmentation()
-    truth = true_labels(found.splats.means.detach().cpu().numpy().astype(float), samples)
+    origin = np.array(run.work.run.stats.get("origin") or (0.0, 0.0, 0.0))  # samples are in the model's world
+    truth = true_labels(found.splats.means.detach().cpu().numpy().astype(float) + origin, samples)
     truth = merge_parts(case.root, truth) if case.level == "object" else truth
     labels = found.labels
     known = int((truth > 0).sum())
