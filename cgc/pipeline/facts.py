@@ -12,6 +12,9 @@ UNEVEN = 0.015
 ALIEN = 15.0
 """dB under which splats that were given are of another scene or frame."""
 
+FITTED = 30.0
+"""dB from which training views are fitted so well that neither their cameras nor their exposures can be far off."""
+
 
 def headline(stats: dict[str, Any]) -> dict[str, str]:
     """The key numbers of a run, the most telling first."""
@@ -57,15 +60,15 @@ def find_warnings(stats: dict[str, Any]) -> list[str]:
         )
         return said
     if train_psnr and test_psnr and test_psnr < train_psnr - 5:
-        causes = []
-        if not stats.get("moved"):
+        causes, ill_fitted = [], train_psnr < FITTED
+        if ill_fitted and not stats.get("moved"):
             learn = "run structure-from-motion again with more features, or learn where they were: --train.poses"
             causes.append(f"the cameras may be off ({learn}), ")
-        if not stats.get("exposures"):
+        if ill_fitted and not stats.get("exposures"):
             causes.append("photos may be exposed differently (--train.exposure), ")
         said.append(
             f"Views that were held back are rendered {train_psnr - test_psnr:.1f} dB worse than those learned from: "
-            f"{''.join(causes)}{'or ' if causes else ''}there are too few photos."
+            f"{''.join(causes)}{'or ' if causes else ''}there are too few photos of what they show."
         )
     uneven = stats.get("uneven")
     if uneven and uneven > UNEVEN and not stats.get("exposures"):
