@@ -27,6 +27,7 @@ from cgc.segmentation.objects import is_clean
 from cgc.segmentation.segmentation import Segmentation
 from cgc.segmentation.segments import (
     describe,
+    describe_nodes,
     export_segments,
     load_hierarchy,
     load_labels,
@@ -200,7 +201,7 @@ def five():
     opacities = torch.tensor([0.5, 0.25, 0.25, 0.5, 0.9])
     splats = Splats(means, torch.tensor([[1.0, 0, 0, 0]]).repeat(5, 1), torch.zeros(5, 3), torch.logit(opacities),
                     ((rgb - 0.5) / SH_C0)[:, None])  # fmt: skip
-    return Segmentation(splats, np.array([1, 1, 1, 3, -1], np.int32), np.array([1, 0.5, 0.25, 0.75, 0], np.float32))
+    return Segmentation(splats, np.array([1, 1, 1, 3, -1], np.int32), np.array([1, 0.5, 0.5, 0.75, 0], np.float32))
 
 
 def test_the_table_by_hand():
@@ -212,7 +213,7 @@ def test_the_table_by_hand():
     np.testing.assert_allclose(first.box_max, (1.98, 1.96, 0), atol=1e-9)  # the 99th of 0, 0, 2 is 1.96
     np.testing.assert_allclose(first.size, (1.96, 1.96, 0), atol=1e-9)
     assert first.color == (191, 64, 0)  # weighted by opacity: 3/4 red, 1/4 green
-    assert first.confidence == pytest.approx(1.75 / 3)
+    assert first.confidence == pytest.approx(2 / 3)
     assert (second.id, second.gaussians, second.views, second.pixels, second.best_view) == (3, 1, 1, 2, "a")
     assert second.centre == second.box_min == second.box_max == (10, 0, 0)
     assert second.color == (0, 0, 255) and second.confidence == 0.75
@@ -344,6 +345,34 @@ def test_a_clean_object_is_its_body_without_smears_floaters_and_what_is_others()
         small = splats.select(torch.arange(1, 1 + few))
         assert is_clean(small, np.zeros(few)).all()  # rules that leave nothing are no rules
         assert is_clean(small, np.ones(few)).any()
+
+
+def test_boxes_are_of_bodies_at_every_level_and_of_all_where_there_is_no_body():
+    """Two objects of a whole, one of parts, a tenth of each far from it; of a third no Gaussian is sure."""
+    g, n, sizes = torch.Generator().manual_seed(5), 100, (100, 100, 5)
+    owner = np.repeat([1, 2, 3], sizes)
+    means = torch.rand(len(owner), 3, generator=g) + torch.from_numpy(3.0 * owner[:, None])
+    floaters = np.flatnonzero(np.arange(len(owner)) % 10 == 0)[:20]
+    means[floaters] += 500 * torch.rand(20, 3, generator=g)
+    rotations = torch.tensor([[1.0, 0, 0, 0]]).repeat(len(owner), 1)
+    splats = Splats(means, rotations, torch.full((len(owner), 3), -3.0), torch.zeros(len(owner)),
+                    torch.zeros(len(owner), 1, 3))  # fmt: skip
+    leaves = np.where(owner == 1, np.where(np.arange(len(owner)) < n // 2, 5, 6), owner)
+    leaves[0] = 7  # a part that only floats
+    tree = Hierarchy(leaves.astype(np.int32), np.array([0, 4, 4, 0, 0, 1, 1, 1], np.int32),
+                     np.array([-1, 0.6, 1, 1, 0.2, 1, 1, 1], np.float32), 0.5)  # fmt: skip
+    segmentation = Segmentation(splats, tree.at(), np.where(owner == 3, 0.2, 0.9).astype(np.float32), tree)
+    found = {s.id: s for s in [*describe(segmentation, {}), *describe_nodes(segmentation)]}
+    assert sorted(found) == list(range(1, 8)) and found[1].gaussians == n
+    for node, low, high in ((1, 3, 4), (2, 6, 7), (3, 9, 10), (4, 3, 7), (5, 3, 4), (6, 3, 4)):
+        assert low <= min(found[node].box_min) < low + 0.5 and high - 0.5 < max(found[node].box_max) <= high
+        for level in (None, 0, 1):
+            box = segmentation.at_level(level)[node].box
+            assert box.corners.min() > low - 1.5 and box.corners.max() < high + 1.5
+    np.testing.assert_allclose(found[7].box_min, means[0])
+    np.testing.assert_allclose(segmentation[7].box.centre, means[0])
+    whole = next(s for s in describe(segmentation.at_level(0), {}) if s.id == 4)
+    assert (whole.box_min, whole.box_max) == (found[4].box_min, found[4].box_max)
 
 
 def test_exporting_again_removes_what_is_gone_and_nothing_else(tmp_path):

@@ -121,8 +121,10 @@ class Object:
 
     @cached_property
     def box(self) -> Box:
-        """The oriented box around it; see `oriented_box`."""
-        return oriented_box(self._means)
+        """The oriented box around its body, without what floats about it; see `oriented_box` and `in_bodies`."""
+        tree = self.segmentation.hierarchy
+        objects = np.unique(tree.shown_for(tree.base)[tree.leaves[self.indices]])
+        return oriented_box(self._means[body_of(in_bodies(self.segmentation, objects), self.indices)])
 
     @property
     def volume(self) -> float:
@@ -246,6 +248,21 @@ def is_clean(splats: Splats, confidences: np.ndarray) -> np.ndarray:
         low, high = np.percentile(means[kept] if kept.any() else means, [5, 95], axis=0)
         kept &= splats.scales.detach().cpu().numpy().max(axis=1) <= MAX_REACH * np.linalg.norm(high - low)
     return kept if kept.any() else np.ones(len(means), bool)
+
+
+def in_bodies(segmentation: Segmentation, objects: np.ndarray) -> np.ndarray:
+    """Say which Gaussians are of the body of one of some objects, [N] bool; see `is_clean`."""
+    found = np.zeros(len(segmentation.splats), bool)
+    for segment in objects.tolist():
+        own = segmentation.members(segment)
+        found[own[is_clean(segmentation.splats.select(torch.from_numpy(own)), segmentation.confidences[own])]] = True
+    return found
+
+
+def body_of(bodies: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Say which of the Gaussians `own` of a part, an object or a whole are in `bodies` [N] bool; all where none is."""
+    kept = bodies[own]
+    return kept if kept.any() else ~kept
 
 
 def table(segmentation: Segmentation) -> dict[str, list]:
