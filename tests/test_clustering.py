@@ -24,6 +24,7 @@ from cgc.clustering.graph import DOUBT, ENOUGH, SPILL, Counts, Views, core, coun
 from cgc.clustering.level import (
     HIGHEST,
     LEAST,
+    OF_GROUND,
     REACHED,
     TWICE,
     USUAL,
@@ -718,6 +719,18 @@ def test_the_level_is_over_what_chance_holds_together_where_few_views_see_two():
     assert mean + 0.03 < found[6] <= 0.4 and wrong[6] <= 3 and not wrong[60]
     assert unsure[60] == pytest.approx(np.sqrt(0.5 * TWICE * LEAST))
     assert unsure[6] == pytest.approx(REACHED * 0.5)  # what is one must still reach it
+
+
+@pytest.mark.parametrize(("parts", "bounded"), [(9, True), (5, True), (4, False)])
+def test_parts_of_one_thing_raise_the_level_no_higher_than_what_they_stand_on_allows(parts, bounded):
+    """All touch all: a floor, and parts of one thing, which every fourth view fuses; with the floor 3 % do."""
+    seen = np.full((parts + 1, parts + 1), 30.0)
+    rates = np.full_like(seen, 0.25)
+    rates[0] = rates[:, 0] = 0.03
+    level = suitable_level(pieces_of_one(0.9), Counts(rates * seen, seen), ~np.eye(parts + 1, dtype=bool))
+    mean = rates[np.triu_indices(parts + 1, 1)].mean()
+    two = OF_GROUND * (0.03 + LEAST) if bounded else mean + LEAST
+    assert level == pytest.approx(np.sqrt(0.9 * TWICE * two))
 
 
 def test_the_level_falls_where_it_makes_one_what_masks_often_show_as_parts():

@@ -10,6 +10,10 @@ it falls with the level, once parts are joined.
 Where few views see two things, chance alone holds some of them together in many of these: of six views, two are a
 third. So the level is at least such that of all pairs which touch, fused at random in a share m of the views that see
 them, no more than ONE_PASSES would reach it. That does not go over REACHED of p, for one thing must reach it.
+
+Of a thing in many parts most pairs that touch are its own, which masks fuse often, and their rate is not that of two
+things. But what most others touch is what they stand on or hang at, and hardly ever one thing with them: m is at most
+OF_GROUND times the rate of the pairs that it is in.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ TOUCH = 10  # neighbours across: two groups with fewer hardly touch
 VIEWS = 3.0  # that see both groups: with fewer they say little of the masks
 LEAST = 0.005  # of the views fuse two things that touch, even where none was seen to
 TWICE = 2.0
+OF_GROUND = 2.0  # times the rate of what most others touch: two things' is no higher ...
+LEAST_BESIDE = 5  # ... where it is told from so many
 ONE_PASSES = 1.0  # pairs of two things that may reach the level by chance, of all that touch
 REACHED = 0.35  # of p: what chance may raise the level to
 HALVINGS = 10  # of the range in which the level that chance asks for is looked for
@@ -55,25 +61,42 @@ def suitable_level(pieces: Counts, groups: Counts, touch: np.ndarray) -> float:
     Both rates are those at the level, which in turn follows from them: found by turns, first with the pieces that
     surely are one.
     """
-    pairs = np.triu(touch, 1) & (groups.seen > VIEWS)
-    if not pairs.any():
+    known = touch & (groups.seen > VIEWS)
+    if not known.any():
         return USUAL
+    pairs = np.nonzero(np.triu(known, 1))
     together, seen = groups.together[pairs], groups.seen[pairs]
+    of_ground = (np.stack(pairs) == known.sum(axis=1).argmax()).any(axis=0)  # [P]
     level, joined = START, HIGHEST
     for _ in range(REJOINED):
         one = rate_of_one(pieces, join(pieces, joined).things())
-        level = _level_for(one, together, seen, level)
+        level = _level_for(one, together, seen, of_ground, level)
         if level == joined:
             break
         joined = level
     return level
 
 
-def _level_for(one: float, together: np.ndarray, seen: np.ndarray, level: float) -> float:
+def rate_of_two(together: np.ndarray, seen: np.ndarray, of_ground: np.ndarray) -> float:
+    """Return the share of the views in which two things are together, from counts of pairs [P], and LEAST.
+
+    of_ground [P] bool: the pairs of what most others touch.
+    """
+    rate = _pooled(together, seen)
+    if of_ground.sum() >= LEAST_BESIDE:
+        rate = min(rate, OF_GROUND * _pooled(together[of_ground], seen[of_ground]))
+    return rate
+
+
+def _pooled(together: np.ndarray, seen: np.ndarray) -> float:
+    return float(together.sum() / max(float(seen.sum()), 1e-9)) + LEAST
+
+
+def _level_for(one: float, together: np.ndarray, seen: np.ndarray, of_ground: np.ndarray, level: float) -> float:
     """Return the level for one thing's rate, and counts of pairs that are two things if under it; from a first one."""
     for _ in range(TURNS):
         two = together <= level * seen
-        rate = together[two].sum() / max(float(seen[two].sum()), 1e-9) + LEAST
+        rate = rate_of_two(together[two], seen[two], of_ground[two])
         before, level = level, float(np.clip(np.sqrt(one * TWICE * rate), LOWEST, HIGHEST))
         if level == before:
             break
