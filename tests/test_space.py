@@ -103,12 +103,12 @@ def test_a_small_segment_is_no_speck_of_itself():
     assert (tidied(s, columns_of(s.parts))[s.parts[1]] == 3).all()
 
 
-@pytest.mark.parametrize(("views", "size", "taken"), [(1.5, 9, True), (2.5, 9, False), (1.5, 40, False)])
+@pytest.mark.parametrize(("views", "size", "taken"), [(0.9, 9, True), (1.5, 9, False), (0.9, 40, False)])
 def test_what_hardly_a_view_shows_and_one_thing_surrounds_is_part_of_it(views, size, taken):
     s = scene(((0, 0, 0), 600, 0, 1.0), ((2, 0, 0), 600, 1, 1.0))
     inside = np.argsort(np.linalg.norm(s.places, axis=1))[:size]
     s.labels[inside] = 2
-    found = take_in(s.labels, np.array([9.0, 1.0, views]), s.neighbours)
+    found = take_in(s.labels, np.array([9.0, 0.5, views]), s.neighbours)
     assert (found[inside] == (0 if taken else 2)).all()
     rest = np.setdiff1d(np.arange(len(s.labels)), inside)
     assert np.array_equal(found[rest], s.labels[rest])
