@@ -30,6 +30,8 @@ def cluster_features(work: Workspace) -> str:
     """Cluster the features into segments; writes segments.npz."""
     start = time.perf_counter()
     run = work.run
+    if run.settings.cluster.algorithm == "cuml" and work.device.type == "cuda":
+        torch.cuda.set_device(work.device)  # cuML works on the current one
     if blocks := work.blocks:
         return _cluster_blocks(work, blocks)
     features, mass = load_features(run)

@@ -52,8 +52,6 @@ class Workspace:
         """Where to compute, and a line that says why, chosen and said when it is first needed."""
         found, why = choose(self.asked_device, self.say)
         self.say(why)
-        if found.type == "cuda":
-            torch.cuda.set_device(found)  # libraries that ask for none, as cuML does, then work on this one
         return found, why
 
     @property
