@@ -274,7 +274,7 @@ class Query:
 class Edit:
     """Change the objects of a run, in the order of these options, and save the result elsewhere; the run stays.
 
-    An object is meant by its id, or by its name where it has one.
+    An object is meant by its id, or by its name where it has one (one of digits alone is taken for an id).
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help="A run folder, or one that `cgc edit` has saved.")]

@@ -277,7 +277,7 @@ def _brief(value: Any) -> str:
 
 
 def _assignment(seg: Segmentation, word: str, option: str, form: str) -> tuple[int, str]:
-    which, equals, value = word.partition("=")
+    which, equals, value = word.partition("=") if option == "--rename" else word.rpartition("=")  # names may hold some
     if not equals or not which.strip():
         raise InputError(f"{option} is {word!r} where {form} was expected")
     return _object(seg, which.strip()), value

@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own flush at exit is quiet
         return 0
     except (MemoryError, RuntimeError) as error:
-        want = _want_of_memory(arguments[0], error)
+        want = _want_of_memory(" ".join(["cgc", *arguments[:1]]), error)
         if want is None:
             raise
         return _fail(parallel.signed(want))
@@ -116,14 +116,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _want_of_memory(command: str, error: Exception) -> InputError | None:
     """Return what to say where an error is that of a machine, or of a GPU, whose memory is full; else None."""
+    from cgc.device import is_full, ran_out
+
+    if is_full(error):
+        return ran_out(command, error)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # which torch has it from
         return InputError(
             f"memory is not enough ({reason(error)}); end other programs, make the run with smaller photos "
             "(`cgc run --max-side`), fewer Gaussians or smaller settings, or use a machine with more"
         )
-    from cgc.device import is_full, ran_out
-
-    return ran_out(f"cgc {command}", error) if is_full(error) else None
+    return None
 
 
 def _check_repeats(words: list[str]) -> None:

@@ -217,7 +217,7 @@ def ran_out(doing: str, error: BaseException, levers: Sequence[Lever] = ()) -> I
     )
 
 
-_FULL = ("out of memory", "cublas_status_alloc_failed", "cusolver_status_alloc_failed")
+_FULL = ("out of memory", "out_of_memory", "cublas_status_alloc_failed", "cusolver_status_alloc_failed")
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 

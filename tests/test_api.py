@@ -350,6 +350,12 @@ def test_few_pixels_are_weighed_as_many_are(seg):
 # ---- which one
 
 
+@pytest.mark.parametrize("clicks", [(NAMES[0], 10, 10), [()], None, [(NAMES[0], 1)]])
+def test_clicks_that_are_none_are_said(seg, clicks):
+    with pytest.raises(InputError, match=r"clicks are lists of views and pixels, \[\(view, x, y\), \.\.\.\]"):
+        seg.at_clicks(clicks)
+
+
 def test_clicks_by_hand(seg):
     view = NAMES[2]  # shows all
     at = {n: centre_of(seg, view, n) for n in (1, 2, 3, 4, 9, 11, 12) if seg[n].mask(view).any()}
@@ -374,7 +380,7 @@ def test_clicks_by_hand(seg):
     camera = seg.camera(view)
     assert seg.at_clicks([(camera, *at[1]), (view, *sky), (camera, *at[9])]).ids == (1, 3)
     assert seg.at_clicks([(view, *at[9])], [(camera, *at[11])]).ids == (9,)
-    with pytest.raises(InputError, match=r"positive click \(.*\) and a negative one are both in segment 9, which has"):
+    with pytest.raises(InputError, match=rf"click \(.*\) in {view} and a negative one are both in segment 9, "):
         seg.at_pixels(view, [at[9]], [at[9]])
 
 
@@ -539,6 +545,9 @@ def test_objects_are_meant_by_name_too(seg):
     assert named["red mug"] == named[5] and named.select("book", 5).ids == (2, 5)
     assert [m.object.id for m in named.similar("book")] == [m.object.id for m in named.similar(2)]
     assert 5 not in named.remove("red mug", halo=False).ids and named.keep("book").ids.tolist() == [2]
+    assert "red mug" in named and "mug" not in named and "book" in named.select(2) and "book" not in named.select(5)
+    cafe = named.rename(7, " cafe\u0301 ")
+    assert cafe["caf\u00e9"] == cafe["cafe\u0301"] == cafe[7]
     with pytest.raises(InputError, match=r"no object is called 'mug': the names are book, red mug; give one of these"):
         _ = named["mug"]
     with pytest.raises(InputError, match=r"2 objects are called 'book', 2, 5; give an id"):
@@ -673,8 +682,9 @@ def test_open_clip_is_called_as_it_wants_to_be(monkeypatch):
     np.testing.assert_allclose(model.encode_images(images), np.repeat(np.arange(40.0)[:, None], 3, 1))
     with pytest.raises(InputError, match=r"could not load none .*Model config for none not found"):
         OpenClip("none")
-    with pytest.raises(InputError, match=r"there is no file lost\.pt; expected weights for small there"):
-        OpenClip("small", "lost.pt")
+    for weights, said in (("lost.pt", r"there is no file lost\.pt"), ("", "no weights were named")):
+        with pytest.raises(InputError, match=f"{said}; expected a file of weights for small, or the name"):
+            OpenClip("small", weights)
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_objects_are_edited_and_exported_by_name(run, tmp_path, capsys):
         )
         == 0
     )
-    assert "2 objects" in capsys.readouterr().out.replace("1 file of", "")
+    assert f"2 files of 2 objects: {tmp_path / 'x'}" in " ".join(capsys.readouterr().out.split())
     assert main(["edit", str(made), "--out", str(tmp_path / "rest"), "--remove", "red mug", "--no-halo"]) == 0
     assert first not in cgc.load(tmp_path / "rest").ids.tolist()
 

@@ -392,7 +392,7 @@ def test_memory_that_is_not_there_is_said(monkeypatch, capsys, asks):
     assert re.fullmatch(r"cgc: memory is not enough \(.*\); end other programs, .*\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("kind", [torch.cuda.OutOfMemoryError, RuntimeError])
+@pytest.mark.parametrize("kind", [torch.cuda.OutOfMemoryError, RuntimeError, MemoryError])
 def test_a_gpu_that_is_full_is_said_by_every_command(monkeypatch, capsys, tiny_run, kind):
     def fill(*_, **__):
         raise kind("CUDA out of memory. Tried to allocate 2.00 GiB.")

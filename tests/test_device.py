@@ -325,6 +325,7 @@ def test_memory_of_another_wording(capsys: pytest.CaptureFixture[str]) -> None:
         (torch.cuda.OutOfMemoryError(FULL), True),
         (RuntimeError(FULL), True),  # what an extension throws comes as it pleases pybind
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), True),
+        (RuntimeError("std::bad_alloc: out_of_memory: RMM failure"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("Expected all tensors to be on the same device"), False),

@@ -62,3 +62,11 @@ def test_where_hardly_anything_is_known_its_colour_goes_on():
     known = (X < 8) & (Y < 8)
     made = complete(np.where(known[..., None], [0.2, 0.7, 0.5], 0.0), known, ~known)
     np.testing.assert_allclose(made, np.broadcast_to([0.2, 0.7, 0.5], made.shape), atol=1e-6)
+
+
+def test_nothing_is_made_that_is_brighter_or_darker_than_all_that_is_known():
+    """A pattern that gets brighter towards a hole that is open on the other side: its tone would go on rising."""
+    image = (0.3 + 0.005 * X + 0.05 * ((X + 2 * Y) % 7 < 3))[..., None] * [1.0, 0.8, 0.6]
+    known = X < 22
+    made = complete(np.where(known[..., None], image, 0.0), known, ~known)
+    assert (made >= image[known].min(0) - 1e-9).all() and (made <= image[known].max(0) + 1e-9).all()

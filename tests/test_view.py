@@ -1091,6 +1091,7 @@ def test_a_browser_shows_the_scene_and_a_click_in_it_selects(page, seg, tmp_path
         browser.run("document.activeElement.blur()")
         browser.press("h")
         wait_for(lambda: "isolate what is selected" in browser.run("document.body.innerText"), 20)
+        assert "select nothing" not in browser.run("document.body.innerText")  # escape does nothing in a browser
     finally:
         browser.close()
 

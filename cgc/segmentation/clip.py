@@ -34,10 +34,9 @@ class OpenClip:
                 "pip install 'contrastive-gaussian-clustering[text]', or give a model of your own"
             ) from error
         file = Path(weights)
-        if file.suffix and not file.is_file():
-            raise InputError(
-                f"there is no file {file}; expected weights for {model} there, or the name of published ones"
-            )
+        if not str(weights) or file.is_dir() or (file.suffix and not file.is_file()):
+            there = f"there is no file {file}" if str(weights) else "no weights were named"
+            raise InputError(f"{there}; expected a file of weights for {model}, or the name of published ones")
         self.name, self.device = f"{model}-{_named(file) if file.is_file() else weights}", device
         try:
             made: Any = open_clip.create_model_and_transforms(model, pretrained=str(weights), device=device)

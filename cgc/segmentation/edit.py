@@ -7,7 +7,6 @@ to `Segmentation.edits` as a record of JSON values. Ids are nodes of the hierarc
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +22,7 @@ from cgc.geometry import SH_C0, quat_multiply, quat_to_rotation, rotate_sh, rota
 from cgc.rasterize.base import Rasterizer, contributions_by_parts
 from cgc.scene.types import Camera
 from cgc.segmentation.halo import Halo, find_halo
+from cgc.segmentation.objects import plain_name
 from cgc.splats.types import PARAMETERS, Splats
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def relabel(segmentation: Segmentation, segment: int, name: str | None) -> Segme
     wanted = f"a name of up to {MAX_NAME} printable characters was expected, got"
     if not isinstance(name, str | None):
         raise InputError(f"{wanted} {name!r}")
-    text = unicodedata.normalize("NFC", (name or "").strip())
+    text = plain_name(name or "")
     if len(text) > MAX_NAME or not text.isprintable():
         raise InputError(f"{wanted} {text[:40]!r}")
     names = {node: n for node, n in segmentation.names.items() if node != segment}

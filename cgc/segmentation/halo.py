@@ -208,9 +208,11 @@ def _has_color_of(
 
 
 def _picture(splats: Splats, rasterizer: Rasterizer, camera: Camera) -> np.ndarray:
-    """Return the colours that a camera shows, [H, W, 3] in 0..1."""
-    shown = rasterizer.render(splats, splats.colors(camera.position.to(splats.means)), [camera]).values[0]
-    return shown.clamp(0, 1).cpu().numpy().astype(float)
+    """Return the colours that a camera shows, less what is behind all, [H, W, 3] in 0..1."""
+    colors = splats.colors(camera.position.to(splats.means))
+    shown = rasterizer.render(splats, torch.cat([colors, torch.ones_like(colors[:, :1])], 1), [camera]).values[0]
+    shown = shown.cpu().numpy().astype(float)
+    return (shown[..., :3] / np.maximum(shown[..., 3:], 1e-6)).clip(0, 1)
 
 
 def _some(cameras: Sequence[Camera], largest: int = MAX_SIDE) -> list[Camera]:

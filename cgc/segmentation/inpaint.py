@@ -23,6 +23,10 @@ MAX_SOURCES = 6000
 """Patches that are looked through at most, evenly of all."""
 
 
+Limits = tuple[np.ndarray, np.ndarray]
+"""The least and the largest of what is known, a channel each [C]: nothing else is made."""
+
+
 def complete(image: np.ndarray, known: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """Return `image` [H, W, C] with the pixels `hole` [H, W] made up of those `known` [H, W].
 
@@ -40,8 +44,9 @@ def complete(image: np.ndarray, known: np.ndarray, hole: np.ndarray) -> np.ndarr
     corners = np.argwhere(whole)
     corners = corners[:: -(-len(corners) // MAX_SOURCES)]
     sources = _patches(made)[corners[:, 0], corners[:, 1]]  # [S, C, side, side]
-    _grow(made, known, hole, sources)
-    _settle(made, known | hole, hole, sources)
+    limits = made[known].min(axis=0), made[known].max(axis=0)  # what is added for the tone adds up from patch to patch
+    _grow(made, known, hole, sources, limits)
+    _settle(made, known | hole, hole, sources, limits)
     return made
 
 
@@ -60,7 +65,7 @@ def smooth_fill(image: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(known[..., None], image, made)
 
 
-def _grow(made: np.ndarray, known: np.ndarray, hole: np.ndarray, sources: np.ndarray) -> None:
+def _grow(made: np.ndarray, known: np.ndarray, hole: np.ndarray, sources: np.ndarray, limits: Limits) -> None:
     """Fill the hole of `made` in place, patch by patch, where most is known first."""
     trust, missing = known.astype(float), hole.copy()
     side = 2 * RADIUS + 1
@@ -81,12 +86,12 @@ def _grow(made: np.ndarray, known: np.ndarray, hole: np.ndarray, sources: np.nda
         cost = squares @ there - 2 * np.tensordot(flat, wanted, ([1, 2], [0, 1]))
         best = (cost - TONE * there.sum() * (off**2).sum(1)).argmin()
         fresh = missing[window].copy()
-        made[window][fresh] = (np.moveaxis(sources[best], 0, 2) + off[best])[fresh].clip(0, 1)
+        made[window][fresh] = (np.moveaxis(sources[best], 0, 2) + off[best])[fresh].clip(*limits)
         trust[window][fresh] = mean[y, x]
         missing[window][fresh] = False
 
 
-def _settle(made: np.ndarray, usable: np.ndarray, hole: np.ndarray, sources: np.ndarray) -> None:
+def _settle(made: np.ndarray, usable: np.ndarray, hole: np.ndarray, sources: np.ndarray, limits: Limits) -> None:
     """Make the hole of `made`, in place, the mean of the sources that its patches are most like."""
     side = 2 * RADIUS + 1
     over = np.asarray(ndimage.minimum_filter(usable, side, mode="constant"), bool)
@@ -100,7 +105,7 @@ def _settle(made: np.ndarray, usable: np.ndarray, hole: np.ndarray, sources: np.
         tone = wanted.mean((2, 3), keepdims=True)
         plain = (wanted - TONE * tone).reshape(len(y), -1).astype(np.float32)
         index = (length - 2 * plain @ given.T).argmin(1)
-        best = (sources[index] - level[index] + tone).clip(0, 1)
+        best = (sources[index] - level[index] + tone).clip(*(limit[:, None, None] for limit in limits))
         total, count = np.zeros(made.shape), np.zeros(hole.shape)
         for dy in range(side):
             for dx in range(side):

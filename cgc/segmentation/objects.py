@@ -5,6 +5,7 @@ An object is an id and the segmentation it is of; what it says of itself is work
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -195,7 +196,9 @@ class Selection:
     def __iter__(self) -> Iterator[Object]:
         return iter(self.objects)
 
-    def __contains__(self, item: int | Object) -> bool:
+    def __contains__(self, item: Which) -> bool:
+        if isinstance(item, str):
+            return any(i in self.ids for i in named(self.segmentation, item))
         return (item.id if isinstance(item, Object) else item) in self.ids
 
     def __repr__(self) -> str:
@@ -308,8 +311,19 @@ def checked_object(segmentation: Segmentation, which: Which) -> Object:
     return Object(int(which), segmentation)
 
 
+def plain_name(text: str) -> str:
+    """Return a name as it is kept: without spaces around it, and accents as systems that compose them write them."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def named(segmentation: Segmentation, name: str) -> list[int]:
+    """Return the ids of the objects that have a name."""
+    wanted = plain_name(name)
+    return [i for i, own in segmentation.names.items() if own == wanted and segmentation.owns(i)]
+
+
 def _id_of(segmentation: Segmentation, name: str) -> int:
-    ids = [i for i, own in segmentation.names.items() if own == name and segmentation.owns(i)]
+    ids = named(segmentation, name)
     if len(ids) == 1:
         return ids[0]
     if ids:

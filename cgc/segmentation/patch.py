@@ -98,7 +98,7 @@ class Seen(NamedTuple):
         for k, picture in enumerate(self.pictures):
             rows, xy, farther = self._past(k, points)
             rows, xy = rows[np.abs(farther - 1) < BEHIND - 1], xy[np.abs(farther - 1) < BEHIND - 1]
-            x, y = (xy * (picture.shape[1] / self.cameras[k].width)).T - 0.5
+            x, y = (xy * picture.shape[1::-1] / (self.cameras[k].width, self.cameras[k].height)).T - 0.5
             sees[k, rows] = True
             for c in range(3):
                 shown[k, rows, c] = ndimage.map_coordinates(picture[..., c], [y, x], order=1, mode="nearest")

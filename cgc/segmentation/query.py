@@ -95,6 +95,9 @@ def at_clicks(segmentation: Segmentation, positive: Sequence[Click], negative: S
     Clicks on nothing count for nothing, so the selection may be empty. InputError where a positive and a negative click
     are in one smallest part, which nothing can separate.
     """
+    for clicks in (positive, negative):
+        if not isinstance(clicks, Sequence) or any(not isinstance(c, Sequence) or len(c) != 3 for c in clicks):
+            raise InputError("clicks are lists of views and pixels, [(view, x, y), ...]; give such")
     if not len(positive):
         raise InputError("a selection needs at least one positive click; got none")
     finest = _under(segmentation, [*positive, *negative])
@@ -103,10 +106,11 @@ def at_clicks(segmentation: Segmentation, positive: Sequence[Click], negative: S
             segmentation.hierarchy, shown_by_node(segmentation), finest[: len(positive)], finest[len(positive) :]
         )
     except Inseparable as error:
-        _, x, y = positive[error.click]
+        view, x, y = positive[error.click]
+        where = f" in {view}" if isinstance(view, str) else ""
         raise InputError(
-            f"the positive click ({x:g}, {y:g}) and a negative one are both in segment {finest[error.click]}, which "
-            "has no parts; click farther apart, or leave one of them out"
+            f"the positive click ({x:g}, {y:g}){where} and a negative one are both in segment {finest[error.click]}, "
+            "which has no parts; click farther apart, or leave one of them out"
         ) from error
     return selection(segmentation, picked)
 

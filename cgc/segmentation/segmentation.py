@@ -98,8 +98,10 @@ class Segmentation:
         """The object, part or whole of an id, or of a name, shown or not; InputError where there is none."""
         return objects.checked_object(self, which)
 
-    def __contains__(self, which: int | Object) -> bool:
+    def __contains__(self, which: Which) -> bool:
         """Say whether an object is shown."""
+        if isinstance(which, str):
+            return any(i in self for i in objects.named(self, which))
         number = which.id if isinstance(which, Object) else which
         return isinstance(number, (int, np.integer)) and bool(np.isin(number, self.ids))
 

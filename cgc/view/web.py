@@ -33,6 +33,7 @@ GROUPS = (
     ("isolate", "hide", "show all"), ("delete", "undo", "redo"), ("coarser", "finer", "objects"),
     ("boxes", "axes", "deselect"), ("picture", "export", "save"),
 )  # fmt: skip
+HOTKEYS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 NOTHING = "—"
 SIDE = 160
 
@@ -163,7 +164,7 @@ class Page:
             group = gui.add_button_group("", names, hint=hint)
             group.on_click(lambda event: self.run(BY_NAME[event.target.value], event.client))
         for action in ACTIONS:
-            key = action.key.upper() if action.key.isalnum() and len(action.key) == 1 else None
+            key = action.key.upper() if action.key in HOTKEYS else None
             command = gui.add_command(f"cgc: {action.name}", description=action.words, hotkey=key)
             command.on_trigger(lambda event, action=action: self.run(action, event.client))
         command = gui.add_command("cgc: help", description="what the keys do", hotkey="H")
@@ -214,7 +215,7 @@ class Page:
     def help(self, client: Any = None) -> None:
         """Show a browser (None: all) what the keys do."""
         gui = (client or self.server).gui
-        rows = [(key, words) for key, words in (*keys(), ("h", "this help")) if len(key) > 1 or key.isalnum()]
+        rows = [row for row in (*keys(), ("h", "this help")) if row[0] == "click" or row[0] in HOTKEYS]
         with gui.add_modal("keys") as modal:
             gui.add_markdown(
                 "| key | |\n|---|---|\n" + "\n".join(f"| {key} | {_plain(words)} |" for key, words in rows)
