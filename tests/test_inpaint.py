@@ -70,3 +70,12 @@ def test_nothing_is_made_that_is_brighter_or_darker_than_all_that_is_known():
     known = X < 22
     made = complete(np.where(known[..., None], image, 0.0), known, ~known)
     assert (made >= image[known].min(0) - 1e-9).all() and (made <= image[known].max(0) + 1e-9).all()
+
+
+def test_the_tone_does_not_drift_where_a_hole_is_open_on_one_side():
+    """A wall with dark figures, darker towards the hole: what is made stays near the wall's own brightness."""
+    image = (0.8 - 0.012 * X - 0.3 * ((X % 9 < 3) & (Y % 8 < 3)))[..., None] * np.ones(3)
+    known = X < 24
+    made = complete(np.where(known[..., None], image, 0.0), known, ~known)
+    smooth = smooth_fill(np.where(known[..., None], image, 0.0), known)
+    assert abs(made[:, 40:] - smooth[:, 40:]).mean() < 1.5 * image[known].std()

@@ -44,7 +44,7 @@ def complete(image: np.ndarray, known: np.ndarray, hole: np.ndarray) -> np.ndarr
     corners = np.argwhere(whole)
     corners = corners[:: -(-len(corners) // MAX_SOURCES)]
     sources = _patches(made)[corners[:, 0], corners[:, 1]]  # [S, C, side, side]
-    limits = made[known].min(axis=0), made[known].max(axis=0)  # what is added for the tone adds up from patch to patch
+    limits = made[known].min(axis=0), made[known].max(axis=0)
     _grow(made, known, hole, sources, limits)
     _settle(made, known | hole, hole, sources, limits)
     return made
@@ -67,8 +67,8 @@ def smooth_fill(image: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _grow(made: np.ndarray, known: np.ndarray, hole: np.ndarray, sources: np.ndarray, limits: Limits) -> None:
     """Fill the hole of `made` in place, patch by patch, where most is known first."""
-    trust, missing = known.astype(float), hole.copy()
-    side = 2 * RADIUS + 1
+    trust, missing, smooth = known.astype(float), hole.copy(), made.copy()
+    side, spread = 2 * RADIUS + 1, made[known].std(axis=0)
     flat = sources.reshape(len(sources), sources.shape[1], -1)  # [S, C, side^2]
     squares = (flat**2).sum(1)  # [S, side^2]
     high, wide = known.shape
@@ -85,8 +85,9 @@ def _grow(made: np.ndarray, known: np.ndarray, hole: np.ndarray, sources: np.nda
         off = (wanted.sum(1) - flat @ there) / there.sum()  # [S, C]
         cost = squares @ there - 2 * np.tensordot(flat, wanted, ([1, 2], [0, 1]))
         best = (cost - TONE * there.sum() * (off**2).sum(1)).argmin()
-        fresh = missing[window].copy()
-        made[window][fresh] = (np.moveaxis(sources[best], 0, 2) + off[best])[fresh].clip(*limits)
+        patch, level, fresh = np.moveaxis(sources[best], 0, 2), smooth[window].mean((0, 1)), missing[window].copy()
+        tone = (patch.mean((0, 1)) + off[best]).clip(level - spread, level + spread)  # it adds up from patch to patch
+        made[window][fresh] = (patch - patch.mean((0, 1)) + tone)[fresh].clip(*limits)
         trust[window][fresh] = mean[y, x]
         missing[window][fresh] = False
 
