@@ -135,6 +135,11 @@ class Segmentation:
         return bool(self.hierarchy.sizes[node])
 
     @cached_property
+    def bodies(self) -> np.ndarray:
+        """Which Gaussians are of the body of an object of the run's own, [N] bool. See `objects.in_bodies`."""
+        return objects.in_bodies(self, self.hierarchy.objects)
+
+    @cached_property
     def _by_leaf(self) -> tuple[np.ndarray, np.ndarray]:
         """Gaussians in the order of their leaves, and where each node's begin, [T + 2]."""
         leaves = np.maximum(self.hierarchy.leaves, 0)

@@ -14,7 +14,7 @@ from cgc.clustering.hierarchy import Hierarchy
 from cgc.errors import InputError
 from cgc.files import fits, read_arrays, read_json, write_beside, write_json
 from cgc.geometry import sh_dc_to_rgb
-from cgc.segmentation.objects import BOX_PERCENTILES, body_of, in_bodies
+from cgc.segmentation.objects import BOX_PERCENTILES, body_of
 from cgc.segmentation.segmentation import Segmentation
 from cgc.splats.ply import read_ply, write_ply
 from cgc.splats.types import Splats
@@ -71,11 +71,11 @@ def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> li
     rgb = sh_dc_to_rgb(splats.sh[:, 0].detach()).cpu().numpy()
     opacities = splats.opacities.detach().cpu().numpy()
     names, tree = list(pixels), segmentation.hierarchy
-    bodies, table = in_bodies(segmentation, tree.objects), []
+    table = []
     for segment in segmentation.ids.tolist():
         own = labels == segment
         counts = np.array([pixels[n][segment] if segment < len(pixels[n]) else 0 for n in names], np.int64)
-        low, high = np.percentile(means[own][body_of(bodies, own)], BOX_PERCENTILES, axis=0)
+        low, high = np.percentile(means[own][body_of(segmentation.bodies, own)], BOX_PERCENTILES, axis=0)
         table.append(
             Segment(
                 id=segment,
@@ -99,11 +99,11 @@ def describe(segmentation: Segmentation, pixels: Mapping[str, np.ndarray]) -> li
 def describe_nodes(segmentation: Segmentation) -> list[Node]:
     """Make the table of what is not an object: the parts and the wholes that own a Gaussian."""
     tree, means = segmentation.hierarchy, segmentation.splats.means.detach().cpu().numpy().astype(float)
-    bodies, table = in_bodies(segmentation, tree.objects), []
+    table = []
     for node in sorted(set(range(1, tree.n_nodes + 1)) - set(tree.objects.tolist())):
         own = tree.holds(node)
         if own.any():
-            low, high = np.percentile(means[own][body_of(bodies, own)], BOX_PERCENTILES, axis=0)
+            low, high = np.percentile(means[own][body_of(segmentation.bodies, own)], BOX_PERCENTILES, axis=0)
             table.append(
                 Node(
                     id=node,
